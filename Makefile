@@ -1,0 +1,36 @@
+# Everything happens in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+VENV := .venv
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+.PHONY: train smoke test check ui clean
+
+train: $(VENV)/.installed  ## the main job: the embedded model learns addition, tracked in MLflow
+	$(RUN) mlflow run . -e train --env-manager=local --experiment-name grpo $(ARGS)
+
+smoke: $(VENV)/.installed  ## two tiny iterations and an evaluation, no server
+	$(RUN) python -m entrypoints.smoke
+
+test: $(VENV)/.installed-test
+	$(RUN) python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+ui: $(VENV)/.installed  ## compare runs in the browser
+	$(RUN) mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1
+
+clean:  ## environments and caches; mlflow.db, mlruns/ and the model cache stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/.installed-%: pyproject.toml $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet -e ".[$*]"
+	touch $@

@@ -1,0 +1,31 @@
+"""How every command ends: a mistake is one line on stderr and its exit code, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from grpo_mlflow.config import Resolved, render
+from grpo_mlflow.errors import UserError
+from grpo_mlflow.interrupts import Interrupted
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Call `main` with the command line and exit: 0, 2 for a wrong setting, 1 for what it met, 128 + n for a signal."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Interrupted as stop:
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def show(resolved: Resolved) -> None:
+    """Print every setting with its origin, and on stderr what cannot act."""
+    print(render(resolved), end="")
+    for warning in resolved.warnings:
+        print(f"warning: {warning}", file=sys.stderr)

@@ -1,0 +1,169 @@
+"""Checkpoints that are whole or absent.
+
+A checkpoint is a Hugging Face model folder with a `trainer/` folder inside (optimizer state, counters, config). It is
+written beside its place and renamed; `manifest.json`, with the size and sha256 of every file, is written last, so a
+folder without a matching manifest is debris of a crash and is never loaded.
+
+    checkpoints/iter_012/{config.json, model.safetensors, tokenizer.json, ..., trainer/, manifest.json}
+
+`iter_012` is the model after 12 iterations. Kept: the newest `keep_last`, and the best by pass@1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from grpo_mlflow.errors import UserError
+
+_NAME = re.compile(r"iter_(\d{3,})")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint on disk; `score` is its pass@1 where it was evaluated."""
+
+    path: Path
+    iteration: int
+    score: float | None
+
+
+def name_of(iteration: int) -> str:
+    return f"iter_{iteration:03d}"
+
+
+def read(path: Path) -> Checkpoint:
+    """Return the checkpoint at `path` after comparing every file with the manifest.
+
+    Raises:
+        UserError: it is absent, incomplete or damaged; the line names the file.
+    """
+    manifest = _manifest(path)
+    if manifest is None:
+        raise UserError(f"checkpoint {str(path)!r}: no manifest.json, so it is not a complete checkpoint")
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise UserError(f"checkpoint {str(path)!r}: {name} is missing")
+        if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
+            raise UserError(f"checkpoint {str(path)!r}: {name} differs from its manifest")
+    return Checkpoint(path, manifest["iteration"], manifest["score"])
+
+
+class CheckpointStore:
+    """The checkpoints of one run in a folder."""
+
+    def __init__(self, root: Path, keep_last: int) -> None:
+        self.root, self._keep_last = root, keep_last
+        for path in root.glob(".replaced-*"):  # a crash between the two renames of `save`
+            final = root / path.name.removeprefix(".replaced-")
+            if final.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(final)
+
+    def all(self) -> list[Checkpoint]:
+        """Return the complete checkpoints, oldest first (files are not re-hashed here)."""
+        found = []
+        for path in self.root.glob("iter_*") if self.root.is_dir() else ():
+            manifest = _manifest(path)
+            if manifest is not None and _NAME.fullmatch(path.name):
+                found.append(Checkpoint(path, manifest["iteration"], manifest["score"]))
+        return sorted(found, key=lambda checkpoint: checkpoint.iteration)
+
+    def best(self) -> Checkpoint | None:
+        """Return the one with the highest score, the earliest of equals."""
+        scored = [c for c in self.all() if c.score is not None]
+        return max(scored, key=lambda c: (c.score, -c.iteration), default=None)
+
+    def save(self, iteration: int, score: float | None, write: Callable[[Path], None]) -> Path:
+        """Write a checkpoint through `write(folder)`, replacing one of the same iteration, and return its path."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        final, scratch = self.root / name_of(iteration), self.root / f".writing-{name_of(iteration)}"
+        shutil.rmtree(scratch, ignore_errors=True)  # debris of a crash
+        scratch.mkdir()
+        write(scratch)
+        files = {
+            str(file.relative_to(scratch)): {"size": file.stat().st_size, "sha256": _sha256(file)}
+            for file in sorted(scratch.rglob("*"))
+            if file.is_file()
+        }
+        manifest = {"iteration": iteration, "score": score, "files": files}
+        _write_synced(scratch / "manifest.json", json.dumps(manifest, indent=1))
+        if final.exists():
+            replaced = self.root / f".replaced-{name_of(iteration)}"
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
+            scratch.rename(final)
+            shutil.rmtree(replaced)
+        else:
+            scratch.rename(final)
+        return final
+
+    def set_aside_after(self, iteration: int) -> list[str]:
+        """Rename the checkpoints of a branch that a resume from `iteration` abandons; return their former names."""
+        names = []
+        for path in sorted(self.root.glob("iter_*")):
+            if _NAME.fullmatch(path.name) and int(path.name.removeprefix("iter_")) > iteration:
+                abandoned = self.root / f"abandoned-{path.name}"
+                shutil.rmtree(abandoned, ignore_errors=True)
+                path.rename(abandoned)
+                names.append(path.name)
+        return names
+
+    def prune(self) -> list[str]:
+        """Delete all but the newest and the best, and return the names of the deleted."""
+        checkpoints, best = self.all(), self.best()
+        gone = [c for c in checkpoints[: -self._keep_last] if best is None or c.iteration != best.iteration]
+        for checkpoint in gone:
+            shutil.rmtree(checkpoint.path)
+        return [checkpoint.path.name for checkpoint in gone]
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Write the per-parameter state as safetensors: `<parameter index>.<name>`."""
+    state = optimizer.state_dict()["state"]
+    tensors = {f"{i}.{name}": torch.as_tensor(value) for i, entry in state.items() for name, value in entry.items()}
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Restore what `save_optimizer` wrote into an optimizer over the same parameters."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in load_file(path).items():
+        index, _, field = name.partition(".")
+        state.setdefault(int(index), {})[field] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads((path / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return content
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,33 @@
+"""Typed configuration: presets and files, dotted overrides, checks. Importing it stays fast: no torch, no MLflow."""
+
+from grpo_mlflow.config.command import Arguments, parse_arguments
+from grpo_mlflow.config.resolve import (
+    Resolved,
+    dump,
+    flatten,
+    overlay,
+    parse_overrides,
+    presets,
+    render,
+    resolve,
+    split_overrides,
+)
+from grpo_mlflow.config.schema import Config, GenerationConfig, TinyConfig, TrainConfig
+
+__all__ = [
+    "Arguments",
+    "Config",
+    "GenerationConfig",
+    "Resolved",
+    "TinyConfig",
+    "TrainConfig",
+    "dump",
+    "flatten",
+    "overlay",
+    "parse_arguments",
+    "parse_overrides",
+    "presets",
+    "render",
+    "resolve",
+    "split_overrides",
+]

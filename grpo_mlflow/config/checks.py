@@ -1,0 +1,162 @@
+"""What single values cannot show: settings that contradict each other, or that cannot act together."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from grpo_mlflow.config.schema import Config
+
+
+def errors(config: Config) -> list[str]:
+    """Return one line per contradiction: the key, its value and what is allowed."""
+    return [*_seeds(config), *_batches(config), *_models(config), *_servers(config)]
+
+
+def _seeds(config: Config) -> Iterator[str]:
+    data, evaluation = config.data, config.eval
+    train_end = data.train_seed_start + data.num_train_seeds
+    eval_end = evaluation.id_seed_start + evaluation.num_ids
+    if evaluation.enabled and evaluation.id_seed_start < train_end and data.train_seed_start < eval_end:
+        yield (
+            f"eval.id_seed_start = {evaluation.id_seed_start}: evaluation seeds {evaluation.id_seed_start} to "
+            f"{eval_end - 1} overlap training seeds {data.train_seed_start} to {train_end - 1}; allowed: a start of "
+            f"{train_end} or more, or {max(0, data.train_seed_start - evaluation.num_ids)} or less"
+        )
+    if data.num_train_seeds < data.problems_per_iteration:
+        yield (
+            f"data.problems_per_iteration = {data.problems_per_iteration}: more than data.num_train_seeds = "
+            f"{data.num_train_seeds}; allowed: 1 to {data.num_train_seeds}"
+        )
+    if config.eval.enabled and max(evaluation.ks) > evaluation.replicates:
+        yield (
+            f"eval.ks = {list(evaluation.ks)}: pass@{max(evaluation.ks)} cannot be estimated from eval.replicates = "
+            f"{evaluation.replicates}; allowed: k from 1 to {evaluation.replicates}"
+        )
+    search = config.search
+    if search.k > evaluation.replicates:
+        yield f"search.k = {search.k}: cannot be estimated; allowed: 1 to eval.replicates = {evaluation.replicates}"
+    confirm_end = search.confirm_seed_start + search.confirm_num_ids
+    for name, first, end in (
+        ("training", data.train_seed_start, train_end),
+        ("evaluation", evaluation.id_seed_start, eval_end),
+    ):
+        if search.finalists and search.confirm_seed_start < end and first < confirm_end:
+            yield (
+                f"search.confirm_seed_start = {search.confirm_seed_start}: fresh problems overlap {name} seeds {first} "
+                f"to {end - 1}; allowed: {end} or more"
+            )
+    if len(set(evaluation.ks)) < len(evaluation.ks):
+        yield f"eval.ks = {list(evaluation.ks)}: holds a k twice; allowed: each k once"
+    low, high = data.sat.difficulty
+    if low > high:
+        yield f"data.sat.difficulty = [{low}, {high}]: the first exceeds the second; allowed: [low, high] within 0 to 1"
+
+
+def _batches(config: Config) -> Iterator[str]:
+    rollouts, step = config.rollouts_per_iteration, config.rollouts_per_step
+    if rollouts % step:
+        small = [n for n in range(1, math.isqrt(rollouts) + 1) if rollouts % n == 0]
+        divisors = sorted({*small, *(rollouts // n for n in small)})
+        yield (
+            f"train.batch_size = {config.train.batch_size}: times train.grad_accum_steps = "
+            f"{config.train.grad_accum_steps} makes steps of {step} rollouts, which do not divide the {rollouts} of an "
+            f"iteration; allowed: a product in {{{', '.join(map(str, divisors))}}}, or train.grad_accum_steps=auto"
+        )
+        return
+    steps = config.train.iterations * config.steps_per_iteration
+    if config.train.lr_warmup_steps >= steps:
+        yield (
+            f"train.lr_warmup_steps = {config.train.lr_warmup_steps}: the run has only {steps} optimizer steps, so lr "
+            f"would never reach train.lr; allowed: 0 to {steps - 1}"
+        )
+
+
+def _models(config: Config) -> Iterator[str]:
+    for key, value in (("model.train_id", config.model.train_id), ("model.ref_id", config.model.ref_id)):
+        if value is None or value == "tiny":
+            continue
+        looks_like_path = value.startswith(("/", "./", "../", "~")) or value.count("/") > 1
+        folder = Path(os.path.expanduser(value))
+        if not value.strip() or (looks_like_path and not folder.exists()):
+            yield f"{key} = {value!r}: no such folder; allowed: tiny, a hub id (org/name) or a model folder"
+        elif folder.exists() and not (folder / "config.json").is_file():
+            yield f"{key} = {value!r}: holds no config.json; allowed: a folder written by save_pretrained"
+    tiny = config.model.tiny
+    if tiny.hidden_size % 2:
+        yield f"model.tiny.hidden_size = {tiny.hidden_size}: odd; allowed: even numbers (rotary embedding)"
+    elif tiny.hidden_size % (2 * tiny.heads):
+        yield (
+            f"model.tiny.heads = {tiny.heads}: twice that must divide model.tiny.hidden_size = {tiny.hidden_size} "
+            f"(rotary embedding); allowed: {[h for h in range(1, 65) if tiny.hidden_size % (2 * h) == 0]}"
+        )
+    if config.train.kl_target is not None and config.train.kl_coef == 0:
+        yield f"train.kl_target = {config.train.kl_target}: cannot adapt train.kl_coef = 0; allowed: kl_coef > 0"
+
+
+def _servers(config: Config) -> Iterator[str]:
+    generation, evaluation = config.generation, config.eval
+    needed = ""
+    if generation.backend != "local" and not generation.base_url:
+        needed = f"generation.base_url = null: generation.backend = {generation.backend!r}"
+    elif evaluation.backend not in (None, "local") and not (evaluation.base_url or generation.base_url):
+        needed = f"eval.base_url = null: eval.backend = {evaluation.backend!r}"
+    if needed:
+        yield f"{needed} needs the server's address; allowed: http://HOST:PORT"
+    for key, value in (("generation.base_url", generation.base_url), ("eval.base_url", evaluation.base_url)):
+        if value is not None and not value.startswith(("http://", "https://")):
+            yield f"{key} = {value!r}: not an address; allowed: http://HOST:PORT or https://HOST:PORT"
+
+
+def unavailable(config: Config) -> list[str]:
+    """Return one line per setting that is right in itself but that this version cannot run."""
+    return [
+        f"{key} = {value!r}: this version samples in its own process only; allowed: local"
+        for key, value in (("generation.backend", config.generation.backend), ("eval.backend", config.eval.backend))
+        if value not in (None, "local")
+    ]
+
+
+def warnings(config: Config, origins: Mapping[str, str]) -> Iterator[str]:
+    """Yield one line per setting that somebody chose and that cannot act. Defaults and presets stay silent."""
+    chosen = {key for key, origin in origins.items() if origin.startswith(("override", "file"))}
+
+    def idle(keys: tuple[str, ...], why: str) -> Iterator[str]:
+        for key in keys:
+            if key in chosen:
+                yield f"{key} has no effect: {why}"
+
+    if config.steps_per_iteration == 1:
+        yield from idle(
+            ("train.clip_low", "train.clip_high", "train.ratio_level"),
+            "with one optimizer step per iteration the ratio is exactly 1 (raise train.epochs, or lower "
+            "train.batch_size * train.grad_accum_steps)",
+        )
+    if config.train.kl_coef == 0:
+        yield from idle(("model.ref_id", "train.kl_estimator"), "train.kl_coef is 0")
+    elif config.train.kl_estimator == "k1":
+        yield "train.kl_estimator = 'k1': as a loss its gradient is zero on average; k2 and k3 pull to the reference"
+    if config.train.kl_target is None:
+        yield from idle(("train.kl_horizon",), "train.kl_target is null")
+    if config.train.iterations * config.steps_per_iteration == 1:
+        yield from idle(("train.lr_schedule",), "the run has one optimizer step")
+    if config.model.train_id != "tiny":
+        yield from idle(tuple(k for k in origins if k.startswith("model.tiny.")), "model.train_id is not tiny")
+    for task in ("arithmetic", "sat"):
+        if task != config.data.task:
+            keys = tuple(k for k in origins if k.startswith(f"data.{task}."))
+            yield from idle(keys, f"data.task is {config.data.task}")
+    if not config.eval.enabled:
+        yield from idle(tuple(k for k in origins if k.startswith("eval.") and k != "eval.enabled"), "eval is disabled")
+    if config.generation.backend == "local":
+        yield from idle(("generation.base_url",), "generation.backend is local")
+    if config.eval.enabled and (config.eval.backend or config.generation.backend) == "local":
+        yield from idle(("eval.base_url",), "evaluation samples in this process")
+    shaped = config.generation.top_p < 1 or config.generation.top_k > 0 or config.generation.repetition_penalty != 1
+    if shaped and config.train.sampler_correction_cap is None:
+        yield (
+            "train.sampler_correction_cap is off while generation.top_p, top_k or repetition_penalty reshape the "
+            "samples: the gradient is biased"
+        )

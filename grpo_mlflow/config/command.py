@@ -1,0 +1,118 @@
+"""The command line shared by all entry points.
+
+    PROG [--config NAME|FILE] [--overrides "a.b=1 c.d=2"] [--print-config] [a.b=1 ...] [--a.b 1 ...]
+
+The last form is how `mlflow run -P a.b=1` passes parameters that MLproject does not declare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from grpo_mlflow.config.resolve import DEFAULT, parse_overrides, presets, split_overrides
+from grpo_mlflow.errors import ConfigError
+
+_RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
+_MAY_CHANGE = ("resume", "train.iterations", "eval.interval", "model.device", "checkpoint.", "tracking.")
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What was asked for: overrides in the order given (`--overrides` first), and the entry point's own options.
+
+    `config` is empty where none was named.
+    """
+
+    config: str
+    overrides: tuple[str, ...]
+    print_config: bool
+    options: Mapping[str, str]
+
+    def resumes(self) -> str | None:
+        """Return the run id or checkpoint folder to continue, or None.
+
+        Raises:
+            ConfigError: it is neither, or other settings are named that cannot change on resume.
+        """
+        overrides = parse_overrides(self.overrides)
+        name = overrides.get("resume")
+        if name is None:
+            return None
+        if run_id_of(name) is None and not os.path.isdir(os.path.expanduser(name)):
+            raise ConfigError(f"resume = {name!r} (override): neither a run id (32 hex digits) nor a checkpoint folder")
+        fixed = [key for key in overrides if not key.startswith(_MAY_CHANGE)]
+        if fixed:
+            allowed = ", ".join(key + ("*" if key.endswith(".") else "") for key in _MAY_CHANGE)
+            raise ConfigError(
+                f"{fixed[0]} = {overrides[fixed[0]]!r} (override): cannot change on resume; allowed: {allowed}"
+            )
+        if self.config not in ("", DEFAULT):
+            raise ConfigError(f"config = {self.config!r}: with resume = {name!r} the config comes from the run")
+        return str(name)
+
+
+def run_id_of(name: str) -> str | None:
+    """Return the MLflow run id in `name` (with or without `runs:/`), or None where it is something else."""
+    match = _RUN_ID.fullmatch(name)
+    return match[1] if match else None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+
+def _as_overrides(argv: Sequence[str], known: set[str]) -> list[str]:
+    """Turn `--a.b value` and `--a.b=value` of unknown options into `a.b=value`."""
+    words, rest = [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        name = word.partition("=")[0]
+        if not word.startswith("--") or name in known:
+            words.append(word)
+            if name in known and "=" not in word and name not in ("--help", "--print-config") and rest:
+                words.append(rest.pop(0))
+        elif "=" in word:
+            words.append(word[2:])
+        elif rest and not rest[0].startswith("--"):
+            words.append(f"{word[2:]}={rest.pop(0)}")
+        else:
+            raise ConfigError(f"{word}: unknown option, or an override without a value; allowed: {word} VALUE")
+    return words
+
+
+def parse_arguments(
+    argv: Sequence[str], prog: str, description: str, options: Mapping[str, tuple[str, str]] | None = None
+) -> Arguments:
+    """Parse a command line; `options` maps further option names to (default, help).
+
+    Raises:
+        ConfigError: the words do not make sense. `--help` prints and exits with 0.
+    """
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        allow_abbrev=False,
+        epilog="Every setting: --print-config. Values are YAML: train.lr=5e-6 eval.ks='[1,4]' train.grad_clip=null",
+    )
+    parser.add_argument(
+        "--config", default="", help=f"preset ({', '.join(presets())}) or YAML file; tiny where nothing else says"
+    )
+    parser.add_argument("--overrides", default="", help='several overrides in one argument: "a.b=1 c.d=2"')
+    parser.add_argument("--print-config", action="store_true", help="show each setting and its origin, and stop")
+    for name, (default, text) in (options or {}).items():
+        parser.add_argument(f"--{name}", default=default, help=text)
+    parser.add_argument("override", nargs="*", metavar="KEY=VALUE", help="one override, such as train.lr=5e-6")
+    known = {"--help", "--config", "--overrides", "--print-config", *(f"--{name}" for name in options or {})}
+    parsed = parser.parse_args(_as_overrides(argv, known))
+    return Arguments(
+        config=parsed.config,
+        overrides=(*split_overrides(parsed.overrides), *parsed.override),
+        print_config=parsed.print_config,
+        options={name: getattr(parsed, name) for name in options or {}},
+    )

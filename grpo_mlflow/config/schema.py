@@ -1,0 +1,204 @@
+"""Every setting: its type, its default and its range. One class per YAML section.
+
+The defaults are those of the guide's set-up (a 1.5B model and a server); the preset `tiny` turns them into a run for
+a laptop. Fields are strict (the text "8" is not a number) and frozen.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+Backend = Literal["local", "vllm_server", "sglang_server"]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _tuple(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise PydanticCustomError("list_type", "input should be a list")
+    return tuple(value)
+
+
+Ints = Annotated[tuple[Positive, ...], BeforeValidator(_tuple)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True)
+
+
+class TinyConfig(Section):
+    """The recipe of the embedded model; any change makes another model in the cache."""
+
+    hidden_size: Positive = Field(128, description="width of the transformer")
+    layers: Positive = Field(2, description="number of transformer blocks")
+    heads: Positive = Field(4, description="attention heads; must divide hidden_size")
+    steps: Positive = Field(800, description="supervised warm-up steps")
+    batch_size: Positive = Field(128, description="demonstrations per warm-up step")
+    lr: PositiveFloat = Field(1e-3, description="peak learning rate of the warm-up")
+    error_rate: Fraction = Field(0.5, description="share of demonstrations with a wrong answer")
+    seed: NonNegative = Field(0, description="seed of the initial weights and of the demonstrations")
+
+
+class ModelConfig(Section):
+    train_id: str = Field("Qwen/Qwen2.5-1.5B", description="model to train: `tiny`, a hub id or a local folder")
+    ref_id: str | None = Field(None, description="reference model of the KL term; null: the initial train_id")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+        "auto", description="auto, cpu, cuda or cuda:N"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="type of the computation; weights and optimizer stay float32"
+    )
+    trust_remote_code: bool = Field(False, description="let a hub model run its own Python code")
+    tiny: TinyConfig = TinyConfig()
+
+
+class GenerationConfig(Section):
+    backend: Backend = Field("vllm_server", description="who samples the rollouts")
+    base_url: str | None = Field(None, description="address of the inference server")
+    batch_size: Positive = Field(4, description="prompts in flight at once")
+    max_new_tokens: Positive = Field(256, description="longest completion, in tokens")
+    temperature: PositiveFloat = Field(0.7, description="softmax temperature of sampling and of trained log-probs")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="nucleus mass; 1 is off")
+    top_k: Annotated[int, Field(ge=-1)] = Field(50, description="most likely tokens kept; -1 or 0 is off")
+    repetition_penalty: PositiveFloat = Field(1.1, description="penalty on tokens seen before; 1 is off")
+
+
+class TrainConfig(Section):
+    iterations: Positive = Field(10, description="generate, update, evaluate: how many times")
+    batch_size: Positive = Field(8, description="rollouts per forward and backward pass (micro-batch)")
+    grad_accum_steps: Positive | Literal["auto"] = Field(
+        1, description="micro-batches per optimizer step; auto: one optimizer step per epoch"
+    )
+    epochs: Positive = Field(1, description="passes over the rollouts of an iteration")
+    lr: PositiveFloat = Field(1e-5, description="peak learning rate (AdamW)")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="shape after the warm-up")
+    lr_warmup_steps: NonNegative = Field(0, description="optimizer steps of linear warm-up")
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay")
+    grad_clip: PositiveFloat | None = Field(1.0, description="largest gradient norm; null is off")
+    scale_rewards: Literal["group", "batch", "none"] = Field("group", description="what divides r - mean(group)")
+    surrogate: Literal["clip", "cispo"] = Field("clip", description="how the ratio is bounded")
+    ratio_level: Literal["token", "sequence"] = Field("token", description="ratio per token, or per rollout (GSPO)")
+    clip_low: Annotated[float, Field(ge=0, le=1)] = Field(0.2, description="lower bound of the ratio is 1 - clip_low")
+    clip_high: NonNegativeFloat = Field(0.2, description="upper bound of the ratio is 1 + clip_high")
+    aggregation: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field("grpo", description="how tokens are averaged")
+    kl_coef: NonNegativeFloat = Field(0.05, description="weight of KL(policy, reference); 0 loads no reference")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="KL estimate per token")
+    kl_target: PositiveFloat | None = Field(None, description="adapt kl_coef towards this KL; null keeps it fixed")
+    kl_horizon: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        10.0, description="iterations over which kl_coef adapts"
+    )
+    entropy_coef: NonNegativeFloat = Field(0.0, description="weight of the entropy bonus")
+    sampler_correction_cap: PositiveFloat | None = Field(
+        2.0, description="cap of the importance weight trainer / sampler; null is off"
+    )
+
+
+class ArithmeticConfig(Section):
+    operations: Annotated[tuple[Literal["+", "-", "*"], ...], BeforeValidator(_tuple), Field(min_length=1)] = Field(
+        ("+",), description="operations to draw from"
+    )
+    digits: Annotated[int, Field(ge=1, le=9)] = Field(2, description="digits of each operand")
+    terms: Annotated[int, Field(ge=2, le=6)] = Field(2, description="operands per problem")
+
+
+class SatConfig(Section):
+    difficulty: Annotated[
+        tuple[Fraction, Fraction],
+        BeforeValidator(_tuple),
+        Field(description="range [low, high] that problems draw d from"),
+    ] = (0.3, 0.7)
+
+
+class DataConfig(Section):
+    task: Literal["arithmetic", "sat"] = Field("sat", description="what the model learns")
+    source: Annotated[str, Field(pattern=r"^(live|runs:/[0-9a-f]{32})$")] = Field(
+        "live", description="live, or runs:/RUN_ID to train on the rollouts that a run has kept"
+    )
+    problems_per_iteration: Positive = Field(4, description="problems per iteration")
+    rollouts_per_problem: Annotated[int, Field(ge=2)] = Field(4, description="K: completions per problem")
+    train_seed_start: NonNegative = Field(1000, description="first training problem")
+    num_train_seeds: Positive = Field(64, description="number of training problems")
+    arithmetic: ArithmeticConfig = ArithmeticConfig()
+    sat: SatConfig = SatConfig()
+
+
+class EvalConfig(Section):
+    enabled: bool = Field(True, description="evaluate before, during and after training")
+    interval: Positive = Field(1, description="iterations between evaluations")
+    backend: Backend | None = Field(None, description="who samples; null: as generation.backend")
+    base_url: str | None = Field(None, description="address of the server; null: as generation.base_url")
+    batch_size: Positive = Field(8, description="prompts in flight at once")
+    replicates: Positive = Field(4, description="completions per problem")
+    num_ids: Annotated[int, Field(ge=2)] = Field(16, description="number of evaluation problems")
+    id_seed_start: NonNegative = Field(5000, description="first evaluation problem")
+    ks: Annotated[Ints, Field(min_length=1)] = Field((1, 4), description="the k of pass@k and mean@k")
+    greedy: bool = Field(True, description="also score the most likely answer")
+    temperature: PositiveFloat | None = Field(None, description="null: as generation.temperature")
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="null: as generation.top_p")
+    top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="null: as generation.top_k")
+
+
+class CheckpointConfig(Section):
+    save_interval: NonNegative = Field(1, description="iterations between checkpoints; 0: only the last")
+    keep_last: Positive = Field(3, description="newest checkpoints kept; the best by pass@1 is kept beside them")
+
+
+class TrackingConfig(Section):
+    uri: str | None = Field(None, description="MLflow store; null: MLFLOW_TRACKING_URI, else ./mlflow.db")
+    experiment: Annotated[str, Field(min_length=1)] = Field("grpo", description="MLflow experiment")
+    run_name: str | None = Field(None, description="MLflow run name; null: MLflow picks one")
+    rollouts: bool = Field(True, description="keep every training rollout as rollouts/iter_NNN.jsonl")
+    samples: NonNegative = Field(32, description="completions in the table of each evaluation")
+    system_metrics: bool = Field(False, description="let MLflow log CPU, memory and GPU use")
+
+
+class SearchConfig(Section):
+    space: Annotated[str, Field(min_length=1)] = Field("tiny", description="what varies: a name, a file, KEY=[VALUES]")
+    n_trials: Positive = Field(12, description="trials of the whole study, over all commands that join it")
+    timeout: PositiveFloat | None = Field(None, description="seconds after which no further trial starts")
+    sampler: Literal["tpe", "random", "grid", "gp", "cmaes"] = Field("tpe", description="who proposes settings")
+    pruner: Literal["paired", "median", "asha", "hyperband", "percentile", "patient", "threshold", "none"] = Field(
+        "paired", description="who ends hopeless trials early"
+    )
+    n_jobs: Positive = Field(1, description="trials at once on this machine, each in a process of its own")
+    study_name: Annotated[str, Field(min_length=1)] = Field("grpo", description="running it again continues the study")
+    storage: str | None = Field(None, description="Optuna storage URL; null: sqlite:///optuna.db in the current folder")
+    k: Positive = Field(1, description="the k of the pass@k to maximise")
+    finalists: NonNegative = Field(3, description="best trials to measure again on fresh problems")
+    confirm_seed_start: NonNegative = Field(50000, description="first of the fresh problems")
+    confirm_num_ids: Annotated[int, Field(ge=2)] = Field(512, description="number of fresh problems")
+    confirm_replicates: Positive = Field(16, description="completions per fresh problem")
+
+
+class Config(Section):
+    """The resolved configuration of one run."""
+
+    seed: NonNegative = Field(0, description="seed of every random draw of the run")
+    resume: str | None = Field(None, description="run id or checkpoint folder to continue")
+    model: ModelConfig = ModelConfig()
+    generation: GenerationConfig = GenerationConfig()
+    train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    search: SearchConfig = SearchConfig()
+
+    @property
+    def rollouts_per_iteration(self) -> int:
+        return self.data.problems_per_iteration * self.data.rollouts_per_problem
+
+    @property
+    def rollouts_per_step(self) -> int:
+        accumulate = self.train.grad_accum_steps
+        return self.rollouts_per_iteration if accumulate == "auto" else self.train.batch_size * accumulate
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.train.epochs * (self.rollouts_per_iteration // self.rollouts_per_step)

@@ -1,0 +1,146 @@
+"""How good is a model: fixed problems, several completions each, with intervals over problems.
+
+The same problems and the same random draws serve every evaluation, so two evaluations can be compared problem by
+problem.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from grpo_mlflow.batching import interleave
+from grpo_mlflow.checkpoint import name_of
+from grpo_mlflow.config import Config
+from grpo_mlflow.generation import Generator, Sampling
+from grpo_mlflow.policy import Policy
+from grpo_mlflow.rollouts import collect
+from grpo_mlflow.statistics import Estimate, mean, mean_at_k, mean_interval, pass_at_k, rate_interval
+from grpo_mlflow.tasks import Task
+from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.types import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One problem: its judged completions, the greedy one where asked for, and the success rate of a random answer."""
+
+    problem_id: str
+    rollouts: tuple[Rollout, ...]
+    greedy: Rollout | None
+    chance: float
+
+    @property
+    def successes(self) -> int:
+        return sum(rollout.verdict.success for rollout in self.rollouts)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All outcomes of one evaluation, in the order of the problem seeds."""
+
+    outcomes: tuple[Outcome, ...]
+    ks: tuple[int, ...]
+
+    def success_rates(self, k: int = 1) -> list[float]:
+        """Return pass@k of each problem."""
+        return [pass_at_k(o.successes, len(o.rollouts), k) for o in self.outcomes]
+
+    def pass_at(self, k: int) -> Estimate:
+        return rate_interval(self.success_rates(k))
+
+    def mean_at(self, k: int) -> Estimate:
+        return mean_interval([mean_at_k([r.verdict.reward for r in o.rollouts], k) for o in self.outcomes])
+
+    def metrics(self) -> dict[str, float]:
+        """Return every figure under its name in the metrics files, `pass@1` among them."""
+        rollouts = [rollout for outcome in self.outcomes for rollout in outcome.rollouts]
+        figures: dict[str, float] = {}
+        for k in self.ks:
+            for name, estimate in ((f"pass@{k}", self.pass_at(k)), (f"mean@{k}", self.mean_at(k))):
+                figures |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        greedy = [outcome.greedy for outcome in self.outcomes if outcome.greedy is not None]
+        if greedy:
+            figures["greedy_accuracy"] = mean([rollout.verdict.success for rollout in greedy])
+        return figures | {
+            "success_rate_all": mean([r.verdict.success for r in rollouts]),
+            "reward_mean_all": mean([r.verdict.reward for r in rollouts]),
+            "format_rate": mean([r.verdict.parsed is not None for r in rollouts]),
+            "completion_length_mean": mean([len(r.completion.token_ids) for r in rollouts]),
+            "truncated_frac": mean([r.completion.finish_reason == "length" for r in rollouts]),
+            "chance_pass@1": mean([outcome.chance for outcome in self.outcomes]),
+            "tasks": float(len(self.outcomes)),
+            "replicates": float(len(self.outcomes[0].rollouts)),
+        }
+
+    def summary(self) -> str:
+        """Return the main figures in one line."""
+        figures = self.metrics()
+        passes = "  ".join(f"pass@{k} {self.pass_at(k)}" for k in self.ks)
+        greedy = f"  greedy {figures['greedy_accuracy']:.3f}" if "greedy_accuracy" in figures else ""
+        return f"{passes}{greedy}  reward {figures['reward_mean_all']:.3f}"
+
+    def samples(self, count: int) -> dict[str, list[Any]]:
+        """Return a table of completions: one per problem, spread over the problems."""
+        stride = max(1, len(self.outcomes) // max(1, count))
+        chosen = [outcome.rollouts[0] for outcome in self.outcomes[::stride][:count]]
+        return {
+            "prompt": [r.prompt.messages[-1]["content"] for r in chosen],
+            "completion": [r.completion.text for r in chosen],
+            "answer": [r.verdict.parsed for r in chosen],
+            "success": [r.verdict.success for r in chosen],
+            "reward": [r.verdict.reward for r in chosen],
+            "tokens": [len(r.completion.token_ids) for r in chosen],
+            "finish": [r.completion.finish_reason for r in chosen],
+            "problem": [r.prompt.problem_id for r in chosen],
+        }
+
+
+def evaluation_sampling(config: Config) -> Sampling:
+    """Return how evaluation completions are drawn: as in training where `eval` does not say."""
+    own, shared = config.eval, config.generation
+    return Sampling(
+        max_new_tokens=shared.max_new_tokens,
+        temperature=shared.temperature if own.temperature is None else own.temperature,
+        top_p=shared.top_p if own.top_p is None else own.top_p,
+        top_k=shared.top_k if own.top_k is None else own.top_k,
+        repetition_penalty=shared.repetition_penalty,
+    )
+
+
+def evaluate(
+    task: Task, policy: Policy, generator: Generator, config: Config, accelerator: Accelerator | None = None
+) -> Evaluation:
+    """Evaluate the policy on `eval.num_ids` problems; processes share the work and all return the whole."""
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    sampling = evaluation_sampling(config)
+    first = config.eval.id_seed_start
+    problems = [task.problem("eval", first + i) for i in range(config.eval.num_ids)][rank::world]
+    sampled = collect(task, policy, generator, problems, config.eval.replicates, sampling, config.seed, ("eval",))
+    greedy: Sequence[Rollout | None] = [None] * len(problems)
+    if config.eval.greedy:
+        likeliest = Sampling(sampling.max_new_tokens, 0.0, repetition_penalty=sampling.repetition_penalty)
+        rows = collect(task, policy, generator, problems, 1, likeliest, config.seed, ("eval",))
+        greedy = [row[0] for row in rows]
+    outcomes = [
+        Outcome(problem.id, tuple(rollouts), best, task.chance(problem))
+        for problem, rollouts, best in zip(problems, sampled, greedy, strict=True)
+    ]
+    if world > 1:
+        outcomes = interleave(gather_object([outcomes]))
+    return Evaluation(tuple(outcomes), config.eval.ks)
+
+
+def track(tracker: NullTracker, evaluation: Evaluation, version: int, seconds: float, samples: int) -> None:
+    """Log an evaluation: metrics (`@` spelled `_at_`, which MLflow allows), its JSON file, a table of completions."""
+    figures = evaluation.metrics()
+    values = {f"eval/{name.replace('@', '_at_')}": value for name, value in figures.items()}
+    tracker.metrics({**values, "perf/seconds_evaluate": seconds}, version)
+    tracker.text(f"metrics/eval_{name_of(version)}.json", json.dumps({"iteration": version, **figures}, indent=1))
+    if samples:
+        tracker.table(f"samples/eval_{name_of(version)}.json", evaluation.samples(samples))

@@ -1,0 +1,38 @@
+"""The interface between training and whatever samples completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from grpo_mlflow.types import Completion, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw. `temperature` 0 is greedy; `top_p` 1, `top_k` <= 0 and `repetition_penalty` 1 are off."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    repetition_penalty: float = 1.0
+
+
+class Generator(Protocol):
+    """Draws K completions for each prompt."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
+    ) -> list[list[Completion]]:
+        """Return K completions per prompt, in the order of the prompts.
+
+        The draws of replicate j of a problem depend on (`seed`, `key`, problem id, j) only: neither on the other
+        prompts nor on K.
+        """
+        ...
+
+    def sync(self, version: int) -> None:
+        """Take on the policy's current weights, those after `version` iterations."""
+        ...

@@ -1,0 +1,103 @@
+"""The GRPO loss as pure functions of tensors.
+
+A loss is a weighted sum over completion tokens: `sum_i sum_t weight_i * term_it`. `term` comes from the ratio level,
+the surrogate, the KL estimator and the entropy; `weight` from the aggregation, computed once over a whole optimizer
+step, so that splitting the step into micro-batches cannot change the gradient.
+
+Shapes: B rollouts, T completion tokens, padded on the right; `mask` (B, T) is 1 on real tokens.
+
+Left out on purpose: percentile clipping of advantages and per-micro-batch denominators (other than `bnpo`, which is
+defined by them), because both make the gradient depend on how the batch was split.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+RatioLevel = Literal["token", "sequence"]
+Surrogate = Literal["clip", "cispo"]
+Aggregation = Literal["grpo", "dapo", "dr_grpo", "bnpo"]
+KLEstimator = Literal["k1", "k2", "k3"]
+
+
+def log_ratio(policy: Tensor, old: Tensor, mask: Tensor, level: RatioLevel) -> Tensor:
+    """Return log rho (B, T).
+
+    `token`: policy - old. `sequence`: its mean over the tokens of a rollout, repeated on each of them
+    (GSPO, Zheng et al. 2025, eq. 7).
+    """
+    difference = (policy - old).masked_fill(mask == 0, 0.0)
+    if level == "token":
+        return difference
+    mean = difference.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return mean * mask
+
+
+def surrogate_terms(
+    policy: Tensor, ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, kind: Surrogate
+) -> Tensor:
+    """Return the policy-gradient term of each token (B, T), to be minimised.
+
+    `clip`: -min(rho A, clip(rho, 1 - low, 1 + high) A), Schulman et al. 2017 with the two bounds of DAPO (Yu et al.
+    2025). `cispo`: -stop_gradient(clip(rho)) A log pi, MiniMax-M1 (2025), eq. 4: a clipped token keeps its gradient.
+    `advantages` is (B,).
+    """
+    advantage = advantages[:, None]
+    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    if kind == "cispo":
+        return -clipped.detach() * advantage * policy
+    return -torch.minimum(ratio * advantage, clipped * advantage)
+
+
+def clipped_tokens(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> tuple[Tensor, Tensor]:
+    """Return two boolean (B, T): where the lower, and where the upper bound takes the gradient away under `clip`."""
+    advantage = advantages[:, None]
+    return (ratio < 1.0 - clip_low) & (advantage < 0), (ratio > 1.0 + clip_high) & (advantage > 0)
+
+
+def sampler_correction(old: Tensor, behaviour: Tensor, cap: float) -> Tensor:
+    """Return min(exp(old - behaviour), cap) (B, T), detached: truncated importance sampling per token.
+
+    It carries what the sampler's distribution differs by: engine numerics, top-p/top-k, weights of an older version.
+    """
+    return (old - behaviour).detach().exp().clamp(max=cap)
+
+
+def kl_terms(policy: Tensor, reference: Tensor, estimator: KLEstimator) -> Tensor:
+    """Return the KL(policy || reference) estimate of each token (B, T) (Schulman 2020, "Approximating KL").
+
+    With d = policy - reference: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d.
+    """
+    difference = policy - reference
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return 0.5 * difference.square()
+    return torch.expm1(-difference) + difference
+
+
+def aggregation_weights(
+    lengths: Tensor, kind: Aggregation, *, rollouts: int, tokens: int, max_completion_length: int
+) -> Tensor:
+    """Return the weight (B,) of every token of each rollout.
+
+    `rollouts` and `tokens` count the whole optimizer step over all processes, flat groups included.
+
+        grpo     1 / (rollouts * length_i)                 mean over rollouts of the mean over tokens
+        dapo     1 / tokens                                mean over all tokens (Yu et al. 2025)
+        dr_grpo  1 / (rollouts * max_completion_length)    no length bias (Liu et al. 2025)
+        bnpo     1 / tokens of the micro-batch: pass those as `tokens` and average over micro-batches
+    """
+    if kind == "grpo":
+        return 1.0 / (rollouts * lengths)
+    if kind == "dr_grpo":
+        return torch.full_like(lengths, 1.0 / (rollouts * max_completion_length), dtype=torch.float32)
+    return torch.full_like(lengths, 1.0 / tokens, dtype=torch.float32)
+
+
+def weighted_sum(terms: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+    """Return sum_i weight_i sum_t mask_it term_it, a scalar. A masked term may hold anything, also inf."""
+    return (terms.masked_fill(mask == 0, 0.0).sum(dim=1) * weights).sum()

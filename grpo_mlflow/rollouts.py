@@ -1,0 +1,127 @@
+"""From problems to groups: generate, verify, compute advantages; and groups to a file and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from grpo_mlflow import seeding
+from grpo_mlflow.advantages import Scale, group_advantages
+from grpo_mlflow.config import GenerationConfig
+from grpo_mlflow.generation import Generator, Sampling
+from grpo_mlflow.policy import Policy
+from grpo_mlflow.statistics import mean
+from grpo_mlflow.tasks import Task
+from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout, Verdict
+
+
+def training_sampling(config: GenerationConfig) -> Sampling:
+    """Return how training completions are drawn."""
+    return Sampling(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        repetition_penalty=config.repetition_penalty,
+    )
+
+
+def seeds_of_iteration(first: int, count: int, per_iteration: int, iteration: int, seed: int) -> list[int]:
+    """Return the problem seeds of an iteration: passes over the seeds, each in its own shuffled order.
+
+    A pass ends where its rest would not fill an iteration, so that no iteration holds a problem twice.
+    """
+    epoch, place = divmod(iteration, count // per_iteration)
+    order = seeding.stream(seed, "order", epoch).permutation(count)
+    return [first + int(n) for n in order[place * per_iteration : (place + 1) * per_iteration]]
+
+
+def collect(
+    task: Task,
+    policy: Policy,
+    generator: Generator,
+    problems: Sequence[Problem],
+    k: int,
+    sampling: Sampling,
+    seed: int,
+    key: tuple[str | int, ...],
+) -> list[list[Rollout]]:
+    """Return K judged completions for each problem."""
+    prompts = [policy.prompt(problem) for problem in problems]
+    sampled = generator.generate(prompts, k, sampling, seed, key)
+    return [
+        [Rollout(prompt, completion, task.verify(problem, completion.text)) for completion in completions]
+        for problem, prompt, completions in zip(problems, prompts, sampled, strict=True)
+    ]
+
+
+def form_groups(problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]], scale: Scale) -> list[Group]:
+    """Return the groups with their advantages; `batch` scaling takes the rewards given here as its batch."""
+    rewards = np.array([[rollout.verdict.reward for rollout in row] for row in rollouts])
+    advantages = group_advantages(rewards, scale)
+    return [
+        Group(problem, tuple(row), tuple(values))
+        for problem, row, values in zip(problems, rollouts, advantages.tolist(), strict=True)
+    ]
+
+
+def write(path: Path, groups: Sequence[Group]) -> None:
+    """Write one JSON object per group: the problem, and all that each rollout holds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        for group in groups:
+            record = {
+                "problem": asdict(group.problem),
+                "prompt_token_ids": group.rollouts[0].prompt.token_ids,
+                "advantages": group.advantages,
+                "rollouts": [{**asdict(r.completion), "verdict": asdict(r.verdict)} for r in group.rollouts],
+            }
+            stream.write(json.dumps(record) + "\n")
+
+
+def read(path: Path) -> list[Group]:
+    """Read what `write` wrote."""
+    groups = []
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        problem = Problem(**{**record["problem"], "messages": tuple(record["problem"]["messages"])})
+        prompt = Prompt(problem.id, problem.messages, tuple(record["prompt_token_ids"]))
+        rollouts = []
+        for item in record["rollouts"]:
+            verdict = Verdict(**item.pop("verdict"))
+            item |= {name: tuple(item[name]) for name in ("token_ids", "behaviour_logprobs")}
+            rollouts.append(Rollout(prompt, Completion(**item), verdict))
+        groups.append(Group(problem, tuple(rollouts), tuple(record["advantages"])))
+    return groups
+
+
+def metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Return what the rollouts say before any update: rewards, advantages, lengths."""
+    judged = [rollout for group in groups for rollout in group.rollouts]
+    rewards = [rollout.verdict.reward for rollout in judged]
+    advantages = [value for group in groups for value in group.advantages]
+    lengths = [len(rollout.completion.token_ids) for rollout in judged]
+    parts = {name for rollout in judged for name in rollout.verdict.parts}
+    return {
+        "reward_mean": mean(rewards),
+        "reward_std": _std(rewards),
+        **{f"reward_{part}": mean([r.verdict.parts.get(part, 0.0) for r in judged]) for part in sorted(parts)},
+        "success_rate": mean([rollout.verdict.success for rollout in judged]),
+        "format_rate": mean([rollout.verdict.parsed is not None for rollout in judged]),
+        "advantage_mean": mean(advantages),
+        "advantage_std": _std(advantages),
+        "completion_length_mean": mean(lengths),
+        "completion_length_max": float(max(lengths)),
+        "truncated_frac": mean([rollout.completion.finish_reason == "length" for rollout in judged]),
+        "flat_group_frac": mean([group.is_flat for group in groups]),
+    }
+
+
+def _std(values: Sequence[float]) -> float:
+    centre = mean(values)
+    return math.sqrt(sum((value - centre) ** 2 for value in values) / len(values))

@@ -1,0 +1,257 @@
+"""A whole run from a resolved config: put the parts together, track it, end it truthfully."""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from grpo_mlflow import (
+    __version__,
+    evaluation,
+    generation,
+    interrupts,
+    messages,
+    policy,
+    sources,
+    tracking,
+    trainer,
+)
+from grpo_mlflow.checkpoint import CheckpointStore
+from grpo_mlflow.config import Config, Resolved, dump, flatten
+from grpo_mlflow.console import Console
+from grpo_mlflow.errors import ConfigError, Pruned
+from grpo_mlflow.sources import Stored
+from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.trainer import Progress, Trainer
+from grpo_mlflow.update import Learner, Sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A training run that reached its end."""
+
+    run_id: str
+    run_dir: Path
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """Where a run stands that is part of another."""
+
+    parent_run_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A training run as part of a study: where it stands, and how it reports to the study."""
+
+    nested: Nested
+    on_start: Callable[[str], None]
+    on_evaluation: Callable[[int, evaluation.Evaluation], None]
+
+
+def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None = None) -> Finished:
+    """Train, from the beginning or from `stored`; as a trial of a study, it may end with `Pruned`."""
+    config = resolved.config
+    nested = trial.nested if trial else None
+    with session(resolved, "train", stored, nested) as (accelerator, tracker, console):
+        if trial:
+            trial.on_start(tracker.run_id)
+        device = accelerator.device
+        start = time.perf_counter()
+        resumed = stored.checkpoint if stored else None
+        _require_even_shares(config, accelerator)
+
+        def initial() -> str | Path:
+            with accelerator.main_process_first():  # the others find it in the cache
+                return sources.model_source(config.model.train_id, config, messages.warmup_progress(console))
+
+        source = resumed.path if resumed else initial()
+        settings = (device, config.model.dtype, config.model.trust_remote_code)
+        actor = policy.load(source, *settings)
+        reference = None
+        if config.train.kl_coef > 0:
+            named = config.model.ref_id
+            reference = policy.load(sources.model_source(named, config) if named else initial(), *settings)
+            reference.model.requires_grad_(False)
+        console.say(messages.introduce(config, actor, time.perf_counter() - start))
+        sizes = Sizes(
+            temperature=config.generation.temperature,
+            max_completion_length=config.generation.max_new_tokens,
+            rollouts_per_step=config.rollouts_per_step,
+            total_steps=config.train.iterations * config.steps_per_iteration,
+        )
+        learner = Learner(actor, reference, accelerator, config.train, sizes)
+        store = CheckpointStore(tracker.run_dir / "checkpoints", config.checkpoint.keep_last)
+        progress = None
+        if resumed:
+            inner = resumed.path / "trainer"
+            state = trainer.load_state(inner / "state.json")
+            learner.restore(inner / "optimizer.safetensors", state["optimizer_step"], state["kl_coef"])
+            progress = Progress.from_state(state)
+            console.say(f"resumed at iteration {progress.iteration} of {config.train.iterations}")
+            _abandon_later(resumed.iteration, tracker, store)
+        version = progress.iteration if progress else 0
+        loop = Trainer(
+            config,
+            sources.make_task(config),
+            actor,
+            generation.LocalGenerator(actor, config.generation.batch_size, version),
+            generation.LocalGenerator(actor, config.eval.batch_size, version),
+            learner,
+            accelerator,
+            tracker,
+            store,
+            console,
+            progress,
+            sources.recorded(config),
+            trial.on_evaluation if trial else None,
+        )
+        ended = loop.run()
+        console.say(messages.conclude(config, ended, tracker))
+    return Finished(tracker.run_id, tracker.run_dir, ended)
+
+
+def evaluate(resolved: Resolved, source: str | Path, nested: Nested | None = None) -> evaluation.Evaluation:
+    """Evaluate a model folder or hub id (empty: model.train_id) in a run of its own."""
+    config = resolved.config
+    with session(resolved, "evaluate", nested=nested) as (accelerator, tracker, console):
+        source = source or sources.model_source(config.model.train_id, config, messages.warmup_progress(console))
+        tracker.tags({"grpo.evaluated_model": str(source)})
+        actor = policy.load(source, accelerator.device, config.model.dtype, config.model.trust_remote_code)
+        start = time.perf_counter()
+        generator = generation.LocalGenerator(actor, config.eval.batch_size)
+        result = evaluation.evaluate(sources.make_task(config), actor, generator, config, accelerator)
+        seconds = time.perf_counter() - start
+        evaluation.track(tracker, result, 0, seconds, config.tracking.samples)
+        console.say(f"{source} on {config.data.task}, at most {config.generation.max_new_tokens} tokens")
+        console.say(f"{result.summary()}  {seconds:.1f}s")
+        for name, value in result.metrics().items():
+            console.say(f"  {name:<24}{value:.4g}")
+    return result
+
+
+def warmup(resolved: Resolved) -> Path:
+    """Make the embedded model of the config's task and return its folder."""
+    with session(resolved, "warmup") as (_, tracker, console):
+        report = messages.warmup_progress(console)
+
+        def progress(step: int, steps: int, loss: float) -> None:
+            report(step, steps, loss)
+            if step % 25 == 0 or step == steps:
+                tracker.metrics({"warmup/loss": loss}, step)
+
+        folder = Path(sources.model_source("tiny", resolved.config, progress))
+        tracker.tags({"grpo.model_folder": str(folder)})
+        console.say(f"model: {folder}")
+    return folder
+
+
+@contextmanager
+def session(
+    resolved: Resolved, kind: str, stored: Stored | None = None, nested: Nested | None = None
+) -> Iterator[tuple[Accelerator, NullTracker, Console]]:
+    """Open the run, log what it is, and set its status to how the block ends."""
+    config = resolved.config
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    device = policy.choose_device(config.model.device)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")  # `model.dtype` decides, not a launcher
+    console = Console(quiet=nested is not None or not accelerator.is_main_process)
+    for warning in resolved.warnings:
+        console.warn(warning)
+    with interrupts.handled():
+        with interrupts.deferred():
+            tracker = _open(config, kind, stored, nested, accelerator)
+        try:
+            described = config.model_copy(update={"resume": None})
+            tracker.params(_parameters(described, kind))
+            tracker.tags(_versions())
+            tracker.text("config/resolved.yaml", dump(described))
+            if stored is not None and resolved.config.resume is not None:
+                changed = [f"{key}={flatten(described.model_dump())[key]}" for key in _overridden(resolved)]
+                tracker.tags({"grpo.resumed_with": " ".join(changed)})
+            yield accelerator, tracker, console
+        except Pruned:
+            tracker.tags({"optuna.state": "PRUNED"})
+            tracker.finish("KILLED")
+            raise
+        except (interrupts.Interrupted, KeyboardInterrupt):
+            tracker.finish("KILLED")
+            console.say(messages.how_to_resume(config, kind, tracker, "stopped"))
+            raise
+        except BaseException:
+            tracker.finish("FAILED")
+            console.say(messages.how_to_resume(config, kind, tracker, "failed"))
+            raise
+        with interrupts.deferred():
+            tracker.finish("FINISHED")
+
+
+def _parameters(config: Config, kind: str) -> dict[str, object]:
+    """Return what MLflow shows of the config; lr on its log scale too, since the UI's axes are linear."""
+    flat = flatten(config.model_dump(mode="json"))
+    hidden = "resume" if kind == "optimize" else ("resume", "search.")
+    shown = {key: value for key, value in flat.items() if not key.startswith(hidden)}
+    return {**shown, "train.log10_lr": round(math.log10(config.train.lr), 6)}
+
+
+def _open(
+    config: Config, kind: str, stored: Stored | None, nested: Nested | None, accelerator: Accelerator
+) -> NullTracker:
+    tracker: NullTracker | None = None
+    if accelerator.is_main_process:
+        place = (nested.parent_run_id, nested.name) if nested else None
+        tracker = tracking.start(config.tracking, kind, stored.run_id if stored else None, place)
+    if accelerator.num_processes > 1:
+        shared = [str(tracker.run_dir) if tracker else ""]
+        broadcast_object_list(shared)
+        tracker = tracker or NullTracker(Path(shared[0]))
+    assert tracker is not None
+    return tracker
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "accelerate", "mlflow")
+    found = {f"version.{name}": version_of(name) for name in packages}
+    return {
+        **found,
+        "version.grpo_mlflow": __version__,
+        "version.python": platform.python_version(),
+        "machine.threads": str(torch.get_num_threads()),  # bit-exact repetition needs the same number
+    }
+
+
+def _overridden(resolved: Resolved) -> list[str]:
+    return [key for key, origin in resolved.origins.items() if origin == "override" and key != "resume"]
+
+
+def _abandon_later(iteration: int, tracker: NullTracker, store: CheckpointStore) -> None:
+    """Take the checkpoints after `iteration` out of the way: the run goes on from there on another branch."""
+    for name in store.set_aside_after(iteration):
+        tracker.remove(f"checkpoints/{name}")
+
+
+def _require_even_shares(config: Config, accelerator: Accelerator) -> None:
+    """Raise ConfigError where the work of an iteration cannot be split evenly over the processes."""
+    count = accelerator.num_processes
+    if str(accelerator.distributed_type.value) not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise ConfigError(f"distributed type {accelerator.distributed_type.value}: allowed: plain data parallel")
+    for key, value in (
+        ("data.problems_per_iteration", config.data.problems_per_iteration),
+        ("the rollouts of an optimizer step", config.rollouts_per_step),
+    ):
+        if value % count:
+            raise ConfigError(f"{key} = {value}: does not divide over {count} processes; allowed: multiples of {count}")

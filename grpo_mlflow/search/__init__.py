@@ -1,0 +1,1 @@
+"""Hyperparameter search that knows about noise. The only package that imports Optuna."""

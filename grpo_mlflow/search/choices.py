@@ -1,0 +1,61 @@
+"""The samplers and pruners by name, with settings that suit noisy pass@k curves of few steps."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    PatientPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+    ThresholdPruner,
+)
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+
+from grpo_mlflow import seeding
+from grpo_mlflow.config import Config
+from grpo_mlflow.search.paired import PairedPruner
+from grpo_mlflow.search.space import Space
+
+
+def sampler(config: Config, process: int) -> BaseSampler:
+    """Return the sampler; `process` keeps commands and workers of one study from proposing the same."""
+    seed = seeding.integer(config.seed, "sampler", process) % 2**32
+    startup = min(10, max(3, config.search.n_trials // 3))
+    if config.search.sampler in ("random", "grid"):  # a grid's settings are fixed in the queue
+        return RandomSampler(seed=seed)
+    if config.search.sampler == "gp":
+        return GPSampler(seed=seed, n_startup_trials=startup)
+    if config.search.sampler == "cmaes":
+        return CmaEsSampler(seed=seed, n_startup_trials=startup)
+    return TPESampler(seed=seed, n_startup_trials=startup)
+
+
+def pruner(config: Config) -> BasePruner:
+    """Return the pruner. Where the library's default judges by one noisy value, it first waits for several."""
+    name, looks = config.search.pruner, -(-config.train.iterations // config.eval.interval)
+    patient = {"n_startup_trials": 5, "n_warmup_steps": config.train.iterations // 3, "n_min_trials": 5}
+    made: dict[str, BasePruner] = {
+        "paired": PairedPruner(looks),
+        "median": MedianPruner(**patient),
+        "percentile": PercentilePruner(25.0, **patient),
+        "asha": SuccessiveHalvingPruner(min_resource=max(1, looks // 4), reduction_factor=2),
+        "hyperband": HyperbandPruner(min_resource=max(1, looks // 4), max_resource=max(2, looks), reduction_factor=3),
+        "patient": PatientPruner(MedianPruner(**patient), patience=3, min_delta=0.02),
+        "threshold": ThresholdPruner(lower=0.02, n_warmup_steps=config.train.iterations // 3),
+        "none": NopPruner(),
+    }
+    return made[name]
+
+
+def queue(config: Config, space: Space) -> list[dict[str, Any]]:
+    """Return the fixed settings of each trial of the study: all combinations of a grid, else nothing fixed."""
+    if config.search.sampler != "grid":
+        return [{}] * config.search.n_trials
+    grid = space.grid()
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]

@@ -1,0 +1,142 @@
+"""What a name stands for: `tiny`, a hub id, a folder, a checkpoint of ours, or an MLflow run id."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_mlflow import rollouts, tasks, tiny, tracking
+from grpo_mlflow.checkpoint import Checkpoint, name_of, read
+from grpo_mlflow.config import Arguments, Config, Resolved, parse_overrides, resolve, yaml12
+from grpo_mlflow.config.command import run_id_of
+from grpo_mlflow.errors import UserError
+from grpo_mlflow.types import Group
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The run behind a name: its config, and the checkpoint asked for (None where it has none yet)."""
+
+    run_id: str | None
+    config: dict[str, Any]
+    checkpoint: Checkpoint | None
+
+
+def _path(name: str) -> Path:
+    return Path(os.path.expanduser(name))
+
+
+def find(name: str, uri: str | None, which: str = "last") -> Stored:
+    """Return what is stored of a run id or a checkpoint folder.
+
+    `which` is `last`, `best` or a checkpoint's name. A damaged newest checkpoint is passed over for the one before.
+
+    Raises:
+        UserError: there is no such run, folder or checkpoint.
+    """
+    run_id = run_id_of(name)
+    if run_id is None:
+        found = read(_path(name))
+        inner = found.path / "trainer"
+        state = yaml12.load((inner / "state.json").read_text(), str(inner / "state.json"))
+        return Stored(state["run_id"] or None, _config(inner / "config.yaml"), found)
+    client = tracking.connect(uri)
+    config = _config(tracking.artifact(client, run_id, "config/resolved.yaml"))
+    names = [n for n in tracking.folders(client, run_id, "checkpoints") if n.startswith("iter_")]
+    if which != "last":
+        wanted = client.get_run(run_id).data.tags.get("grpo.best_checkpoint", "") if which == "best" else which
+        if which == "best" and wanted not in names:
+            log.warning("run %s: no checkpoint was evaluated, so none is the best; taking the last", run_id)
+            return find(name, uri)
+        if wanted not in names:
+            raise UserError(f"run {run_id}: has no checkpoint {which!r}; allowed: best, last, {', '.join(names)}")
+        return Stored(run_id, config, read(tracking.artifact(client, run_id, f"checkpoints/{wanted}")))
+    for candidate in sorted(names, key=lambda n: int(n.removeprefix("iter_")), reverse=True):
+        try:
+            path = tracking.artifact(client, run_id, f"checkpoints/{candidate}")
+            return Stored(run_id, config, read(path))
+        except UserError as error:
+            log.warning("passed over: %s", error)
+    return Stored(run_id, config, None)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml12.load(path.read_text(), str(path))
+    if "***" in str(content["tracking"]["uri"]):  # its password was not stored
+        content["tracking"]["uri"] = None
+    return content
+
+
+def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Stored]:
+    """Resolve the config of a training run that continues `resume`: that of the run, and the overrides."""
+    stored = find(resume, parse_overrides(arguments.overrides).get("tracking.uri"))
+    return resolve("", arguments.overrides, base=stored.config, origin=f"resume {resume}"), stored
+
+
+def resolve_evaluation(arguments: Arguments, model: str, checkpoint: str) -> tuple[Resolved, str | Path]:
+    """Resolve the config of an evaluation of `model`, and what to load.
+
+    A run (its checkpoint of this name, `best` or `last`) or a checkpoint folder of ours brings its own config.
+    """
+    ours = run_id_of(model) is not None or (_path(model) / "trainer" / "config.yaml").is_file()
+    if not ours:
+        overrides: Sequence[str] = (*arguments.overrides, f"model.train_id={model}")
+        return resolve(arguments.config, overrides), model
+    stored = find(model, parse_overrides(arguments.overrides).get("tracking.uri"), checkpoint)
+    if stored.checkpoint is None:
+        raise UserError(f"run {stored.run_id}: has no checkpoint yet")
+    if arguments.config:
+        return resolve(arguments.config, arguments.overrides), stored.checkpoint.path
+    return resolve("", arguments.overrides, base=stored.config, origin=f"run {model}"), stored.checkpoint.path
+
+
+def make_task(config: Config) -> tasks.Task:
+    """Return the config's task with its own section as settings."""
+    return tasks.create(config.data.task, task_settings(config))
+
+
+def task_settings(config: Config) -> dict[str, Any]:
+    settings: dict[str, Any] = getattr(config.data, config.data.task).model_dump()
+    return settings
+
+
+def recorded(config: Config) -> Callable[[int], list[Group]] | None:
+    """Return what reads an iteration's groups from the run of `data.source`, or None where rollouts are live.
+
+    Their advantages are computed anew; the sampler correction carries the distance to the policy that sampled them.
+
+    Raises:
+        UserError: that run has kept too few iterations, or (when read) groups of another size.
+    """
+    run_id = run_id_of(config.data.source)
+    if run_id is None:
+        return None
+    client = tracking.connect(config.tracking.uri)
+
+    def groups_of(iteration: int) -> list[Group]:
+        groups = rollouts.read(tracking.artifact(client, run_id, f"rollouts/{name_of(iteration)}.jsonl"))
+        found = sum(len(group.rollouts) for group in groups)
+        if found != config.rollouts_per_iteration:
+            raise UserError(
+                f"data.source = {config.data.source!r}: iteration {iteration} holds {found} rollouts, but "
+                f"data.problems_per_iteration x data.rollouts_per_problem is {config.rollouts_per_iteration}"
+            )
+        return rollouts.form_groups(
+            [group.problem for group in groups], [group.rollouts for group in groups], config.train.scale_rewards
+        )
+
+    groups_of(config.train.iterations - 1)
+    return groups_of
+
+
+def model_source(name: str, config: Config, progress: tiny.Progress | None = None) -> str | Path:
+    """Return what to load for a model name: the embedded model's folder for `tiny`, else the name itself."""
+    if name != "tiny":
+        return name
+    return tiny.ensure(config.model.tiny, make_task(config), task_settings(config), progress)

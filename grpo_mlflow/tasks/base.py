@@ -1,0 +1,78 @@
+"""What a task is, and how problems are kept apart.
+
+A problem comes from an integer seed through a stream keyed by (task, split, seed), so neighbouring seeds share
+nothing. Where the space of problems is small (two-digit sums), different seeds could still give the same problem; so
+every possible content belongs by its hash to exactly one split, and a seed draws until the content fits its split. No
+training range shares a problem with an evaluation range, whatever the seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from grpo_mlflow import seeding
+from grpo_mlflow.types import Problem, Split, Verdict
+
+Content = TypeVar("Content")
+EVAL_SHARE = 0.2
+_MOST_DRAWS = 10_000
+
+
+class Task(Protocol):
+    """Makes problems from integer seeds and judges texts."""
+
+    name: str
+    phrases: tuple[str, ...]
+    """The wording of prompts and answers: the embedded model's tokenizer keeps these words whole."""
+
+    def problem(self, split: Split, seed: int) -> Problem:
+        """Return the problem of this seed, always the same one."""
+        ...
+
+    def verify(self, problem: Problem, text: str) -> Verdict:
+        """Judge a completion. Never raises, whatever the text; `success` needs exactly one final answer."""
+        ...
+
+    def reference_answer(self, problem: Problem) -> str:
+        """Return a completion that succeeds."""
+        ...
+
+    def demonstration(self, problem: Problem, rng: np.random.Generator, error_rate: float) -> str:
+        """Return a well-formed completion that is wrong with probability `error_rate`, for a warm-up."""
+        ...
+
+    def chance(self, problem: Problem) -> float:
+        """Return the success probability of a well-formed answer drawn at random: the floor to compare with."""
+        ...
+
+
+def split_of(task: str, content: str) -> Split:
+    """Return the one split that a problem's content belongs to."""
+    digest = hashlib.blake2b(f"{task}:{content}".encode(), digest_size=8).digest()
+    return "eval" if int.from_bytes(digest, "little") / 2**64 < EVAL_SHARE else "train"
+
+
+def draw(
+    task: str,
+    split: Split,
+    seed: int,
+    propose: Callable[[np.random.Generator], Content],
+    key: Callable[[Content], str],
+) -> Content:
+    """Return the first proposal from the seed's stream whose content belongs to the split.
+
+    `key` names a content; equal problems (2+3 and 3+2) should have equal keys.
+
+    Raises:
+        ValueError: the task's settings allow no problem in this split.
+    """
+    rng = seeding.stream(seed, "problem", task, split)
+    for _ in range(_MOST_DRAWS):
+        content = propose(rng)
+        if split_of(task, key(content)) == split:
+            return content
+    raise ValueError(f"task {task}: its settings leave no problem for the {split} split")

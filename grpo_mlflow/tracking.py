@@ -1,0 +1,315 @@
+"""MLflow: the one module that imports it.
+
+Files of a run are written into its run folder. Where the artifact store is a local folder that is the run folder, and
+writing is logging; else files are uploaded. Every write to MLflow is an operation that can be repeated: if the store is
+away, operations go to `spool.jsonl` in the run folder in order, training goes on, and they are replayed as soon as the
+store answers, at the latest when the run is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # else one call to a store that is away takes minutes
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+import mlflow
+import requests
+from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
+
+from grpo_mlflow.config.schema import TrackingConfig
+from grpo_mlflow.errors import UserError
+
+STORE_ERRORS = (MlflowException, requests.exceptions.RequestException, OSError)
+_RETRY_SECONDS = 30.0
+_NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+log = logging.getLogger(__name__)
+
+
+class NullTracker:
+    """Tracks nothing: for all processes but the first."""
+
+    run_id = ""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        pass
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        pass
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        pass
+
+    def text(self, name: str, content: str) -> None:
+        pass
+
+    def table(self, name: str, columns: Mapping[str, list[Any]]) -> None:
+        pass
+
+    def publish(self, name: str) -> None:
+        pass
+
+    def remove(self, name: str) -> None:
+        pass
+
+    def finish(self, status: str) -> None:
+        pass
+
+
+class Tracker(NullTracker):
+    """Writes to one MLflow run. No method raises because the store is away."""
+
+    def __init__(self, client: mlflow.MlflowClient, run: Run) -> None:
+        self._client, self.run_id = client, run.info.run_id
+        self.url = mlflow.get_tracking_uri()
+        local = _local_path(run.info.artifact_uri)
+        self._uploads = local is None
+        super().__init__(local or Path("outputs").absolute() / self.run_id)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._spool = self.run_dir / "spool.jsonl"
+        self._retry_at = 0.0
+        self._logged: dict[int, set[tuple[str, float]]] = {}
+        self._monitor: SystemMetricsMonitor | None = None
+        self._artifacts = get_artifact_repository(run.info.artifact_uri)
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters that the run lacks; `mlflow run` has logged some of them in its own spelling."""
+        self._do("params", {key: redact(str(value)) for key, value in values.items()})
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._do("tags", dict(values))
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log all values at one step in one call, unless a run before its resume logged the same."""
+        if not any(item in self._logged.get(step, ()) for item in values.items()):
+            allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
+            self._do("metrics", allowed, step, int(time.time() * 1000))
+
+    def remember(self) -> None:
+        """Take note of the curves that the run has, so that a resume that repeats steps gives one continuous curve.
+
+        Steps are recognised by their loss or pass@1; where repetition is not exact both points are kept.
+        """
+        for key in ("train/loss_total", "eval/pass_at_1"):
+            for point in self._client.get_metric_history(self.run_id, key):
+                self._logged.setdefault(point.step, set()).add((key, point.value))
+
+    def text(self, name: str, content: str) -> None:
+        """Write a file of the run and publish it."""
+        path = self.run_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(redact(content))
+        self.publish(name)
+
+    def table(self, name: str, columns: Mapping[str, list[Any]]) -> None:
+        """Log columns as a table that the UI shows."""
+        self._do("table", name, dict(columns))
+
+    def publish(self, name: str) -> None:
+        """Upload a file or folder of the run folder, where the store is not that folder itself."""
+        if self._uploads:
+            self._do("publish", name)
+
+    def remove(self, name: str) -> None:
+        """Delete an artifact that was published."""
+        if self._uploads:
+            self._do("remove", name)
+
+    def watch_system(self) -> None:
+        """Log CPU, memory and GPU use in the background until the run ends."""
+        self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True)
+        self._monitor.start()
+
+    def finish(self, status: str) -> None:
+        """Set the final status: FINISHED, FAILED or KILLED."""
+        if self._monitor is not None:
+            self._monitor.finish()
+        self._retry_at = 0.0
+        self.tags({"grpo.ended": status})  # `mlflow run` overwrites the status itself with FINISHED or FAILED
+        self._do("status", status)
+        if self._spool.exists():
+            log.warning("MLflow is away: resume=%s sends what is kept in %s", self.run_id, self._spool)
+
+    def _do(self, *operation: Any) -> None:
+        pending = [json.loads(line) for line in self._spool.read_text().splitlines()] if self._spool.exists() else []
+        waiting = [*pending, list(operation)]
+        if not pending or time.monotonic() >= self._retry_at:
+            try:
+                while waiting:
+                    self._send_or_set_aside(waiting[0])
+                    waiting.pop(0)
+            except STORE_ERRORS as error:
+                self._retry_at = time.monotonic() + _RETRY_SECONDS
+                if not pending:
+                    log.warning("MLflow is away, keeping its data in %s: %s", self._spool, one_line(error))
+            else:
+                self._spool.unlink(missing_ok=True)
+                return
+        with self._spool.open("a") as stream:
+            stream.write(json.dumps(operation) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _send_or_set_aside(self, operation: list[Any]) -> None:
+        """Perform an operation; one that the store will never take must not hold up those behind it."""
+        try:
+            self._send(*operation)
+        except MlflowException as error:
+            if error.error_code not in _NEVER:
+                raise
+            log.warning("MLflow refuses %s, kept in refused.jsonl: %s", operation[0], one_line(error))
+            with (self.run_dir / "refused.jsonl").open("a") as stream:
+                stream.write(json.dumps(operation) + "\n")
+
+    def _send(self, kind: str, *values: Any) -> None:
+        """Perform one operation; repeating one changes nothing."""
+        client, run_id = self._client, self.run_id
+        if kind == "params":
+            known = client.get_run(run_id).data.params
+            absent = [Param(key, value) for key, value in values[0].items() if key not in known]
+            for start in range(0, len(absent), 100):
+                client.log_batch(run_id, params=absent[start : start + 100])
+        elif kind == "tags":
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values[0].items()])
+        elif kind == "metrics":
+            points, step, timestamp = values
+            client.log_batch(run_id, metrics=[Metric(key, value, timestamp, step) for key, value in points.items()])
+        elif kind == "table":
+            client.log_table(run_id, data=values[1], artifact_file=values[0])
+        elif kind == "publish":
+            path = self.run_dir / values[0]
+            if path.is_dir():
+                self._artifacts.log_artifacts(str(path), values[0])
+            elif path.exists():  # it may have been pruned while the store was away
+                parent = str(Path(values[0]).parent)
+                self._artifacts.log_artifact(str(path), None if parent == "." else parent)
+        elif kind == "remove":
+            self._artifacts.delete_artifacts(values[0])
+        else:
+            client.set_terminated(run_id, values[0])
+
+
+def start(
+    config: TrackingConfig, kind: str, resume: str | None = None, nested: tuple[str, str] | None = None
+) -> Tracker:
+    """Open the run to write to: the one to resume, else the one that `mlflow run` made, else a new one.
+
+    `nested` is (parent run id, name) of a trial: a new run beside nothing else, under the parent.
+
+    Raises:
+        UserError: the store cannot be reached, or there is no run to resume.
+    """
+    client = connect(config.uri)
+    adopted = os.environ.get("MLFLOW_RUN_ID")
+    try:
+        if resume is not None:
+            run = client.get_run(resume)
+            client.update_run(resume, status=RunStatus.to_string(RunStatus.RUNNING))
+            if adopted and adopted != resume and not nested:
+                # `mlflow run -P resume=` opened a run of its own and will set its status: it stays, and says why
+                client.update_run(adopted, name=f"resume of {run.info.run_name}")
+                client.set_tag(adopted, "mlflow.parentRunId", resume)
+                client.set_tag(adopted, "grpo.resumed", resume)
+        elif nested:
+            parent = client.get_run(nested[0])
+            tags = {**resolve_tags({}), "mlflow.parentRunId": nested[0]}
+            run = client.create_run(parent.info.experiment_id, run_name=nested[1], tags=tags)
+        elif adopted:
+            run = client.get_run(adopted)
+        else:
+            experiment_id = _experiment_id(client, config.experiment)
+            run = client.create_run(experiment_id, run_name=config.run_name, tags=resolve_tags({}))
+        if resume is None and nested is None and config.run_name:
+            client.update_run(run.info.run_id, name=config.run_name)
+        tracker = Tracker(client, run)
+        if resume is not None:
+            tracker.remember()
+    except STORE_ERRORS as error:
+        raise UserError(f"MLflow store {redact(mlflow.get_tracking_uri())}: {one_line(error)}") from error
+    tracker.tags({"grpo.kind": kind})
+    if config.system_metrics:
+        tracker.watch_system()
+    return tracker
+
+
+def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
+    """Return the experiment's id, creating it first where there is none.
+
+    With an sqlite store its artifacts go beside the database, wherever we were started.
+    """
+    if client.get_experiment_by_name(name) is None:
+        uri = mlflow.get_tracking_uri()
+        folder = Path(uri.removeprefix("sqlite:///")).parent / "mlruns" if uri.startswith("sqlite:///") else None
+        try:
+            client.create_experiment(name, str(folder / name) if folder else None)
+        except MlflowException:
+            if client.get_experiment_by_name(name) is None:  # else another process was first
+                raise
+    return str(client.get_experiment_by_name(name).experiment_id)
+
+
+def connect(uri: str | None = None) -> mlflow.MlflowClient:
+    """Return a client of the store: `uri`, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"  # else it breaks in another folder
+    try:
+        mlflow.set_tracking_uri(uri)
+        return mlflow.MlflowClient()
+    except STORE_ERRORS as error:
+        raise UserError(f"tracking.uri = {redact(uri)!r}: {one_line(error)}") from error
+
+
+def artifact(client: mlflow.MlflowClient, run_id: str, name: str) -> Path:
+    """Return a local path of an artifact, downloading it where the store is not a local folder.
+
+    Raises:
+        UserError: there is no such run or artifact.
+    """
+    try:
+        run = client.get_run(run_id)
+        local = _local_path(run.info.artifact_uri)
+        path = local / name if local else Path(client.download_artifacts(run_id, name))
+    except STORE_ERRORS as error:
+        raise UserError(f"run {run_id}: {one_line(error)}") from error
+    if not path.exists():
+        raise UserError(f"run {run_id}: has no artifact {name}")
+    return path
+
+
+def folders(client: mlflow.MlflowClient, run_id: str, name: str) -> list[str]:
+    """Return the names of the folders inside an artifact folder, sorted."""
+    try:
+        found: Iterable[Any] = client.list_artifacts(run_id, name)
+    except STORE_ERRORS as error:
+        raise UserError(f"run {run_id}: {one_line(error)}") from error
+    return sorted(Path(entry.path).name for entry in found if entry.is_dir)
+
+
+def _local_path(uri: str) -> Path | None:
+    return Path(local_file_uri_to_path(uri)).absolute() if is_local_uri(uri) else None
+
+
+def redact(text: str) -> str:
+    """Return the text with the user and password of addresses hidden."""
+    return re.sub(r"://[^/\s@]+@", "://***@", text)
+
+
+def one_line(error: BaseException) -> str:
+    return redact(" ".join(str(error).split()))[:300]

@@ -1,0 +1,254 @@
+"""The training loop.
+
+Everything is counted by policy version: version n is the model after n iterations. At step n of the MLflow axis stand
+the evaluation of version n, the rewards of the rollouts that version n sampled, and the update that turns it into
+version n + 1. A checkpoint `iter_n` holds version n and all that is needed to go on from it exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from grpo_mlflow import evaluation, interrupts, rollouts
+from grpo_mlflow.batching import interleave
+from grpo_mlflow.checkpoint import CheckpointStore, name_of
+from grpo_mlflow.config import Config, dump
+from grpo_mlflow.console import Console
+from grpo_mlflow.generation import Generator
+from grpo_mlflow.policy import Policy
+from grpo_mlflow.statistics import mean
+from grpo_mlflow.tasks import Task
+from grpo_mlflow.tracking import NullTracker, redact
+from grpo_mlflow.types import Group
+from grpo_mlflow.update import Learner
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands; saved in every checkpoint. The rates are pass@1 per problem."""
+
+    iteration: int = 0
+    evaluated: bool = False
+    seconds: float = 0.0
+    first_rates: tuple[float, ...] = ()
+    last_rates: tuple[float, ...] = ()
+    best_score: float | None = None
+    best_iteration: int = 0
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Progress:
+        """Return the progress in what `load_state` read."""
+        content = state["progress"]
+        return cls(**{**content, **{name: tuple(content[name]) for name in ("first_rates", "last_rates")}})
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read the counters of a checkpoint."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+@dataclass(slots=True)
+class Phases:
+    """Seconds spent in each phase of an iteration."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+class Trainer:
+    """Runs iterations on parts that it is given; every part can be replaced by a scripted one."""
+
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        policy: Policy,
+        generator: Generator,
+        evaluator: Generator,
+        learner: Learner,
+        accelerator: Accelerator,
+        tracker: NullTracker,
+        store: CheckpointStore,
+        console: Console,
+        progress: Progress | None = None,
+        recorded: Callable[[int], list[Group]] | None = None,
+        on_evaluation: Callable[[int, evaluation.Evaluation], None] | None = None,
+    ) -> None:
+        self._config, self._task, self._policy = config, task, policy
+        self._generator, self._evaluator = generator, evaluator
+        self._learner, self._accelerator, self._tracker = learner, accelerator, tracker
+        self._store, self._console, self._recorded = store, console, recorded
+        self._on_evaluation = on_evaluation
+        self.progress = progress or Progress()
+        self._saved = self.progress.iteration if progress else None
+
+    def run(self) -> Progress:
+        """Train up to `train.iterations`. A signal leaves a checkpoint of the last whole version behind."""
+        total = self._config.train.iterations
+        self._console.start("training", total, self.progress.iteration)
+        try:
+            while True:
+                version = self.progress.iteration
+                if self._evaluation_due(version) and not self.progress.evaluated:
+                    self._evaluate(version)
+                with interrupts.deferred():
+                    self._checkpoint_if_due(version)
+                if version >= total:
+                    return self.progress
+                self.iterate(version)
+        except interrupts.Interrupted:
+            with interrupts.deferred():
+                self._save(self.progress.iteration)
+            raise
+        finally:
+            self._console.stop()
+
+    def iterate(self, version: int) -> None:
+        """Sample rollouts with version `version` and update it to the next."""
+        start, phases = time.perf_counter(), Phases()
+        with phases.measure("generate"):
+            groups = self._recorded(version) if self._recorded else self.sample(version)
+        with interrupts.deferred():  # from the first optimizer step on, only a whole iteration can be saved
+            with phases.measure("update"):
+                metrics = self._learner.update(self._own(groups), self._config.seed, version)
+            self._generator.sync(version + 1)
+            self._evaluator.sync(version + 1)
+            self._track_iteration(version, groups, metrics | rollouts.metrics(groups), phases, start)
+            spent = self.progress.seconds + time.perf_counter() - start
+            self.progress = replace(self.progress, iteration=version + 1, evaluated=False, seconds=spent)
+
+    def sample(self, version: int) -> list[Group]:
+        """Return the groups of an iteration; processes share the work and all return the whole."""
+        config, data = self._config, self._config.data
+        seeds = rollouts.seeds_of_iteration(
+            data.train_seed_start, data.num_train_seeds, data.problems_per_iteration, version, config.seed
+        )
+        problems = [self._task.problem("train", seed) for seed in seeds]
+        judged = rollouts.collect(
+            self._task,
+            self._policy,
+            self._generator,
+            self._own(problems),
+            data.rollouts_per_problem,
+            rollouts.training_sampling(config.generation),
+            config.seed,
+            ("train", version),
+        )
+        if self._accelerator.num_processes > 1:
+            judged = interleave(gather_object([judged]))
+        return rollouts.form_groups(problems, judged, config.train.scale_rewards)
+
+    def _own(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return this process's share."""
+        return items[self._accelerator.process_index :: self._accelerator.num_processes]
+
+    def _evaluation_due(self, version: int) -> bool:
+        settings = self._config.eval
+        return settings.enabled and (version % settings.interval == 0 or version >= self._config.train.iterations)
+
+    def _evaluate(self, version: int) -> None:
+        start = time.perf_counter()
+        result = evaluation.evaluate(self._task, self._policy, self._evaluator, self._config, self._accelerator)
+        seconds = time.perf_counter() - start
+        with interrupts.deferred():
+            evaluation.track(self._tracker, result, version, seconds, self._config.tracking.samples)
+            rates = tuple(result.success_rates())
+            score = result.pass_at(1).value
+            best = self.progress.best_score
+            if best is None or score > best:
+                self.progress = replace(self.progress, best_score=score, best_iteration=version)
+            self.progress = replace(
+                self.progress,
+                evaluated=True,
+                first_rates=self.progress.first_rates or rates,
+                last_rates=rates,
+                seconds=self.progress.seconds + time.perf_counter() - start,
+            )
+            self._saved = None  # a checkpoint of this version saved before lacks the score
+        if self._on_evaluation is not None:
+            self._on_evaluation(version, result)
+        self._console.say(f"eval {version:>4}  {result.summary()}  {seconds:.1f}s")
+
+    def _checkpoint_if_due(self, version: int) -> None:
+        if version == 0 or self._saved == version:
+            return
+        interval, total = self._config.checkpoint.save_interval, self._config.train.iterations
+        is_best = self.progress.evaluated and self.progress.best_iteration == version
+        if is_best or version == total or (interval and version % interval == 0):
+            self._save(version)
+
+    def _save(self, version: int) -> None:
+        if self._saved == version or version == 0:
+            return
+        self._saved = version
+        if not self._accelerator.is_main_process:
+            return
+        score = mean(rates) if self.progress.evaluated and (rates := self.progress.last_rates) else None
+        path = self._store.save(version, score, self._write)
+        self._tracker.publish(f"checkpoints/{path.name}")
+        for name in self._store.prune():
+            self._tracker.remove(f"checkpoints/{name}")
+        best = self._store.best()
+        self._tracker.tags({"grpo.last_checkpoint": path.name, "grpo.best_checkpoint": best.path.name if best else ""})
+
+    def _write(self, folder: Path) -> None:
+        self._policy.save(folder)
+        inner = folder / "trainer"
+        inner.mkdir()
+        self._learner.save(inner / "optimizer.safetensors")
+        (inner / "config.yaml").write_text(redact(dump(self._config)))
+        state = {
+            "run_id": self._tracker.run_id,
+            "optimizer_step": self._learner.step,
+            "kl_coef": self._learner.kl_coef,
+            "progress": asdict(self.progress),
+        }
+        (inner / "state.json").write_text(json.dumps(state, indent=1))
+
+    def _track_iteration(
+        self, version: int, groups: Sequence[Group], metrics: dict[str, float], phases: Phases, start: float
+    ) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        seconds = time.perf_counter() - start
+        sampled = sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
+        perf = {f"seconds_{phase}": spent for phase, spent in phases.seconds.items()}
+        perf |= {"seconds_iteration": seconds, "tokens_per_sec": sampled / seconds}
+        perf["generated_tokens_per_sec"] = sampled / phases.seconds["generate"]
+        perf["trained_tokens_per_sec"] = metrics.pop("tokens_trained") / phases.seconds["update"]
+        values = {f"train/{name}": value for name, value in metrics.items()}
+        self._tracker.metrics(values | {f"perf/{name}": value for name, value in perf.items()}, version)
+        self._tracker.text(
+            f"metrics/train_{name_of(version)}.json", json.dumps({"iteration": version, **metrics, **perf}, indent=1)
+        )
+        if self._config.tracking.rollouts:
+            rollouts.write(self._tracker.run_dir / f"rollouts/{name_of(version)}.jsonl", groups)
+            self._tracker.publish(f"rollouts/{name_of(version)}.jsonl")
+        self._console.say(
+            f"iter {version:>4}  reward {metrics['reward_mean']:.3f}  solved {metrics['success_rate']:.3f}  "
+            f"flat {metrics['flat_group_frac']:.2f}  entropy {metrics.get('entropy_mean', math.nan):.3f}  "
+            f"grad {metrics['grad_norm']:.2f}  len {metrics['completion_length_mean']:.1f}  "
+            f"{seconds:.2f}s (generate {phases.seconds['generate']:.2f}, update {phases.seconds['update']:.2f})"
+        )
+        live = {"reward": f"{metrics['reward_mean']:.3f}"}
+        if self.progress.last_rates:
+            live["pass@1"] = f"{mean(self.progress.last_rates):.3f}"
+        self._console.advance(version + 1, live)

@@ -1,0 +1,84 @@
+"""The records that flow between the stages of an iteration.
+
+    Task(seed) -> Problem -> Prompt --Generator--> Completion --verify--> Rollout  xK  -> Group
+
+All are frozen: a stage adds to what it was given by making the next record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Split = Literal["train", "eval"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question with what is needed to check an answer to it."""
+
+    id: str
+    seed: int
+    messages: tuple[Mapping[str, str], ...]
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a generator is given: a problem's messages and their token ids."""
+
+    problem_id: str
+    messages: tuple[Mapping[str, str], ...]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a generator gives back.
+
+    `token_ids` keeps the end-of-sequence token where one was sampled. `behaviour_logprobs` has one entry per
+    token: the log-probability under the distribution that the token was drawn from, after temperature,
+    penalties and truncation. `policy_version` is the number of iterations behind the sampling weights.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    behaviour_logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A task's judgement of one text. `parsed` is None where the text holds no well-formed answer."""
+
+    reward: float
+    parts: Mapping[str, float]
+    success: bool
+    parsed: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One completion of one prompt, judged."""
+
+    prompt: Prompt
+    completion: Completion
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """K rollouts of one problem with their advantages, in the same order."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+    advantages: tuple[float, ...]
+
+    @property
+    def is_flat(self) -> bool:
+        """True if all rewards are equal: the group carries no learning signal."""
+        rewards = [rollout.verdict.reward for rollout in self.rollouts]
+        return max(rewards) == min(rewards)

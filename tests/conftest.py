@@ -1,0 +1,57 @@
+"""Shared parts: a cache of their own, a model of 30 thousand parameters, a run that takes a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from grpo_mlflow import tiny
+from grpo_mlflow.config import TinyConfig
+from grpo_mlflow.policy import Policy
+
+# A whole run with every feature, small enough to repeat many times.
+SMALL = (
+    "model.tiny.hidden_size=32",
+    "model.tiny.layers=1",
+    "model.tiny.heads=2",
+    "model.tiny.steps=120",
+    "model.tiny.lr=3e-3",
+    "data.arithmetic.digits=1",
+    "data.problems_per_iteration=4",
+    "data.rollouts_per_problem=4",
+    "train.iterations=4",
+    "train.kl_coef=0.02",
+    "train.kl_target=0.05",
+    "train.batch_size=8",
+    "train.grad_accum_steps=1",
+    "train.epochs=2",
+    "train.lr_schedule=cosine",
+    "train.lr_warmup_steps=2",
+    "eval.num_ids=8",
+    "eval.replicates=4",
+    "eval.interval=2",
+    "checkpoint.save_interval=1",
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRPO_MLFLOW_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """The address of an MLflow store of the test's own."""
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture
+def policy() -> Policy:
+    """A small model with random weights, fresh for each test."""
+    return tiny.build(TinyConfig(hidden_size=32, layers=2, heads=2, seed=3))

@@ -1,0 +1,140 @@
+"""Sampling: the drawn tokens follow the processed distribution, and the reported log-probs are those of that."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from grpo_mlflow import seeding
+from grpo_mlflow.generation import LocalGenerator, Sampling
+from grpo_mlflow.generation.sampling import draw, processed_logprobs
+from grpo_mlflow.policy import Policy, completion_logprobs
+from grpo_mlflow.tasks import Arithmetic, Sat
+from grpo_mlflow.types import Completion, Prompt
+
+
+def prompts(policy: Policy) -> list[Prompt]:
+    """Prompts of very different lengths."""
+    return [
+        policy.prompt(Arithmetic().problem("train", 1)),
+        policy.prompt(Sat().problem("train", 2)),
+        policy.prompt(Arithmetic(terms=4).problem("train", 3)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(1, temperature=0.7),
+        Sampling(1, temperature=1.3, top_k=4),
+        Sampling(1, temperature=1.0, top_p=0.8),
+        Sampling(1, temperature=0.9, top_p=0.9, top_k=6, repetition_penalty=1.5),
+    ],
+)
+def test_frequencies_follow_the_processed_distribution(sampling: Sampling) -> None:
+    logits = torch.tensor([[2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, 0.2, 1.1]])
+    seen = torch.zeros(1, 10, dtype=torch.bool)
+    seen[0, [0, 6]] = True
+    logprobs = processed_logprobs(logits, sampling, seen)
+    count = 20_000
+    uniforms = torch.from_numpy(seeding.stream(0, "chi-square").random(count))
+    drawn = np.bincount(draw(logprobs.expand(count, -1), uniforms).numpy(), minlength=10)
+    expected = logprobs.exp().numpy()[0] * count
+    possible = expected > 0
+    assert drawn[~possible].sum() == 0
+    statistic = float(((drawn[possible] - expected[possible]) ** 2 / expected[possible]).sum())
+    # the 99.9% quantiles of chi-square with 1 to 9 degrees of freedom
+    quantiles = [10.83, 13.82, 16.27, 18.47, 20.52, 22.46, 24.32, 26.12, 27.88]
+    assert statistic < quantiles[int(possible.sum()) - 2]
+
+
+@pytest.mark.parametrize("top_k", [-1, 0, 5])
+@pytest.mark.parametrize("top_p", [1.0, 0.75])
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_processing_equals_that_of_transformers(top_k: int, top_p: float, penalty: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(6, 40, generator=generator)
+    context = torch.randint(0, 40, (6, 9), generator=generator)
+    seen = torch.zeros(6, 40, dtype=torch.bool).scatter(1, context, True)
+    steps = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty), TemperatureLogitsWarper(0.8)])
+    if top_k > 0:
+        steps.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        steps.append(TopPLogitsWarper(top_p))
+    expected = steps(context, logits.clone()).log_softmax(-1)
+    found = processed_logprobs(logits, Sampling(1, 0.8, top_p, top_k, penalty), seen)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_an_excluded_token_is_never_drawn() -> None:
+    logprobs = torch.tensor([[-torch.inf, -1.2, -0.5, -torch.inf]])  # rounded: they sum to less than 1
+    assert logprobs.exp().sum() < 0.999
+    drawn = [draw(logprobs, torch.tensor([u], dtype=torch.float64)).item() for u in (0.0, 0.5, 1.0 - 2**-53)]
+    assert drawn == [1, 2, 2]
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.4])
+def test_behaviour_logprobs_equal_the_trainers(policy: Policy, temperature: float) -> None:
+    given = prompts(policy)
+    groups = LocalGenerator(policy, batch_size=3).generate(given, 4, Sampling(12, temperature), 0, ("x",))
+    for prompt, completions in zip(given, groups, strict=True):
+        for completion in completions:
+            ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
+            starts, width = torch.tensor([len(prompt.token_ids)]), len(completion.token_ids)
+            logprobs, _ = completion_logprobs(policy.model, ids, starts, width, temperature)
+            torch.testing.assert_close(logprobs[0], torch.tensor(completion.behaviour_logprobs), atol=1e-4, rtol=0)
+
+
+def test_draws_depend_on_the_problem_and_replicate_alone(policy: Policy) -> None:
+    given, sampling = prompts(policy), Sampling(10)
+    together = LocalGenerator(policy, batch_size=3).generate(given, 4, sampling, 0, ("train", 1))
+    alone = [LocalGenerator(policy, 1).generate([p], 2, sampling, 0, ("train", 1))[0] for p in given]
+    assert [[c.token_ids for c in row[:2]] for row in together] == [[c.token_ids for c in row] for row in alone]
+    assert len({c.token_ids for row in together for c in row}) > 6
+    other = LocalGenerator(policy, batch_size=3).generate(given, 4, sampling, 0, ("train", 2))
+    assert [c.token_ids for c in other[0]] != [c.token_ids for c in together[0]]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.4])
+def test_greedy_equals_a_plain_loop(policy: Policy, penalty: float) -> None:
+    sampling = Sampling(8, temperature=0.0, repetition_penalty=penalty)
+    found = LocalGenerator(policy, batch_size=3).generate(prompts(policy), 1, sampling, 0, ())
+    for prompt, row in zip(prompts(policy), found, strict=True):
+        ids = list(prompt.token_ids)
+        for _ in range(8):
+            logits = policy.model(input_ids=torch.tensor([ids])).logits[:, -1]
+            logits = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([ids]), logits)
+            ids.append(int(logits.argmax()))
+            if ids[-1] in policy.eos_ids:
+                break
+        assert list(row[0].token_ids) == ids[len(prompt.token_ids) :]
+
+
+def test_the_end_token_is_kept_and_finish_reasons_are_true(policy: Policy) -> None:
+    with torch.no_grad():  # make the end token about as likely as all others together
+        policy.model.model.embed_tokens.weight[policy.eos_ids[0]] *= 0
+        policy.model.model.embed_tokens.weight[policy.eos_ids[0], 0] = 6.0
+    rows = LocalGenerator(policy, batch_size=2).generate(prompts(policy), 64, Sampling(3), 0, ())
+    completions: list[Completion] = [completion for row in rows for completion in row]
+    assert {completion.finish_reason for completion in completions} == {"stop", "length"}
+    for completion in completions:
+        ended = completion.token_ids[-1] in policy.eos_ids
+        assert completion.finish_reason == ("stop" if ended else "length")
+        assert len(completion.token_ids) == len(completion.behaviour_logprobs) <= 3
+        assert ended or len(completion.token_ids) == 3
+        assert not set(completion.token_ids[:-1]) & set(policy.eos_ids)
+        assert "<|end|>" not in completion.text
+
+
+def test_completions_carry_the_version_that_sampled_them(policy: Policy) -> None:
+    generator = LocalGenerator(policy, batch_size=2)
+    generator.sync(7)
+    assert generator.generate(prompts(policy)[:1], 1, Sampling(2), 0, ())[0][0].policy_version == 7

@@ -1,0 +1,217 @@
+"""The paired pruner: its bound by hand, when it must not prune, and that two equal settings seldom part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from grpo_mlflow.search.paired import PairedPruner, rates_key
+
+GOOD = [0.75, 0.5, 1.0, 0.75, 1.0, 0.5, 0.75, 1.0]
+POOR = [0.25, 0.0, 0.25, 0.25, 0.5, 0.0, 0.0, 0.5]
+Rates = Mapping[int, Sequence[float]]
+
+
+def trial(rates: Rates, number: int = 9, state: TrialState = TrialState.RUNNING) -> FrozenTrial:
+    """A trial with the given success rates at each step; its score is the last mean."""
+    means = {step: float(np.mean(values)) for step, values in rates.items()}
+    ended = state.is_finished()
+    return FrozenTrial(
+        number=number,
+        trial_id=number,
+        state=state,
+        value=means[max(means)] if state == TrialState.COMPLETE else None,
+        datetime_start=datetime.now(),
+        datetime_complete=datetime.now() if ended else None,
+        params={},
+        distributions={},
+        user_attrs={rates_key(step): list(values) for step, values in rates.items()},
+        system_attrs={},
+        intermediate_values=means,
+    )
+
+
+def study_of(*trials: FrozenTrial) -> optuna.Study:
+    study = optuna.create_study(direction="maximize")
+    for one in trials:
+        study.add_trial(one)
+    return study
+
+
+def finished(rates: Rates) -> FrozenTrial:
+    return trial(rates, 0, TrialState.COMPLETE)
+
+
+def steps(*values: Sequence[float]) -> dict[int, Sequence[float]]:
+    """Rates at the steps 10, 20, ..."""
+    return {10 * place: rates for place, rates in enumerate(values, 1)}
+
+
+def test_the_bound_by_hand() -> None:
+    # d = -.5, -.3, -.4, -.2, -.6: mean -.4; squared deviations .01, .01, 0, .04, .04 add up to .1, so sd = sqrt(.1 / 4)
+    # and the standard error is sqrt(.025 / 5) = .070711; Student's t has its 97.5% point for 4 degrees at 2.7764.
+    bound = PairedPruner(looks=2, alpha=0.05).upper_bound([0.1, 0.3, 0.2, 0.6, 0.4], [0.6, 0.6, 0.6, 0.8, 1.0])
+    assert bound == pytest.approx(-0.4 + 2.7764 * 0.0707107, abs=2e-3)
+
+
+def test_the_bound_of_a_constant_difference_is_the_difference() -> None:
+    bound = PairedPruner(looks=20).upper_bound([0.25, 0.5, 0.75, 0.0], [0.5, 0.75, 1.0, 0.25])
+    assert bound == pytest.approx(-0.25)
+
+
+def test_the_bound_does_not_see_how_hard_the_problems_are() -> None:
+    rng = np.random.default_rng(0)
+    hardness, luck = rng.uniform(0, 0.5, 64), rng.normal(0, 0.05, 64)
+    pruner = PairedPruner(looks=5)
+    plain = pruner.upper_bound((0.2 + luck).tolist(), [0.4] * 64)
+    assert pruner.upper_bound((0.2 + luck + hardness).tolist(), (0.4 + hardness).tolist()) == pytest.approx(plain)
+
+
+def test_more_looks_and_less_error_widen_the_bound() -> None:
+    bounds = [
+        PairedPruner(looks, alpha=alpha).upper_bound(POOR, GOOD)
+        for looks, alpha in ((1, 0.2), (1, 0.05), (5, 0.05), (20, 0.05), (20, 0.01))
+    ]
+    assert bounds == sorted(bounds)
+    assert len(set(bounds)) == len(bounds)
+
+
+def test_the_error_is_shared_by_all_looks() -> None:
+    shared = PairedPruner(looks=10, alpha=0.2).upper_bound(POOR, GOOD)
+    assert shared == pytest.approx(PairedPruner(looks=1, alpha=0.02).upper_bound(POOR, GOOD))
+
+
+def keen(looks: int, margin: float = 0.0) -> PairedPruner:
+    """A pruner that needs one rival only and does not wait."""
+    return PairedPruner(looks, margin, rivals=1, warm_up=0.0)
+
+
+def test_a_clearly_worse_trial_is_pruned_once_its_slope_is_known() -> None:
+    study = study_of(finished(steps(GOOD, GOOD, GOOD)))
+    assert not keen(3).prune(study, trial(steps(POOR)))
+    assert not keen(3).prune(study, trial(steps(POOR, POOR)))  # one evaluation earlier it had no slope yet
+    assert keen(3).prune(study, trial(steps(POOR, POOR, POOR)))
+    assert keen(3).prune(study, trial(steps(GOOD, POOR, POOR)))
+
+
+def test_it_waits_for_the_warm_up_and_for_two_rivals() -> None:
+    one, two = (trial(steps(GOOD, GOOD, GOOD, GOOD), number, TrialState.COMPLETE) for number in (0, 1))
+    poor = trial(steps(POOR, POOR, POOR))
+    assert PairedPruner(10).prune(study_of(one, two), poor)
+    assert not PairedPruner(10).prune(study_of(one), poor)
+    assert not PairedPruner(10, warm_up=0.3).prune(study_of(one, two), poor)
+    weak = trial(steps(POOR, POOR, POOR, POOR), 2, TrialState.COMPLETE)
+    assert not PairedPruner(10, rivals=3).prune(study_of(one, two, weak), poor)  # it is the equal of one of them
+
+
+def test_a_trial_that_rises_fast_enough_goes_on() -> None:
+    def flat(*rates: float) -> dict[int, Sequence[float]]:
+        return steps(*([rate] * 8 for rate in rates))
+
+    study = study_of(finished(flat(*[0.9] * 10)))
+    # 7 evaluations left at 0.75 of a slope of 0.1: 0.525 makes up for 0.9 - 0.4; of 0.05: 0.2625 does not for 0.6
+    assert not keen(10).prune(study, trial(flat(0.2, 0.3, 0.4)))
+    assert keen(10).prune(study, trial(flat(0.2, 0.25, 0.3)))
+
+
+@pytest.mark.parametrize("rates", [(POOR, GOOD), (GOOD, POOR), (POOR, POOR, GOOD), (POOR, GOOD, POOR)])
+def test_one_fine_evaluation_of_the_last_two_spares_it(rates: tuple[Sequence[float], ...]) -> None:
+    study = study_of(finished(steps(GOOD, GOOD, GOOD)))
+    assert not keen(3).prune(study, trial(steps(*rates)))
+
+
+def test_nothing_is_pruned_before_a_trial_has_finished() -> None:
+    assert not keen(3).prune(study_of(), trial(steps(POOR, POOR, POOR)))
+
+
+@pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING])
+def test_only_a_finished_trial_is_an_incumbent(state: TrialState) -> None:
+    ended = trial(steps(GOOD, GOOD, GOOD), 0, state)
+    assert not keen(3).prune(study_of(ended), trial(steps(POOR, POOR, POOR)))
+
+
+@pytest.mark.parametrize("rates", [GOOD, POOR, [0.0] * 8, [1.0] * 8])
+def test_the_equal_of_the_incumbent_goes_on(rates: list[float]) -> None:
+    study = study_of(finished(steps(rates, rates, rates)))
+    assert not keen(3).prune(study, trial(steps(rates, rates, rates)))
+
+
+def test_a_better_trial_goes_on() -> None:
+    study = study_of(finished(steps(POOR, POOR, POOR)))
+    assert not keen(3).prune(study, trial(steps(GOOD, GOOD, GOOD)))
+
+
+def test_worse_by_less_than_the_margin_goes_on() -> None:
+    worse = [rate - 0.05 for rate in GOOD]
+    study = study_of(finished(steps(GOOD, GOOD, GOOD)))
+    assert not keen(3, margin=0.06).prune(study, trial(steps(worse, worse, worse)))
+    assert keen(3, margin=0.04).prune(study, trial(steps(worse, worse, worse)))
+
+
+def test_the_rival_is_the_best_finished_trial() -> None:
+    weak = trial(steps(POOR, POOR, POOR), 0, TrialState.COMPLETE)
+    strong = trial(steps(GOOD, GOOD, GOOD), 1, TrialState.COMPLETE)
+    middling = trial(steps([0.5] * 8, [0.5] * 8, [0.5] * 8))
+    assert not keen(3).prune(study_of(weak), middling)
+    assert keen(3).prune(study_of(weak, strong), middling)
+    assert keen(3).prune(study_of(strong, weak), middling)
+
+
+def test_a_finished_trial_without_these_steps_is_no_incumbent() -> None:
+    bare = trial(steps(GOOD, GOOD, GOOD), 1, TrialState.COMPLETE)
+    bare.user_attrs = {}
+    other = finished({5: GOOD, 15: GOOD, 25: GOOD})
+    assert not keen(3).prune(study_of(bare, other), trial(steps(POOR, POOR, POOR)))
+
+
+def test_the_trial_is_compared_at_the_same_steps() -> None:
+    late = finished(steps(POOR, POOR, POOR, GOOD, GOOD))
+    assert not keen(5).prune(study_of(late), trial(steps(POOR, POOR, POOR)))
+    assert keen(5).prune(study_of(late), trial(steps(POOR, POOR, POOR, POOR, POOR)))
+
+
+def test_a_whole_study() -> None:
+    study = optuna.create_study(direction="maximize", pruner=PairedPruner(looks=6))
+    ended: dict[float, int] = {}
+    for chance in (0.7, 0.6, 0.2, 0.9, 0.3):
+        study.enqueue_trial({"chance": chance})
+
+    def objective(trial: optuna.Trial) -> float:
+        chance = trial.suggest_float("chance", 0, 1)
+        rng = np.random.default_rng([7, trial.number])
+        for step in range(1, 7):
+            rates = rng.binomial(8, chance, 64) / 8
+            trial.set_user_attr(rates_key(step), rates.tolist())
+            trial.report(float(rates.mean()), step)
+            ended[chance] = step
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return float(rates.mean())
+
+    study.optimize(objective, n_trials=5)
+    states = [one.state for one in study.trials]
+    complete, pruned = TrialState.COMPLETE, TrialState.PRUNED
+    assert states == [complete, complete, pruned, complete, pruned]  # pruning begins once there are two rivals
+    assert ended == {0.7: 6, 0.6: 6, 0.2: 3, 0.9: 6, 0.3: 3}
+    assert study.trials[0].distributions == {"chance": FloatDistribution(0, 1)}
+
+
+def test_of_two_equal_settings_one_is_seldom_pruned() -> None:
+    """Without a margin, which only helps; 20 looks at 64 problems x 8 replicates, independent draws."""
+    looks, problems, replicates, studies = 20, 64, 8, 400
+    pruner, rng, pruned = keen(looks), np.random.default_rng(1), 0
+    for _ in range(studies):
+        chances = rng.beta(1.0, 1.0, problems)
+        first, second = rng.binomial(replicates, chances, (2, looks, problems)) / replicates
+        study = study_of(finished(dict(enumerate(first))))
+        pruned += any(
+            pruner.prune(study, trial({step: second[step] for step in range(look - 2, look + 1)}))
+            for look in range(2, looks)
+        )
+    assert pruned / studies <= 0.05

@@ -1,0 +1,169 @@
+"""Tracking against real MLflow stores, one of which dies and comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from grpo_mlflow import tracking
+from grpo_mlflow.config.schema import TrackingConfig
+from grpo_mlflow.errors import UserError
+
+
+class Server:
+    """An MLflow server in a process of its own, on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri, self._folder = f"http://127.0.0.1:{self.port}", folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+            *("--backend-store-uri", f"sqlite:///{self._folder}/server.db", "--workers", "1"),
+            *("--artifacts-destination", str(self._folder / "artifacts")),
+        ]
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1).read()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError((self._folder / "server.log").read_text())
+
+    def stop(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, 9)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_a_run_in_sqlite_has_what_was_logged(store: str, tmp_path: Path) -> None:
+    tracker = tracking.start(TrackingConfig(uri=store, experiment="e", run_name="named"), "train")
+    tracker.params({"train.lr": 1e-5, "generation.base_url": "http://me:secret@host/"})
+    tracker.params({"train.lr": "0.00001", "seed": 0})  # another spelling of a known one must not raise
+    tracker.metrics({"train/a": 1.0, "train/b": float("nan")}, 3)
+    tracker.text("config/resolved.yaml", "uri: postgresql://me:secret@host/db\n")
+    tracker.table("samples/eval.json", {"prompt": ["1+1="], "success": [True]})
+    tracker.finish("KILLED")
+    client = mlflow.MlflowClient(store)
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "KILLED"
+    assert run.info.run_name == "named"
+    assert run.data.params == {"train.lr": "1e-05", "generation.base_url": "http://***@host/", "seed": "0"}
+    assert (run.data.metrics["train/a"], client.get_metric_history(tracker.run_id, "train/a")[0].step) == (1.0, 3)
+    assert run.data.tags["grpo.kind"] == "train"
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "samples/eval.json", "type": "table"}]
+    text = tracking.artifact(client, tracker.run_id, "config/resolved.yaml").read_text()
+    assert text == "uri: postgresql://***@host/db\n"
+    assert tracker.run_dir.is_relative_to(tmp_path)  # beside the database, not in the current folder
+    assert not (tracker.run_dir / "spool.jsonl").exists()
+
+
+def test_a_run_made_by_mlflow_run_is_adopted(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = tracking.connect(store)
+    made = client.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", made)
+    tracker = tracking.start(TrackingConfig(uri=store), "train")
+    assert tracker.run_id == made
+    assert client.get_experiment_by_name("grpo") is None
+
+
+def test_resuming_continues_the_run_and_says_so_in_the_one_of_mlflow_run(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tracking.start(TrackingConfig(uri=store), "train")
+    for step, value in enumerate([0.5, 0.4, 0.3]):
+        first.metrics({"train/loss_total": value, "perf/seconds": step}, step)
+    first.finish("FAILED")
+    client = tracking.connect(store)
+    wrapper = client.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", wrapper)
+    again = tracking.start(TrackingConfig(uri=store), "train", resume=first.run_id)
+    assert again.run_id == first.run_id
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    assert client.get_run(wrapper).data.tags["mlflow.parentRunId"] == first.run_id
+    assert client.get_run(wrapper).data.tags["grpo.resumed"] == first.run_id
+    again.metrics({"train/loss_total": 0.3, "perf/seconds": 9.0}, 2)  # repeated exactly: not logged twice
+    again.metrics({"train/loss_total": 0.2, "perf/seconds": 1.0}, 3)
+    history = client.get_metric_history(first.run_id, "train/loss_total")
+    assert [(point.step, point.value) for point in history] == [(0, 0.5), (1, 0.4), (2, 0.3), (3, 0.2)]
+
+
+@pytest.mark.parametrize(
+    ("uri", "named"),
+    [("nonsense://x", "nonsense"), ("sqlite:////dev/null/m.db", "m.db"), ("http://127.0.0.1:9", "127.0.0.1:9")],
+)
+def test_a_store_that_is_not_there_is_refused_in_one_line(uri: str, named: str) -> None:
+    with pytest.raises(UserError, match=named) as caught:
+        tracking.start(TrackingConfig(uri=uri), "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_is_not_there_is_refused(store: str) -> None:
+    with pytest.raises(UserError, match="f" * 32):
+        tracking.start(TrackingConfig(uri=store), "train", resume="f" * 32)
+
+
+def test_what_the_store_never_takes_does_not_hold_up_the_rest(store: str) -> None:
+    tracker = tracking.start(TrackingConfig(uri=store), "train")
+    tracker.metrics({"train/reward_a@b": 1.0}, 0)
+    tracker.tags({"": "a tag without a name"})
+    tracker.metrics({"train/a": 2.0}, 0)
+    tracker.finish("FINISHED")
+    run = mlflow.MlflowClient(store).get_run(tracker.run_id)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/reward_a_b": 1.0, "train/a": 2.0})
+    assert not (tracker.run_dir / "spool.jsonl").exists()
+    assert json.loads((tracker.run_dir / "refused.jsonl").read_text()) == ["tags", {"": "a tag without a name"}]
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_loses_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tracker = tracking.start(TrackingConfig(uri=server.uri), "train")
+    tracker.metrics({"train/a": 0.0}, 0)
+    server.stop()
+    for step in range(1, 30):
+        started = time.monotonic()
+        tracker.metrics({"train/a": float(step)}, step)
+        assert time.monotonic() - started < 30  # never the minutes that MLflow's own retries take
+    tracker.text("metrics/train_iter_001.json", "{}")
+    tracker.table("samples/eval.json", {"prompt": ["1+1="]})
+    tracker.finish("FAILED")
+    spool = tracker.run_dir / "spool.jsonl"
+    assert len(spool.read_text().splitlines()) == 33
+    server.start()
+    again = tracking.start(TrackingConfig(uri=server.uri), "train", resume=tracker.run_id)
+    again.metrics({"train/a": 30.0}, 30)
+    again.finish("FINISHED")
+    assert not spool.exists()
+    client = mlflow.MlflowClient(server.uri)
+    history = client.get_metric_history(tracker.run_id, "train/a")
+    assert [(point.step, point.value) for point in history] == [(step, float(step)) for step in range(31)]
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert {item.path for item in client.list_artifacts(tracker.run_id)} >= {"metrics", "samples"}
+    downloaded = tracking.artifact(client, tracker.run_id, "metrics/train_iter_001.json")
+    assert downloaded.read_text() == "{}"
