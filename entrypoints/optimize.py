@@ -11,11 +11,11 @@ OPTIONS = {
     "space": "what varies: a shipped space, a YAML file, or KEY=[VALUES] ...",
     "n_trials": "trials of the whole study",
     "timeout": "seconds after which no further trial starts",
-    "sampler": "tpe, random, grid, gp or cmaes",
+    "sampler": "tpe, random, grid, gp, cmaes or nsga2",
     "pruner": "paired, median, asha, hyperband, percentile, patient, threshold or none",
     "n_jobs": "trials at once on this machine",
     "study_name": "running it again continues the study",
-    "storage": "Optuna storage URL",
+    "storage": "sqlite:///FILE, postgresql://..., or journal:FILE",
 }
 
 
@@ -28,11 +28,12 @@ def main(argv: Sequence[str]) -> None:
         show(resolved)
         return
     resolved.require_runnable()
-    from grpo_mlflow.search import space
+    resolved.require_searchable()
+    from grpo_mlflow.search import space_file
 
-    found = space.load(resolved.config.search.space, resolved)
+    found = space_file.load(resolved.config.search.space, resolved)
     if resolved.config.search.sampler == "grid":
-        found.grid()
+        found.require_grid(resolved)
     from grpo_mlflow.search.optimize import optimize
 
     optimize(resolved, found, argv)

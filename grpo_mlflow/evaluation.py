@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -19,11 +20,11 @@ from grpo_mlflow.checkpoint import name_of
 from grpo_mlflow.config import Config
 from grpo_mlflow.generation import Generator, Sampling
 from grpo_mlflow.policy import Policy
-from grpo_mlflow.rollouts import collect
+from grpo_mlflow.rollouts import collect, record_of, rollout_of
 from grpo_mlflow.statistics import Estimate, mean, mean_at_k, mean_interval, pass_at_k, rate_interval
 from grpo_mlflow.tasks import Task
 from grpo_mlflow.tracking import NullTracker
-from grpo_mlflow.types import Rollout
+from grpo_mlflow.types import Prompt, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,37 @@ def evaluate(
     if world > 1:
         outcomes = interleave(gather_object([outcomes]))
     return Evaluation(tuple(outcomes), config.eval.ks)
+
+
+def write(path: Path, evaluation: Evaluation) -> None:
+    """Write the k's, then one JSON object per problem."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")  # others may read it as soon as it is there
+    with beside.open("w") as stream:
+        stream.write(json.dumps({"ks": evaluation.ks}) + "\n")
+        for outcome in evaluation.outcomes:
+            record = {
+                "prompt": asdict(outcome.rollouts[0].prompt),
+                "rollouts": [record_of(rollout) for rollout in outcome.rollouts],
+                "greedy": record_of(outcome.greedy) if outcome.greedy else None,
+                "chance": outcome.chance,
+            }
+            stream.write(json.dumps(record) + "\n")
+    beside.replace(path)
+
+
+def read(path: Path) -> Evaluation:
+    """Read what `write` wrote."""
+    first, *lines = path.read_text().splitlines()
+    outcomes = []
+    for line in lines:
+        record = json.loads(line)
+        asked = record["prompt"]
+        prompt = Prompt(asked["problem_id"], tuple(asked["messages"]), tuple(asked["token_ids"]))
+        greedy = rollout_of(prompt, record["greedy"]) if record["greedy"] else None
+        rollouts = tuple(rollout_of(prompt, item) for item in record["rollouts"])
+        outcomes.append(Outcome(prompt.problem_id, rollouts, greedy, record["chance"]))
+    return Evaluation(tuple(outcomes), tuple(json.loads(first)["ks"]))
 
 
 def track(tracker: NullTracker, evaluation: Evaluation, version: int, seconds: float, samples: int) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def write(path: Path, groups: Sequence[Group]) -> None:
                 "problem": asdict(group.problem),
                 "prompt_token_ids": group.rollouts[0].prompt.token_ids,
                 "advantages": group.advantages,
-                "rollouts": [{**asdict(r.completion), "verdict": asdict(r.verdict)} for r in group.rollouts],
+                "rollouts": [record_of(rollout) for rollout in group.rollouts],
             }
             stream.write(json.dumps(record) + "\n")
 
@@ -91,13 +92,26 @@ def read(path: Path) -> list[Group]:
         record = json.loads(line)
         problem = Problem(**{**record["problem"], "messages": tuple(record["problem"]["messages"])})
         prompt = Prompt(problem.id, problem.messages, tuple(record["prompt_token_ids"]))
-        rollouts = []
-        for item in record["rollouts"]:
-            verdict = Verdict(**item.pop("verdict"))
-            item |= {name: tuple(item[name]) for name in ("token_ids", "behaviour_logprobs")}
-            rollouts.append(Rollout(prompt, Completion(**item), verdict))
+        rollouts = [rollout_of(prompt, item) for item in record["rollouts"]]
         groups.append(Group(problem, tuple(rollouts), tuple(record["advantages"])))
     return groups
+
+
+def record_of(rollout: Rollout) -> dict[str, Any]:
+    """Return a rollout without its prompt as JSON can hold it."""
+    return {**asdict(rollout.completion), "verdict": asdict(rollout.verdict)}
+
+
+def rollout_of(prompt: Prompt, record: Mapping[str, Any]) -> Rollout:
+    """Return what `record_of` was given."""
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    verdict = Verdict(**fields.pop("verdict"))
+    return Rollout(prompt, Completion(**fields), verdict)
+
+
+def tokens(groups: Sequence[Group]) -> int:
+    """Return how many tokens were sampled."""
+    return sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
 
 
 def metrics(groups: Sequence[Group]) -> dict[str, float]:

@@ -6,9 +6,9 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version as version_of
 from pathlib import Path
 
@@ -52,15 +52,17 @@ class Nested:
 
     parent_run_id: str
     name: str
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A training run as part of a study: where it stands, and how it reports to the study."""
+    """A training run as part of a study: where it stands, how it reports to the study, what it need not measure."""
 
     nested: Nested
     on_start: Callable[[str], None]
-    on_evaluation: Callable[[int, evaluation.Evaluation], None]
+    on_evaluation: Callable[[Progress, evaluation.Evaluation], None] | None = None
+    baseline: evaluation.Evaluation | None = None
 
 
 def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None = None) -> Finished:
@@ -119,6 +121,7 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
             progress,
             sources.recorded(config),
             trial.on_evaluation if trial else None,
+            trial.baseline if trial else None,
         )
         ended = loop.run()
         console.say(messages.conclude(config, ended, tracker))
@@ -215,6 +218,8 @@ def _open(
     if accelerator.is_main_process:
         place = (nested.parent_run_id, nested.name) if nested else None
         tracker = tracking.start(config.tracking, kind, stored.run_id if stored else None, place)
+        if nested:
+            tracker.tags(nested.tags)
     if accelerator.num_processes > 1:
         shared = [str(tracker.run_dir) if tracker else ""]
         broadcast_object_list(shared)

@@ -1,4 +1,4 @@
-"""What a name stands for: `tiny`, a hub id, a folder, a checkpoint of ours, or an MLflow run id."""
+"""What a name stands for: `tiny`, a hub id, a folder, a checkpoint of ours, an MLflow run id or registered model."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ def _path(name: str) -> Path:
 
 
 def find(name: str, uri: str | None, which: str = "last") -> Stored:
-    """Return what is stored of a run id or a checkpoint folder.
+    """Return what is stored of a run id, a checkpoint folder, or a registered model (`models:/NAME@ALIAS`).
 
     `which` is `last`, `best` or a checkpoint's name. A damaged newest checkpoint is passed over for the one before.
 
     Raises:
         UserError: there is no such run, folder or checkpoint.
     """
+    if name.startswith("models:/"):
+        return find(*_registered(name, uri))
     run_id = run_id_of(name)
     if run_id is None:
         found = read(_path(name))
@@ -66,6 +68,11 @@ def find(name: str, uri: str | None, which: str = "last") -> Stored:
     return Stored(run_id, config, None)
 
 
+def _registered(name: str, uri: str | None) -> tuple[str, str | None, str]:
+    run_id, checkpoint = tracking.registered(tracking.connect(uri), name)
+    return run_id, uri, checkpoint
+
+
 def _config(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = yaml12.load(path.read_text(), str(path))
     if "***" in str(content["tracking"]["uri"]):  # its password was not stored
@@ -84,7 +91,8 @@ def resolve_evaluation(arguments: Arguments, model: str, checkpoint: str) -> tup
 
     A run (its checkpoint of this name, `best` or `last`) or a checkpoint folder of ours brings its own config.
     """
-    ours = run_id_of(model) is not None or (_path(model) / "trainer" / "config.yaml").is_file()
+    tracked = run_id_of(model) is not None or model.startswith("models:/")
+    ours = tracked or (_path(model) / "trainer" / "config.yaml").is_file()
     if not ours:
         overrides: Sequence[str] = (*arguments.overrides, f"model.train_id={model}")
         return resolve(arguments.config, overrides), model

@@ -37,11 +37,12 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands; saved in every checkpoint. The rates are pass@1 per problem."""
+    """Where a run stands; saved in every checkpoint. The rates are pass@1 per problem, `tokens` were sampled so far."""
 
     iteration: int = 0
     evaluated: bool = False
     seconds: float = 0.0
+    tokens: int = 0
     first_rates: tuple[float, ...] = ()
     last_rates: tuple[float, ...] = ()
     best_score: float | None = None
@@ -90,13 +91,14 @@ class Trainer:
         console: Console,
         progress: Progress | None = None,
         recorded: Callable[[int], list[Group]] | None = None,
-        on_evaluation: Callable[[int, evaluation.Evaluation], None] | None = None,
+        on_evaluation: Callable[[Progress, evaluation.Evaluation], None] | None = None,
+        baseline: evaluation.Evaluation | None = None,
     ) -> None:
         self._config, self._task, self._policy = config, task, policy
         self._generator, self._evaluator = generator, evaluator
         self._learner, self._accelerator, self._tracker = learner, accelerator, tracker
         self._store, self._console, self._recorded = store, console, recorded
-        self._on_evaluation = on_evaluation
+        self._on_evaluation, self._baseline = on_evaluation, baseline
         self.progress = progress or Progress()
         self._saved = self.progress.iteration if progress else None
 
@@ -133,7 +135,8 @@ class Trainer:
             self._evaluator.sync(version + 1)
             self._track_iteration(version, groups, metrics | rollouts.metrics(groups), phases, start)
             spent = self.progress.seconds + time.perf_counter() - start
-            self.progress = replace(self.progress, iteration=version + 1, evaluated=False, seconds=spent)
+            tokens = self.progress.tokens + rollouts.tokens(groups)
+            self.progress = replace(self.progress, iteration=version + 1, evaluated=False, seconds=spent, tokens=tokens)
 
     def sample(self, version: int) -> list[Group]:
         """Return the groups of an iteration; processes share the work and all return the whole."""
@@ -166,7 +169,10 @@ class Trainer:
 
     def _evaluate(self, version: int) -> None:
         start = time.perf_counter()
-        result = evaluation.evaluate(self._task, self._policy, self._evaluator, self._config, self._accelerator)
+        if version == 0 and self._baseline is not None:
+            result = self._baseline
+        else:
+            result = evaluation.evaluate(self._task, self._policy, self._evaluator, self._config, self._accelerator)
         seconds = time.perf_counter() - start
         with interrupts.deferred():
             evaluation.track(self._tracker, result, version, seconds, self._config.tracking.samples)
@@ -184,7 +190,7 @@ class Trainer:
             )
             self._saved = None  # a checkpoint of this version saved before lacks the score
         if self._on_evaluation is not None:
-            self._on_evaluation(version, result)
+            self._on_evaluation(self.progress, result)
         self._console.say(f"eval {version:>4}  {result.summary()}  {seconds:.1f}s")
 
     def _checkpoint_if_due(self, version: int) -> None:
@@ -229,7 +235,7 @@ class Trainer:
         if not self._accelerator.is_main_process:
             return
         seconds = time.perf_counter() - start
-        sampled = sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
+        sampled = rollouts.tokens(groups)
         perf = {f"seconds_{phase}": spent for phase, spent in phases.seconds.items()}
         perf |= {"seconds_iteration": seconds, "tokens_per_sec": sampled / seconds}
         perf["generated_tokens_per_sec"] = sampled / phases.seconds["generate"]

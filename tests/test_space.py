@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from grpo_mlflow.config import Resolved, flatten, overlay, resolve
 from grpo_mlflow.errors import ConfigError
-from grpo_mlflow.search import choices, space
+from grpo_mlflow.search import choices, space, space_file
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = "train.lr=[5e-6,1e-5,2e-5] train.kl_coef=[0.02,0.05,0.1] train.batch_size=[4,8]"
@@ -125,7 +125,7 @@ def base() -> Resolved:
 def load(text: str, base: Resolved, folder: Path) -> space.Space:
     path = folder / "space.yaml"
     path.write_text(text)
-    return space.load(str(path), base)
+    return space_file.load(str(path), base)
 
 
 def settings(resolved: Resolved) -> dict[str, Any]:
@@ -165,11 +165,11 @@ def test_what_is_suggested_is_in_range_and_in_the_config(kind: str, base: Resolv
     assert len(seen) > 1 or distribution.single()
 
 
-@pytest.mark.parametrize("name", space.shipped())
+@pytest.mark.parametrize("name", space_file.shipped())
 @pytest.mark.parametrize("preset", ["tiny", "qwen"])
 def test_every_value_of_a_shipped_space_is_in_the_config(name: str, preset: str) -> None:
     base = resolve(preset, ["generation.base_url=http://localhost:8000"] if preset == "qwen" else [])
-    found = space.load(name, base)
+    found = space_file.load(name, base)
     before = settings(base)
     keys = {dimension.key for dimension in found.dimensions}
     suggested: set[str] = set()
@@ -187,7 +187,7 @@ def test_every_value_of_a_shipped_space_is_in_the_config(name: str, preset: str)
 
 
 def test_the_shipped_spaces() -> None:
-    assert {"full", "tiny"} <= set(space.shipped())
+    assert {"full", "tiny"} <= set(space_file.shipped())
 
 
 def test_a_setting_that_is_not_switched_on_keeps_the_value_of_the_base(base: Resolved, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_step_that_does_not_divide_ends_below_high(base: Resolved, tmp_path: P
 def test_the_guides_sweep_has_18_combinations() -> None:
     overrides = ["search.sampler=grid", f"search.space={GUIDE}", "train.grad_accum_steps=1"]
     base = resolve("tiny", overrides)
-    found = space.load(base.config.search.space, base)
+    found = space_file.load(base.config.search.space, base)
     assert found.grid() == {
         "train.lr": [5e-6, 1e-5, 2e-5],
         "train.kl_coef": [0.02, 0.05, 0.1],
@@ -254,7 +254,7 @@ def test_a_grid_of_steps(base: Resolved, tmp_path: Path) -> None:
 
 
 def test_a_line_and_a_file_say_the_same(base: Resolved, tmp_path: Path) -> None:
-    line = space.load("train.lr=[5e-6,1e-5] 'train.epochs={low: 1, high: 3}'", base)
+    line = space_file.load("train.lr=[5e-6,1e-5] 'train.epochs={low: 1, high: 3}'", base)
     assert line == load("train.lr: [5e-6, 1e-5]\ntrain.epochs: {low: 1, high: 3}", base, tmp_path)
 
 
@@ -275,7 +275,7 @@ def test_a_malformed_space_is_one_line(name: str, base: Resolved, tmp_path: Path
 @pytest.mark.parametrize("line", LINES)
 def test_a_malformed_line_is_one_line(line: str, base: Resolved) -> None:
     with pytest.raises(ConfigError) as error:
-        space.load(line, base)
+        space_file.load(line, base)
     refused(error, LINES[line])
 
 

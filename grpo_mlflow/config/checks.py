@@ -110,6 +110,30 @@ def _servers(config: Config) -> Iterator[str]:
             yield f"{key} = {value!r}: not an address; allowed: http://HOST:PORT or https://HOST:PORT"
 
 
+def unsearchable(config: Config) -> list[str]:
+    """Return one line per setting that a study cannot work with."""
+    search, lines = config.search, []
+    if not config.eval.enabled:
+        lines.append("eval.enabled = false: a study compares trials by their evaluations; allowed: true")
+    if search.sampler == "nsga2" and search.pruner != "none":
+        lines.append(
+            f"search.pruner = {search.pruner!r}: search.sampler = 'nsga2' has two objectives, and Optuna prunes by "
+            "one only; allowed: none"
+        )
+    if search.objective == "best" and search.k != 1:
+        lines.append(
+            f"search.objective = 'best': the checkpoint that a run keeps as its best is that by pass@1, but search.k = "
+            f"{search.k}; allowed: last, mean"
+        )
+    needed = max(search.k, *config.eval.ks)
+    if search.finalists and search.confirm_replicates < needed:
+        lines.append(
+            f"search.confirm_replicates = {search.confirm_replicates}: pass@{needed} cannot be estimated from it; "
+            f"allowed: {needed} or more"
+        )
+    return lines
+
+
 def unavailable(config: Config) -> list[str]:
     """Return one line per setting that is right in itself but that this version cannot run."""
     return [

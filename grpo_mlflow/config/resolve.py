@@ -39,6 +39,11 @@ class Resolved:
         if lines := checks.unavailable(self.config):
             raise ConfigError("\n".join(lines))
 
+    def require_searchable(self) -> None:
+        """Raise ConfigError if no study can work with the config."""
+        if lines := checks.unsearchable(self.config):
+            raise ConfigError("\n".join(lines))
+
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 

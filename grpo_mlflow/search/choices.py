@@ -15,7 +15,7 @@ from optuna.pruners import (
     SuccessiveHalvingPruner,
     ThresholdPruner,
 )
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from grpo_mlflow import seeding
 from grpo_mlflow.config import Config
@@ -33,6 +33,8 @@ def sampler(config: Config, process: int) -> BaseSampler:
         return GPSampler(seed=seed, n_startup_trials=startup)
     if config.search.sampler == "cmaes":
         return CmaEsSampler(seed=seed, n_startup_trials=startup)
+    if config.search.sampler == "nsga2":
+        return NSGAIISampler(seed=seed, population_size=max(4, config.search.n_trials // 4))
     return TPESampler(seed=seed, n_startup_trials=startup)
 
 
@@ -54,8 +56,13 @@ def pruner(config: Config) -> BasePruner:
 
 
 def queue(config: Config, space: Space) -> list[dict[str, Any]]:
-    """Return the fixed settings of each trial of the study: all combinations of a grid, else nothing fixed."""
-    if config.search.sampler != "grid":
-        return [{}] * config.search.n_trials
-    grid = space.grid()
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    """Return the fixed settings of each trial of the study.
+
+    All combinations of a grid. Else the config's own settings come first, where the space holds them, because people
+    want to know whether the search beats what they had; the sampler proposes the others.
+    """
+    if config.search.sampler == "grid":
+        grid = space.grid()
+        return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    own = space.own(config) or {}
+    return [own if slot == 0 and config.search.n_trials > 1 else {} for slot in range(config.search.n_trials)]

@@ -1,8 +1,7 @@
 """A whole study from a resolved config: open it, run its trials, confirm the best, leave what people need.
 
 Any number of commands, on any machines, work on the study of one name and storage. One of them leads: it owns the
-parent run and ends the study. The others run trials and leave. A leader shows that it lives by a time stamp in the
-study; where that has grown old, the next command takes its place.
+parent run and ends the study. The others run trials and leave.
 """
 
 from __future__ import annotations
@@ -10,142 +9,203 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import optuna
 import torch
+from optuna.trial import TrialState
 
-from grpo_mlflow import runs
-from grpo_mlflow.config import Resolved
+from grpo_mlflow import evaluation, interrupts, runs, sources, tracking
+from grpo_mlflow.checkpoint import name_of
+from grpo_mlflow.config import Resolved, dump
 from grpo_mlflow.console import Console
-from grpo_mlflow.errors import UserError
-from grpo_mlflow.search import report
+from grpo_mlflow.search import lead, report
 from grpo_mlflow.search import study as studies
+from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
+from grpo_mlflow.search.storage import open_storage
+from grpo_mlflow.search.trials import Search
 from grpo_mlflow.sources import Stored
 from grpo_mlflow.tracking import NullTracker
 
-_PARENT, _SEEN = "parent_run_id", "leader_seen"
-_BEAT, _DEAD = 15.0, 60.0  # seconds between a leader's signs of life, and until it is given up
+_PARENT = "parent_run_id"
+_BASELINE = "study/baseline.jsonl"
+_CHAMPION = "champion"
+_MAX_REPLACED = 10
 
 
-def optimize(resolved: Resolved, space: Space, command: Sequence[str] = ()) -> list[studies.Finalist]:
+def optimize(resolved: Resolved, space: Space, command: Sequence[str] = ()) -> list[Finalist]:
     """Lead or join the study of the config; return the finalists, the winner first (none where it only joined).
 
     `command` are the words of this command, for the worker processes that `search.n_jobs` asks for.
     """
     search = resolved.config.search
-    study = studies.open_study(resolved.config, space)
+    storage = open_storage(search.storage)
+    study = studies.open_study(storage, resolved.config, space)
     console = Console()
-    if time.time() - study.user_attrs.get(_SEEN, 0.0) < _DEAD:
-        console.say(f"joining study {search.study_name}; the command that leads it will end it")
-        studies.Search(resolved, space, study, _parent_of(study), console).run()
-        return []
-    with _leading(study):
-        known = study.user_attrs.get(_PARENT)
-        with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
-            study.set_user_attr(_PARENT, tracker.run_id)
-            console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")
-            work = studies.Search(resolved, space, study, tracker.run_id, console)
-            with _workers(search.n_jobs - 1, command):
-                _run_all(work, study, console)
-            finalists = work.confirm()
-            _leave(work, study, finalists, tracker, search.k)
-            console.say(f"\n{report.summary(search.k, studies.final_trials(study), finalists)}")
-            console.say(f"files     {tracker.run_dir / 'study'}")
+    while (right := lead.take(storage, search.study_name)) is None:
+        if (parent := lead.parent_of(storage, search.study_name)) is not None:
+            console.say(f"joining study {search.study_name}; the command that leads it will end it")
+            baseline = _shared_baseline(resolved, parent)
+            with interrupts.handled():
+                Search(resolved, space, study, parent, console, baseline).run()
+            return []
+    with right.held():
+        return _lead(resolved, space, study, right, command)
+
+
+def _lead(
+    resolved: Resolved, space: Space, study: optuna.Study, right: lead.Lead, command: Sequence[str]
+) -> list[Finalist]:
+    config, search = resolved.config, resolved.config.search
+    studies.fill(study, config, space)
+    known = study.user_attrs.get(_PARENT)
+    with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
+        study.set_user_attr(_PARENT, tracker.run_id)
+        console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")
+        baseline = _baseline(resolved, tracker, console)
+        right.announce(tracker.run_id)
+        work = Search(resolved, space, study, tracker.run_id, console, baseline)
+        with _Workers(search.n_jobs - 1, command).running() as workers:
+            _run_all(work, study, workers, console)
+        right.require()
+        confirmation = Confirmation(resolved, work, study, tracker.run_id, console)
+        finalists = confirmation.finalists()
+        own = _own_settings(study, confirmation, finalists)
+        tracking.end_abandoned(tracking.connect(config.tracking.uri), tracker.run_id)
+        with interrupts.deferred():
+            _leave(work, study, finalists, own, tracker, search.k)
+            if finalists:
+                _register(config.tracking.uri, search.study_name, finalists[0], search.objective, tracker)
+        console.say(f"\n{report.summary(search.k, studies.final_trials(study), finalists, own)}")
+        console.say(f"files     {tracker.run_dir / 'study'}")
     return finalists
 
 
-@contextmanager
-def _leading(study: optuna.Study) -> Iterator[None]:
-    """Show the other commands that this one leads, until the block ends."""
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(_BEAT):
-            study.set_user_attr(_SEEN, time.time())
-
-    study.set_user_attr(_SEEN, time.time())
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        study.set_user_attr(_SEEN, 0.0)
+def _baseline(resolved: Resolved, tracker: NullTracker, console: Console) -> evaluation.Evaluation:
+    """Evaluate the untrained model once for all trials, in a run of its own."""
+    path = tracker.run_dir / _BASELINE
+    if not path.exists():
+        console.say("evaluating the untrained model, once for all trials")
+        result = runs.evaluate(resolved, "", runs.Nested(tracker.run_id, "baseline"))
+        evaluation.write(path, result)
+        tracker.publish(_BASELINE)
+    result = evaluation.read(path)
+    console.say(f"baseline  {result.summary()}")
+    return result
 
 
-def _parent_of(study: optuna.Study) -> str:
-    """Return the parent run, which the leader may be about to open."""
-    for _ in range(120):
-        if parent := study.user_attrs.get(_PARENT):
-            return str(parent)
-        time.sleep(0.5)
-    raise UserError(f"study {study.study_name!r}: the command that leads it has opened no MLflow run")
+def _shared_baseline(resolved: Resolved, parent: str) -> evaluation.Evaluation:
+    client = tracking.connect(resolved.config.tracking.uri)
+    return evaluation.read(tracking.artifact(client, parent, _BASELINE))
 
 
-@contextmanager
-def _workers(count: int, command: Sequence[str]) -> Iterator[None]:
-    """Run further processes that join the study, and end them with the block."""
-    environment = dict(os.environ)
-    if count:  # all processes share the cores, this one too
-        threads = max(1, torch.get_num_threads() // (count + 1))
-        torch.set_num_threads(threads)
-        environment["OMP_NUM_THREADS"] = str(threads)
-    environment.pop("MLFLOW_RUN_ID", None)  # the parent's
-    words = [sys.executable, "-m", "entrypoints.optimize", *command]
-    processes = [subprocess.Popen(words, env=environment) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
-        for process in processes:
-            process.wait()
+class _Workers:
+    """Further processes on this machine that join the study."""
+
+    def __init__(self, count: int, command: Sequence[str]) -> None:
+        self._words = [sys.executable, "-m", "entrypoints.optimize", *command]
+        self._environment = dict(os.environ)
+        self._environment.pop("MLFLOW_RUN_ID", None)  # the parent's
+        self._count, self._replaced = count, 0
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[_Workers]:
+        """Start them, and end them with the block."""
+        if self._count:  # all processes share the cores, this one too
+            threads = max(1, torch.get_num_threads() // (self._count + 1))
+            torch.set_num_threads(threads)
+            self._environment["OMP_NUM_THREADS"] = str(threads)
+        try:
+            self._processes = [self._start() for _ in range(self._count)]
+            yield self
+        finally:
+            for process in self._processes:
+                if process.poll() is None:
+                    process.terminate()
+            for process in self._processes:
+                process.wait()
+
+    def replace_killed(self) -> None:
+        """Start another one for each that a signal has ended."""
+        for place, process in enumerate(self._processes):
+            if (process.poll() or 0) < 0 and self._replaced < _MAX_REPLACED:
+                self._replaced += 1
+                self._processes[place] = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._words, env=self._environment)
 
 
-def _run_all(work: studies.Search, study: optuna.Study, console: Console) -> None:
+def _run_all(work: Search, study: optuna.Study, workers: _Workers, console: Console) -> None:
     """Run trials, and wait for those of other processes; one whose process died goes back into the queue."""
+
+    def between() -> None:
+        work.revive()
+        workers.replace_killed()
+
     said = False
     while True:
-        work.run()
-        states = {trial.state for trial in studies.final_trials(study)}
-        if optuna.trial.TrialState.RUNNING not in states:
+        work.run(between)
+        if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             return
         if not said:
             console.say("waiting for trials of other processes")
             said = True
-        optuna.storages.fail_stale_trials(study)
-        time.sleep(1.0)
+        time.sleep(0.5)
+
+
+def _own_settings(study: optuna.Study, confirmation: Confirmation, finalists: Sequence[Finalist]) -> Finalist | None:
+    """Return the trial of the config's own settings, measured like the finalists."""
+    own = [trial for trial in studies.final_trials(study) if trial.user_attrs.get(studies.OWN)]
+    if not finalists or not own or own[0].state != TrialState.COMPLETE:
+        return None
+    for finalist in finalists:
+        if finalist.trial.number == own[0].number:
+            return finalist
+    return confirmation.measure(own[0]) if studies.RUN_ID in own[0].user_attrs else None
 
 
 def _leave(
-    work: studies.Search,
+    work: Search,
     study: optuna.Study,
-    finalists: Sequence[studies.Finalist],
+    finalists: Sequence[Finalist],
+    own: Finalist | None,
     tracker: NullTracker,
     k: int,
 ) -> None:
     """Leave the table, the winner's config and the report in the parent run."""
     trials = studies.final_trials(study)
     tracker.text("study/trials.csv", report.trials_table(trials))
-    tracker.text("study/report.html", report.page(study, k, trials, finalists))
+    tracker.text("study/report.html", report.page(study, k, trials, finalists, own))
     if finalists:
         winner = finalists[0]
-        tracker.text("study/best_config.yaml", work.config_of(winner.trial))
-        confirmed = winner.confirmed.pass_at(k)
-        tracker.metrics(
-            {
-                f"study/confirmed_pass_at_{k}": confirmed.value,
-                f"study/confirmed_pass_at_{k}_low": confirmed.low,
-                f"study/confirmed_pass_at_{k}_high": confirmed.high,
-                f"study/selected_pass_at_{k}": winner.selected.value,
-            },
-            0,
-        )
-        tracker.tags({"study.winner_run": winner.trial.user_attrs["run_id"]})
+        tracker.text("study/best_config.yaml", dump(work.config_of(winner.trial.params).config))
+        values = {
+            f"study/confirmed_pass_at_{k}": winner.confirmed.value,
+            f"study/confirmed_pass_at_{k}_low": winner.confirmed.low,
+            f"study/confirmed_pass_at_{k}_high": winner.confirmed.high,
+            f"study/selected_pass_at_{k}": winner.selected.value,
+        }
+        if own is not None:
+            values[f"study/own_pass_at_{k}"] = own.confirmed.value
+        tracker.metrics(values, len(trials))
+        tracker.tags({"study.winner_run": winner.trial.user_attrs[studies.RUN_ID]})
+
+
+def _register(uri: str | None, name: str, winner: Finalist, objective: str, tracker: NullTracker) -> None:
+    """Make the winner's checkpoint the champion of the registered model that is named like the study."""
+    run_id = winner.trial.user_attrs[studies.RUN_ID]
+    stored = sources.find(run_id, uri, "best" if objective == "best" else "last")
+    assert stored.checkpoint is not None
+    confirmed = winner.confirmed
+    tracker.register(
+        name,
+        _CHAMPION,
+        run_id,
+        f"checkpoints/{name_of(stored.checkpoint.iteration)}",
+        {"confirmed_score": f"{confirmed}", "trial": str(winner.trial.number)},
+    )

@@ -1,4 +1,4 @@
-"""MLflow: the one module that imports it.
+"""Writing to MLflow.
 
 Files of a run are written into its run folder. Where the artifact store is a local folder that is the run folder, and
 writing is logging; else files are uploaded. Every write to MLflow is an operation that can be repeated: if the store is
@@ -13,27 +13,21 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # else one call to a store that is away takes minutes
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-
 import mlflow
-import requests
 from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
-from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.uri import is_local_uri
 
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.errors import UserError
+from grpo_mlflow.tracking.store import STORE_ERRORS, connect, local_path, one_line, redact
 
-STORE_ERRORS = (MlflowException, requests.exceptions.RequestException, OSError)
 _RETRY_SECONDS = 30.0
 _NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 log = logging.getLogger(__name__)
@@ -68,6 +62,9 @@ class NullTracker:
     def remove(self, name: str) -> None:
         pass
 
+    def register(self, name: str, alias: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> None:
+        pass
+
     def finish(self, status: str) -> None:
         pass
 
@@ -78,7 +75,7 @@ class Tracker(NullTracker):
     def __init__(self, client: mlflow.MlflowClient, run: Run) -> None:
         self._client, self.run_id = client, run.info.run_id
         self.url = mlflow.get_tracking_uri()
-        local = _local_path(run.info.artifact_uri)
+        local = local_path(run.info.artifact_uri)
         self._uploads = local is None
         super().__init__(local or Path("outputs").absolute() / self.run_id)
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -130,6 +127,10 @@ class Tracker(NullTracker):
         """Delete an artifact that was published."""
         if self._uploads:
             self._do("remove", name)
+
+    def register(self, name: str, alias: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> None:
+        """Make an artifact of a run the newest version of a registered model, and let the alias name it."""
+        self._do("register", name, alias, run_id, artifact, dict(tags))
 
     def watch_system(self) -> None:
         """Log CPU, memory and GPU use in the background until the run ends."""
@@ -199,6 +200,8 @@ class Tracker(NullTracker):
             elif path.exists():  # it may have been pruned while the store was away
                 parent = str(Path(values[0]).parent)
                 self._artifacts.log_artifact(str(path), None if parent == "." else parent)
+        elif kind == "register":
+            _register(client, *values)
         elif kind == "remove":
             self._artifacts.delete_artifacts(values[0])
         else:
@@ -264,52 +267,12 @@ def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     return str(client.get_experiment_by_name(name).experiment_id)
 
 
-def connect(uri: str | None = None) -> mlflow.MlflowClient:
-    """Return a client of the store: `uri`, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"  # else it breaks in another folder
-    try:
-        mlflow.set_tracking_uri(uri)
-        return mlflow.MlflowClient()
-    except STORE_ERRORS as error:
-        raise UserError(f"tracking.uri = {redact(uri)!r}: {one_line(error)}") from error
-
-
-def artifact(client: mlflow.MlflowClient, run_id: str, name: str) -> Path:
-    """Return a local path of an artifact, downloading it where the store is not a local folder.
-
-    Raises:
-        UserError: there is no such run or artifact.
-    """
-    try:
-        run = client.get_run(run_id)
-        local = _local_path(run.info.artifact_uri)
-        path = local / name if local else Path(client.download_artifacts(run_id, name))
-    except STORE_ERRORS as error:
-        raise UserError(f"run {run_id}: {one_line(error)}") from error
-    if not path.exists():
-        raise UserError(f"run {run_id}: has no artifact {name}")
-    return path
-
-
-def folders(client: mlflow.MlflowClient, run_id: str, name: str) -> list[str]:
-    """Return the names of the folders inside an artifact folder, sorted."""
-    try:
-        found: Iterable[Any] = client.list_artifacts(run_id, name)
-    except STORE_ERRORS as error:
-        raise UserError(f"run {run_id}: {one_line(error)}") from error
-    return sorted(Path(entry.path).name for entry in found if entry.is_dir)
-
-
-def _local_path(uri: str) -> Path | None:
-    return Path(local_file_uri_to_path(uri)).absolute() if is_local_uri(uri) else None
-
-
-def redact(text: str) -> str:
-    """Return the text with the user and password of addresses hidden."""
-    return re.sub(r"://[^/\s@]+@", "://***@", text)
-
-
-def one_line(error: BaseException) -> str:
-    return redact(" ".join(str(error).split()))[:300]
+def _register(
+    client: mlflow.MlflowClient, name: str, alias: str, run_id: str, artifact: str, tags: Mapping[str, str]
+) -> None:
+    source = f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    known = [v for v in client.search_model_versions(f"name = '{name}'") if v.source == source]
+    version = known[0] if known else client.create_model_version(name, source, run_id, tags=dict(tags))
+    client.set_registered_model_alias(name, alias, version.version)

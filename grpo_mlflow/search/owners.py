@@ -1,0 +1,69 @@
+"""Who works on something, and whether that process still lives.
+
+A process of this machine lives if its id and start time are those of a running one. Of another machine only its signs
+of life are known: time stamps that it renews, so the clocks of the machines should agree to within a minute.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+
+_BEAT = 20.0  # seconds between signs of life
+_DEAD = 180.0  # seconds without one until a process of another machine is given up; shorter has failed live trials
+log = logging.getLogger(__name__)
+
+
+def _machine() -> str:
+    """Name the machine; containers that share a host name differ by their process namespace."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
+def me() -> dict[str, Any]:
+    """Describe this process, now."""
+    pid = os.getpid()
+    return {"machine": _machine(), "pid": pid, "started": psutil.Process(pid).create_time(), "seen": time.time()}
+
+
+def gone(owner: Mapping[str, Any]) -> bool:
+    """Return whether the process that `me` described has ended."""
+    if owner["machine"] != _machine():
+        return bool(time.time() - owner["seen"] > _DEAD)
+    try:
+        process = psutil.Process(owner["pid"])
+        return abs(process.create_time() - owner["started"]) > 1.0 or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@contextmanager
+def showing_life(write: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Let `write` note what `me` says, now and again until the block ends."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT):
+            try:
+                write(me())
+            except Exception as error:  # a storage may be away for a while; what is under way goes on
+                log.warning("sign of life not noted: %s", error)
+
+    write(me())
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

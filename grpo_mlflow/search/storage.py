@@ -1,0 +1,65 @@
+"""Where studies are kept: sqlite on one machine, PostgreSQL for several, or a journal file."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from grpo_mlflow.errors import ConfigError, UserError
+from grpo_mlflow.tracking import one_line, redact
+
+_ALLOWED = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE, journal:FILE"
+_ATTEMPTS = 4
+
+
+def open_storage(url: str | None) -> BaseStorage:
+    """Open the storage at `url`, by default optuna.db in the current folder.
+
+    Raises:
+        ConfigError: it is not an address of a storage.
+        UserError: it cannot be opened.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is said below, in one line
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    url = url or f"sqlite:///{Path('optuna.db').absolute()}"
+    where = f"search.storage = {redact(url)!r}"
+    if url.startswith("journal:"):
+        return _open_journal(Path(url.removeprefix("journal:")).expanduser(), where)
+    try:
+        made = make_url(url)
+        made.get_dialect()
+    except (ArgumentError, ValueError):
+        raise ConfigError(f"{where}: not an address of a storage; allowed: {_ALLOWED}") from None
+    options = {"connect_args": {"timeout": 60.0}} if made.get_backend_name() == "sqlite" else {}
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except DBAPIError as error:
+            # Two processes may make the tables of a new database at once: the slower one finds them a moment later.
+            if attempt == _ATTEMPTS:
+                raise UserError(f"{where}: {one_line(error.orig or error)}") from error
+            time.sleep(0.3 * attempt)
+        except ImportError as error:
+            driver = made.get_backend_name()
+            hint = "pip install 'grpo-mlflow[postgresql]'" if driver == "postgresql" else f"a driver for {driver}"
+            raise UserError(f"{where}: {one_line(error)}; needed: {hint}") from error
+        except Exception as error:  # a version of the tables that Optuna does not know, and such
+            raise UserError(f"{where}: {one_line(error)}") from error
+    raise AssertionError("unreachable")
+
+
+def _open_journal(path: Path, where: str) -> JournalStorage:
+    if not path.name:
+        raise ConfigError(f"{where}: names no file; allowed: {_ALLOWED}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path.absolute())))
+    except Exception as error:  # no right to write there, or a file that is no journal
+        raise UserError(f"{where}: {one_line(error)}") from error

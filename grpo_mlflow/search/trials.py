@@ -1,0 +1,184 @@
+"""Running the trials of a study: settings from the sampler, a training run for each, its scores to the pruner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from grpo_mlflow import interrupts, runs, sources
+from grpo_mlflow.config import Config, Resolved, overlay
+from grpo_mlflow.console import Console
+from grpo_mlflow.errors import Pruned, UserError
+from grpo_mlflow.evaluation import Evaluation
+from grpo_mlflow.interrupts import Interrupted
+from grpo_mlflow.search import owners
+from grpo_mlflow.search import study as studies
+from grpo_mlflow.search.paired import rates_key
+from grpo_mlflow.search.space import Space
+from grpo_mlflow.statistics import mean
+from grpo_mlflow.trainer import Progress
+
+Train = Callable[[Resolved, "sources.Stored | None", runs.Trial], object]
+
+
+class Search:
+    """Runs trials of a study under one parent run.
+
+    Args:
+        baseline: the evaluation of the untrained model, which trials share; None: each makes its own.
+        train: what a trial does; it calls the hooks of the `runs.Trial` that it is given.
+    """
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        space: Space,
+        study: optuna.Study,
+        parent: str,
+        console: Console,
+        baseline: Evaluation | None = None,
+        train: Train = runs.train,
+    ) -> None:
+        self._resolved, self._space, self._study = resolved, space, study
+        self._parent, self._console = parent, console
+        self._baseline, self._train = baseline, train
+        self._started = time.monotonic()
+        self._unsigned: dict[int, float] = {}
+
+    def run(self, between: Callable[[], None] = lambda: None) -> None:
+        """Run trials while any waits in the queue, or until the time is up. A failed trial does not end the study.
+
+        `between` is called before each trial.
+        """
+        while True:
+            between()
+            if self._time_is_up or not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                return
+            self._run_one()
+            self._console.say(studies.progress(self._study, self._started))
+
+    def revive(self) -> None:
+        """Put back the trials whose process is gone."""
+        for line in studies.revive(self._study, self._unsigned):
+            self._console.warn(line)
+
+    def config_of(self, values: Mapping[str, Any]) -> Resolved:
+        """Return the config with a trial's settings."""
+        return overlay(self._resolved, values, "trial")
+
+    @property
+    def _time_is_up(self) -> bool:
+        limit = self._resolved.config.search.timeout
+        return limit is not None and time.monotonic() - self._started > limit
+
+    def _run_one(self) -> None:
+        trial = self._study.ask()
+        if studies.SLOT not in trial.user_attrs:  # another process took the last place between our look and our trial
+            trial.set_user_attr("note", "the queue was empty")
+            self._study.tell(trial, state=TrialState.FAIL)
+            return
+        try:
+            with owners.showing_life(lambda owner: trial.set_user_attr(studies.OWNER, owner)):
+                values = self._perform(trial)
+        except Pruned:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        except (Interrupted, KeyboardInterrupt):
+            with interrupts.deferred():
+                self._study.tell(trial, state=TrialState.FAIL)
+                studies.put_back(self._study, trial)
+            raise
+        except Exception as error:
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            self._console.warn(f"trial {trial.number} failed: {kind}{error}")
+            trial.set_user_attr("error", f"{kind}{error}"[:500])
+            self._study.tell(trial, state=TrialState.FAIL)
+        else:
+            self._study.tell(trial, values)
+
+    def _perform(self, trial: optuna.Trial) -> list[float]:
+        """Return the objective values of a trial: those of an equal one, or those of a training run."""
+        values = self._space.suggest(trial)
+        trial.set_user_attr(studies.SETTLED, True)
+        if (equal := self._equal(trial)) is not None:
+            trial.set_user_attr(studies.DUPLICATE_OF, equal.number)
+            self._console.say(f"  trial {trial.number} has the settings of trial {equal.number} and shares its result")
+            if equal.state == TrialState.PRUNED:
+                raise Pruned(f"as trial {equal.number}")
+            assert equal.values is not None
+            return list(equal.values)
+        settings = ", ".join(f"{key} = {value}" for key, value in values.items())
+        self._console.say(f"  trial {trial.number}  {settings}")
+        resolved = self.config_of(values)
+        run_id = trial.user_attrs.get(studies.RUN_ID)
+        stored = sources.find(run_id, resolved.config.tracking.uri) if run_id else None
+        self._repeat_reports(trial, stored)
+        tags = {"optuna.trial": str(trial.number), "optuna.study": self._study.study_name}
+        hooks = runs.Trial(
+            runs.Nested(self._parent, f"trial-{trial.number}", tags),
+            lambda run_id: trial.set_user_attr(studies.RUN_ID, run_id),
+            lambda progress, evaluation: self._report(trial, resolved.config, progress, evaluation),
+            self._baseline if _evaluated_alike(resolved.config, self._resolved.config) else None,
+        )
+        self._train(resolved, stored, hooks)
+        return self._values(trial)
+
+    def _report(self, trial: optuna.Trial, config: Config, progress: Progress, evaluation: Evaluation) -> None:
+        step = progress.iteration
+        if step == 0:
+            return  # the same for all trials
+        rates = evaluation.success_rates(config.search.k)
+        trial.set_user_attr(rates_key(step), rates)
+        trial.set_user_attr(studies.TOKENS, progress.tokens)
+        trial.set_user_attr(studies.SECONDS, progress.seconds)
+        self._console.say(f"  trial {trial.number}  iteration {step:>4}  {evaluation.summary()}")
+        if len(self._study.directions) > 1:
+            return  # Optuna neither takes reports nor prunes there
+        trial.report(mean(rates), step)
+        if step < config.train.iterations and trial.should_prune():
+            raise Pruned(f"trial {trial.number} at iteration {step}")
+
+    def _repeat_reports(self, trial: optuna.Trial, stored: sources.Stored | None) -> None:
+        """Report again what the run reported before it was put back, up to the checkpoint that it goes on from."""
+        reached = stored.checkpoint.iteration if stored and stored.checkpoint else 0
+        for step, rates in studies.curve(trial).items():
+            if step <= reached and len(self._study.directions) == 1:
+                trial.report(mean(rates), step)
+
+    def _values(self, trial: optuna.Trial) -> list[float]:
+        search = self._resolved.config.search
+        rates = list(studies.curve(trial).values())
+        if not rates:
+            raise UserError(f"trial {trial.number} ended without an evaluation")
+        value = studies.objective_value(rates, search.objective, search.objective_window)
+        if len(self._study.directions) == 1:
+            return [value]
+        return [value, float(trial.user_attrs[search.cost])]
+
+    def _equal(self, trial: optuna.Trial) -> FrozenTrial | None:
+        """Return an earlier trial with the same settings that was finished or pruned, after waiting for it to end."""
+        while True:
+            earlier = [
+                other
+                for other in self._study.get_trials(deepcopy=False)[: trial.number]
+                if studies.SLOT in other.user_attrs
+            ]
+            for other in earlier:
+                if other.params == trial.params and other.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                    return other
+            running = [other for other in earlier if other.state == TrialState.RUNNING]
+            # One without all of its settings yet may turn out to be equal, too.
+            if not any(o.params == trial.params or studies.SETTLED not in o.user_attrs for o in running):
+                return None
+            self.revive()
+            time.sleep(0.2)
+
+
+def _evaluated_alike(config: Config, other: Config) -> bool:
+    """Return whether the untrained model scores the same under both."""
+    parts = ("seed", "model", "generation", "eval")
+    same_task = (config.data.task, sources.task_settings(config)) == (other.data.task, sources.task_settings(other))
+    return same_task and all(getattr(config, part) == getattr(other, part) for part in parts)

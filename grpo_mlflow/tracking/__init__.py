@@ -1,0 +1,27 @@
+"""MLflow: the one package that imports it."""
+
+from grpo_mlflow.tracking.store import (
+    STORE_ERRORS,
+    artifact,
+    connect,
+    end_abandoned,
+    folders,
+    one_line,
+    redact,
+    registered,
+)
+from grpo_mlflow.tracking.tracker import NullTracker, Tracker, start
+
+__all__ = [
+    "STORE_ERRORS",
+    "NullTracker",
+    "Tracker",
+    "artifact",
+    "connect",
+    "end_abandoned",
+    "folders",
+    "one_line",
+    "redact",
+    "registered",
+    "start",
+]

@@ -1,0 +1,103 @@
+"""The MLflow store: connecting to it, and reading what runs have left."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # else one call to a store that is away takes minutes
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+import mlflow
+import requests
+from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
+
+from grpo_mlflow.errors import UserError
+
+STORE_ERRORS = (MlflowException, requests.exceptions.RequestException, OSError)
+
+
+def connect(uri: str | None = None) -> mlflow.MlflowClient:
+    """Return a client of the store: `uri`, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"  # else it breaks in another folder
+    try:
+        mlflow.set_tracking_uri(uri)
+        return mlflow.MlflowClient()
+    except STORE_ERRORS as error:
+        raise UserError(f"tracking.uri = {redact(uri)!r}: {one_line(error)}") from error
+
+
+def artifact(client: mlflow.MlflowClient, run_id: str, name: str) -> Path:
+    """Return a local path of an artifact, downloading it where the store is not a local folder.
+
+    Raises:
+        UserError: there is no such run or artifact.
+    """
+    try:
+        run = client.get_run(run_id)
+        local = local_path(run.info.artifact_uri)
+        path = local / name if local else Path(client.download_artifacts(run_id, name))
+    except STORE_ERRORS as error:
+        raise UserError(f"run {run_id}: {one_line(error)}") from error
+    if not path.exists():
+        raise UserError(f"run {run_id}: has no artifact {name}")
+    return path
+
+
+def folders(client: mlflow.MlflowClient, run_id: str, name: str) -> list[str]:
+    """Return the names of the folders inside an artifact folder, sorted."""
+    try:
+        found: Iterable[Any] = client.list_artifacts(run_id, name)
+    except STORE_ERRORS as error:
+        raise UserError(f"run {run_id}: {one_line(error)}") from error
+    return sorted(Path(entry.path).name for entry in found if entry.is_dir)
+
+
+def registered(client: mlflow.MlflowClient, uri: str) -> tuple[str, str]:
+    """Return the run and the checkpoint's name behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises:
+        UserError: there is no such model, or it is no checkpoint of a run of ours.
+    """
+    name = uri.removeprefix("models:/")
+    try:
+        if "@" in name:
+            found = client.get_model_version_by_alias(*name.split("@", 1))
+        else:
+            found = client.get_model_version(*name.split("/", 1))
+    except (*STORE_ERRORS, TypeError) as error:
+        raise UserError(
+            f"model {uri!r}: {one_line(error)}; allowed: models:/NAME@ALIAS, models:/NAME/VERSION"
+        ) from error
+    if not found.run_id or "/checkpoints/" not in found.source:
+        raise UserError(f"model {uri!r}: its source {found.source!r} is not a checkpoint of a run")
+    return found.run_id, found.source.rstrip("/").rsplit("/", 1)[-1]
+
+
+def end_abandoned(client: mlflow.MlflowClient, parent_run_id: str) -> None:
+    """Mark the nested runs that still show as running FAILED: their processes are gone, and nothing continues them."""
+    parent = client.get_run(parent_run_id)
+    children = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([parent.info.experiment_id], children):
+        client.set_terminated(run.info.run_id, "FAILED")
+        client.set_tag(run.info.run_id, "grpo.ended", "FAILED")
+
+
+def local_path(uri: str) -> Path | None:
+    return Path(local_file_uri_to_path(uri)).absolute() if is_local_uri(uri) else None
+
+
+def redact(text: str) -> str:
+    """Return the text with the user and password of addresses hidden."""
+    return re.sub(r"://[^/\s@]+@", "://***@", text)
+
+
+def one_line(error: BaseException) -> str:
+    return redact(" ".join(str(error).split()))[:300]
