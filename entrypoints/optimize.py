@@ -30,13 +30,15 @@ def main(argv: Sequence[str]) -> None:
     resolved.require_runnable()
     resolved.require_searchable()
     from grpo_mlflow.search import space_file
+    from grpo_mlflow.search.storage import open_storage
 
     found = space_file.load(resolved.config.search.space, resolved)
     if resolved.config.search.sampler == "grid":
         found.require_grid(resolved)
+    storage = open_storage(resolved.config.search.storage)
     from grpo_mlflow.search.optimize import optimize
 
-    optimize(resolved, found, argv)
+    optimize(resolved, found, storage, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""The errors that a person can mend. Everything else is a bug and keeps its traceback."""
+"""The errors that a person can mend, and how they are told. Everything else is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+import re
 
 
 class UserError(Exception):
@@ -15,3 +19,12 @@ class ConfigError(UserError):
     """A setting is wrong: each line names the key, the value and what is allowed."""
 
     exit_code = 2
+
+
+def redact(text: str) -> str:
+    """Return the text with the user and password of addresses hidden."""
+    return re.sub(r"://[^/\s@]+@", "://***@", text)
+
+
+def one_line(error: BaseException) -> str:
+    return redact(" ".join(str(error).split()))[:300]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from grpo_mlflow import policy, statistics, tiny, tracking
+from grpo_mlflow import errors, policy, statistics, tiny, tracking
 from grpo_mlflow.checkpoint import CheckpointStore
 from grpo_mlflow.config import Config
 from grpo_mlflow.console import Console
@@ -60,7 +60,7 @@ def conclude(config: Config, ended: Progress, tracker: NullTracker) -> str:
         f"files             {tracker.run_dir}",
     ]
     if isinstance(tracker, tracking.Tracker):
-        uri = tracking.redact(tracker.url)
+        uri = errors.redact(tracker.url)
         lines += [
             f"open it           {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}",
             f"train on          {_resume_command(config, tracker)} train.iterations={2 * config.train.iterations}",
@@ -81,5 +81,5 @@ def how_to_resume(config: Config, kind: str, tracker: NullTracker, how: str) -> 
 
 
 def _resume_command(config: Config, tracker: NullTracker) -> str:
-    store = f" tracking.uri={tracking.redact(config.tracking.uri)}" if config.tracking.uri else ""
+    store = f" tracking.uri={errors.redact(config.tracking.uri)}" if config.tracking.uri else ""
     return f"python -m entrypoints.train resume={tracker.run_id}{store}"

@@ -24,11 +24,12 @@ from grpo_mlflow.batching import interleave
 from grpo_mlflow.checkpoint import CheckpointStore, name_of
 from grpo_mlflow.config import Config, dump
 from grpo_mlflow.console import Console
+from grpo_mlflow.errors import redact
 from grpo_mlflow.generation import Generator
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.statistics import mean
 from grpo_mlflow.tasks import Task
-from grpo_mlflow.tracking import NullTracker, redact
+from grpo_mlflow.tracking import NullTracker
 from grpo_mlflow.types import Group
 from grpo_mlflow.update import Learner
 

@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[str, BaseDistribution]] = {
     "log": ("train.lr: {low: 1e-5, high: 1e-3, log: true}", FloatDistribution(1e-5, 1e-3, log=True)),
     "float step": ("generation.temperature: {low: 0.7, high: 1.1, step: 0.1}", FloatDistribution(0.7, 1.1, step=0.1)),
     "mixed ends": ("train.kl_coef: {low: 0, high: 0.1}", FloatDistribution(0, 0.1)),
+    "whole ends of a float": ("train.weight_decay: {low: 0, high: 1}", FloatDistribution(0, 1)),
     "int": ("train.epochs: {low: 1, high: 4}", IntDistribution(1, 4)),
     "int log": ("data.problems_per_iteration: {low: 8, high: 64, log: true}", IntDistribution(8, 64, log=True)),
     "int step": ("data.rollouts_per_problem: {low: 4, high: 16, step: 4}", IntDistribution(4, 16, step=4)),
@@ -87,6 +88,11 @@ FILES: dict[str, tuple[str, list[str]]] = {
         "train.epochs: [1, 2]\ntrain.clip_high: {low: 0.2, high: 0.4, when: {train.epochs: []}}",
         ["train.clip_high", "lists of values"],
     ),
+    "when that never is": (
+        "train.epochs: [1, 2]\ntrain.clip_high: {low: 0.2, high: 0.4, when: {train.epochs: [3]}}",
+        ["train.clip_high", "train.epochs is never 3"],
+    ),
+    "step that does not divide": ("train.epochs: {low: 1, high: 4, step: 2}", ["train.epochs", "step = 2", "divisor"]),
     "when as list": ("train.epochs: {choices: [1, 2], when: [seed]}", ["train.epochs", "when = ['seed']"]),
     "a list": ("- train.lr", ["expected settings", "train.lr: [1e-5, 1e-4]"]),
     "a word": ("train.lr", ["expected settings"]),
@@ -187,7 +193,7 @@ def test_every_value_of_a_shipped_space_is_in_the_config(name: str, preset: str)
 
 
 def test_the_shipped_spaces() -> None:
-    assert {"full", "tiny"} <= set(space_file.shipped())
+    assert {"full", "lora", "tiny"} <= set(space_file.shipped())
 
 
 def test_a_setting_that_is_not_switched_on_keeps_the_value_of_the_base(base: Resolved, tmp_path: Path) -> None:
@@ -214,10 +220,31 @@ train.clip_high: {low: 0.3, high: 0.4, when: {train.epochs: [2, 3], train.ratio_
     assert seen == {1, 2, 3}
 
 
-def test_a_step_that_does_not_divide_ends_below_high(base: Resolved, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="not divisible"):
-        found = load("data.rollouts_per_problem: {low: 4, high: 17, step: 4}", base, tmp_path)
-    assert found.grid() == {"data.rollouts_per_problem": [4, 8, 12, 16]}
+def test_the_configs_own_settings_are_known_to_the_space(base: Resolved, tmp_path: Path) -> None:
+    text = """
+train.lr: {low: 1e-4, high: 1e-3, log: true}
+train.epochs: [1, 2]
+train.clip_high: {low: 0.2, high: 0.4, when: {train.epochs: [2]}}
+"""
+    found = load(text, base, tmp_path)
+    own = {"train.lr": 4e-4, "train.epochs": 1}
+    assert found.own(base.config) == own
+    assert choices.queue(base.config, found)[:2] == [own, {}]
+    assert found.own(overlay(base, {"train.epochs": 2}, "test").config) == {
+        **own,
+        "train.epochs": 2,
+        "train.clip_high": 0.2,
+    }
+    outside = overlay(base, {"train.lr": 1e-5}, "test").config
+    assert found.own(outside) is None
+    assert choices.queue(outside, found) == [{}] * 12
+
+
+def test_a_grid_whose_combination_the_config_refuses_is_one_line(base: Resolved) -> None:
+    found = space_file.load("data.problems_per_iteration=[64,128] data.num_train_seeds=[100,4096]", base)
+    with pytest.raises(ConfigError) as error:
+        found.require_grid(base)
+    refused(error, ["data.problems_per_iteration = 128", "data.num_train_seeds = 100"])
 
 
 def test_the_guides_sweep_has_18_combinations() -> None:
@@ -300,13 +327,32 @@ COMMANDS: list[tuple[list[str], list[str]]] = [
     (["--n_trials", "0"], ["search.n_trials = 0", "greater than or equal to 1"]),
     (["--timeout", "-1"], ["search.timeout = -1", "greater than 0"]),
     (["search.k=64"], ["search.k = 64", "eval.replicates = 8"]),
+    (["--sampler", "nsga2"], ["search.pruner = 'paired'", "nsga2", "allowed: none"]),
+    (["search.objective=best", "search.k=4"], ["search.objective = 'best'", "search.k = 4", "last, mean"]),
+    (["search.objective=first"], ["search.objective = 'first'", "'last'"]),
+    (["search.confirm_replicates=2"], ["search.confirm_replicates = 2", "pass@4", "4 or more"]),
+    (["eval.enabled=false"], ["eval.enabled = false", "allowed: true"]),
+    (["--storage", "optuna.db"], ["search.storage = 'optuna.db'", "sqlite:///FILE", "journal:FILE"]),
+    (["--storage", "mongodb://host/db"], ["search.storage = 'mongodb://host/db'", "postgresql://"]),
+    (["--storage", "journal:"], ["search.storage = 'journal:'", "names no file"]),
     (["search.confirm_seed_start=5000"], ["search.confirm_seed_start = 5000", "overlap", "5256 or more"]),
 ]
 
 
-@pytest.mark.parametrize(("words", "fragments"), COMMANDS, ids=[" ".join(words) for words, _ in COMMANDS])
+# Storages that are named well but cannot be opened.
+UNREACHABLE: list[tuple[list[str], list[str]]] = [
+    (["--storage", "sqlite:////nowhere/at/all/optuna.db"], ["sqlite:////nowhere/at/all/optuna.db", "unable to open"]),
+    (["--storage", "postgresql://me:secret@127.0.0.1:1/db"], ["postgresql://***@127.0.0.1:1/db", "efused"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments", "code"),
+    [(*case, 2) for case in COMMANDS] + [(*case, 1) for case in UNREACHABLE],
+    ids=[" ".join(words) for words, _ in COMMANDS + UNREACHABLE],
+)
 def test_a_mistake_ends_the_command_before_anything_starts(
-    words: list[str], fragments: list[str], tmp_path: Path
+    words: list[str], fragments: list[str], code: int, tmp_path: Path
 ) -> None:
     (tmp_path / "space.yaml").write_text("train.lr: {low: 1e-3, high: 1e-4}")
     done = subprocess.run(
@@ -318,7 +364,7 @@ def test_a_mistake_ends_the_command_before_anything_starts(
         timeout=30,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (code, "")
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1
     assert lines[0].startswith("error: ")

@@ -35,7 +35,8 @@ def study_config(store: str, tmp_path: Path, *overrides: str) -> Resolved:
 
 
 def search(resolved: Resolved) -> list[Finalist]:
-    return optimize(resolved, space_file.load(resolved.config.search.space, resolved))
+    found = space_file.load(resolved.config.search.space, resolved)
+    return optimize(resolved, found, open_storage(resolved.config.search.storage))
 
 
 @pytest.fixture(autouse=True)

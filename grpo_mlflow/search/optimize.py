@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import optuna
 import torch
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from grpo_mlflow import evaluation, interrupts, runs, sources, tracking
@@ -25,7 +26,6 @@ from grpo_mlflow.search import lead, report
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
-from grpo_mlflow.search.storage import open_storage
 from grpo_mlflow.search.trials import Search
 from grpo_mlflow.sources import Stored
 from grpo_mlflow.tracking import NullTracker
@@ -36,13 +36,12 @@ _CHAMPION = "champion"
 _MAX_REPLACED = 10
 
 
-def optimize(resolved: Resolved, space: Space, command: Sequence[str] = ()) -> list[Finalist]:
+def optimize(resolved: Resolved, space: Space, storage: BaseStorage, command: Sequence[str] = ()) -> list[Finalist]:
     """Lead or join the study of the config; return the finalists, the winner first (none where it only joined).
 
     `command` are the words of this command, for the worker processes that `search.n_jobs` asks for.
     """
     search = resolved.config.search
-    storage = open_storage(search.storage)
     study = studies.open_study(storage, resolved.config, space)
     console = Console()
     while (right := lead.take(storage, search.study_name)) is None:

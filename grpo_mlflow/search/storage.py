@@ -12,8 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from grpo_mlflow.errors import ConfigError, UserError
-from grpo_mlflow.tracking import one_line, redact
+from grpo_mlflow.errors import ConfigError, UserError, one_line, redact
 
 _ALLOWED = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE, journal:FILE"
 _ATTEMPTS = 4
@@ -37,10 +36,12 @@ def open_storage(url: str | None) -> BaseStorage:
         made.get_dialect()
     except (ArgumentError, ValueError):
         raise ConfigError(f"{where}: not an address of a storage; allowed: {_ALLOWED}") from None
+    if made.drivername == "postgresql":  # which driver that means differs between versions of SQLAlchemy
+        made = made.set(drivername="postgresql+psycopg")
     options = {"connect_args": {"timeout": 60.0}} if made.get_backend_name() == "sqlite" else {}
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return RDBStorage(url, engine_kwargs=options)
+            return RDBStorage(made.render_as_string(hide_password=False), engine_kwargs=options)
         except DBAPIError as error:
             # Two processes may make the tables of a new database at once: the slower one finds them a moment later.
             if attempt == _ATTEMPTS:

@@ -6,8 +6,6 @@ from grpo_mlflow.tracking.store import (
     connect,
     end_abandoned,
     folders,
-    one_line,
-    redact,
     registered,
 )
 from grpo_mlflow.tracking.tracker import NullTracker, Tracker, start
@@ -20,8 +18,6 @@ __all__ = [
     "connect",
     "end_abandoned",
     "folders",
-    "one_line",
-    "redact",
     "registered",
     "start",
 ]

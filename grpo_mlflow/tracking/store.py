@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
-from grpo_mlflow.errors import UserError
+from grpo_mlflow.errors import UserError, one_line, redact
 
 STORE_ERRORS = (MlflowException, requests.exceptions.RequestException, OSError)
 
@@ -92,12 +91,3 @@ def end_abandoned(client: mlflow.MlflowClient, parent_run_id: str) -> None:
 
 def local_path(uri: str) -> Path | None:
     return Path(local_file_uri_to_path(uri)).absolute() if is_local_uri(uri) else None
-
-
-def redact(text: str) -> str:
-    """Return the text with the user and password of addresses hidden."""
-    return re.sub(r"://[^/\s@]+@", "://***@", text)
-
-
-def one_line(error: BaseException) -> str:
-    return redact(" ".join(str(error).split()))[:300]

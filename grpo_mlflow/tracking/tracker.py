@@ -25,8 +25,8 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 
 from grpo_mlflow.config.schema import TrackingConfig
-from grpo_mlflow.errors import UserError
-from grpo_mlflow.tracking.store import STORE_ERRORS, connect, local_path, one_line, redact
+from grpo_mlflow.errors import UserError, one_line, redact
+from grpo_mlflow.tracking.store import STORE_ERRORS, connect, local_path
 
 _RETRY_SECONDS = 30.0
 _NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
