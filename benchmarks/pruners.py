@@ -1,6 +1,7 @@
 """Which pruner ends hopeless trials and spares good ones? A simulation of noisy pass@1 learning curves.
 
-    python -m benchmarks.pruners --output pruners.json            # about two minutes on one core
+    python -m benchmarks.pruners --output pruners.json            # both families, about two minutes on one core
+    python -m benchmarks.pruners --family early --seed 1
     python -m benchmarks.pruners --looks 8 --problems 256         # as the preset `tiny` evaluates
 
 What is simulated. A study is a list of trials in random order, as random search proposes them. Trial i has a skill
@@ -13,9 +14,9 @@ common start to a final value that is drawn from a spread (so that final pass@1 
 
     s_i(t) = start + (final_i - start) * f_i(t) + w_i(t),   f_i(looks) = 1
 
-Of the trials, 60% rise as 1 - exp(-t / tau) with tau from 5% to 50% of the run, 25% start slowly (a logistic curve
-with its middle at 25% to 60% of the run; no worse in the end than others), 15% rise fast and fall again by up to a
-half. w_i is training noise, an autoregressive walk with standard deviation 0.08 (up to two points of pass@1). Every
+Of the trials, 60% rise as 1 - exp(-t / tau) with tau from 5% to 50% of the run, 25% start slowly (a logistic curve; no
+worse in the end than others), 15% rise fast and fall again by up to a half. The family says where the middle of the
+slow starters' curve is: at 25% to 60% of the run (`late`, the harder one) or at 20% to 45% (`early`). w_i is training noise, an autoregressive walk with standard deviation 0.08 (up to two points of pass@1). Every
 evaluation draws `replicates` answers to each of the same `problems`; a trial's true score is the mean of p_ij(looks)
 over 20,000 problems, its own part of the walk included.
 
@@ -27,6 +28,7 @@ What is measured, for each pruner, over all repeats:
              (three, because a study measures its finalists again)
     studies with a pruned equal:
       2      studies of one configuration and its equal (the same curve, other draws): one was pruned
+      3      studies of one configuration and two equals: one was pruned (a pruner that needs two rivals starts here)
       all    studies of all trials, to which an equal of the best is added: one of the two was pruned, not both
 
 Left out: that a sampler learns from pruned trials, and that the number of finished trials moves the final choice.
@@ -53,7 +55,7 @@ from grpo_mlflow.search import choices
 from grpo_mlflow.search.paired import PairedPruner, rates_key
 
 Array = NDArray[np.float64]
-Curves = Callable[[int], Array]
+FAMILIES = {"late": (0.25, 0.6), "early": (0.2, 0.45)}
 _START, _HARDNESS, _TASTE, _WALK = -1.2, 1.5, 0.5, 0.08
 
 
@@ -73,12 +75,12 @@ class Outcome:
     steps: NDArray[np.int64]
 
 
-def skills(rng: np.random.Generator, trials: int, looks: int) -> Array:
+def skills(rng: np.random.Generator, trials: int, looks: int, family: str = "late") -> Array:
     """Draw the skill of each trial at each evaluation, (trials, looks)."""
     final = rng.uniform(-0.9, 2.2, trials) - rng.exponential(0.35, trials)
     t = np.arange(1, looks + 1) / looks
     rise = 1 - np.exp(-t / rng.uniform(0.05, 0.5, (trials, 1)))
-    middle = rng.uniform(0.25, 0.6, (trials, 1))
+    middle = rng.uniform(*FAMILIES[family], (trials, 1))
     late = 1 / (1 + np.exp(-(t - middle) / 0.08)) - 1 / (1 + np.exp(middle / 0.08))
     fall = 1 + rng.uniform(0, 1, (trials, 1)) * np.clip(1 - t, 0, 0.5) * 2
     kind = rng.choice(3, size=(trials, 1), p=[0.6, 0.25, 0.15])
@@ -93,20 +95,13 @@ def skills(rng: np.random.Generator, trials: int, looks: int) -> Array:
     return found
 
 
-def measure(rng: np.random.Generator, skill: Array, problems: int, replicates: int) -> Study:
-    """Evaluate trials of the given skills: problems and tastes are drawn here, and so is luck."""
+def twins(rng: np.random.Generator, skill: Array, problems: int, replicates: int, equals: int = 1) -> Study:
+    """Evaluate trials of which the last `equals` are equals of the first: the same chances, other draws."""
     hardness = rng.normal(0, _HARDNESS, problems)
     tastes = rng.normal(0, _TASTE, (len(skill), problems))
-    return Study(_rates(rng, skill, hardness, tastes, replicates), _truth(skill[:, -1]))
-
-
-def twins(rng: np.random.Generator, skill: Array, problems: int, replicates: int) -> Study:
-    """Evaluate trials of which the last is the equal of the first: the same chances, other draws."""
-    hardness = rng.normal(0, _HARDNESS, problems)
-    tastes = rng.normal(0, _TASTE, (len(skill), problems))
-    both = np.concatenate([skill, skill[:1]])
+    both = np.concatenate([skill, *[skill[:1]] * equals])
     return Study(
-        _rates(rng, both, hardness, np.concatenate([tastes, tastes[:1]]), replicates),
+        _rates(rng, both, hardness, np.concatenate([tastes, *[tastes[:1]] * equals]), replicates),
         _truth(both[:, -1]),
     )
 
@@ -144,11 +139,11 @@ def run(study: Study, pruner: BasePruner, order: NDArray[np.int64]) -> Outcome:
 
 
 def pruners(looks: int) -> dict[str, Callable[[], BasePruner]]:
-    """Return what is compared: the paired pruner with several settings, and the others as the package sets them."""
-    found: dict[str, Callable[[], BasePruner]] = {}
-    for margin in (0.0, 0.02, 0.05, 0.1):
-        for alpha in (0.05, 0.2):
-            found[f"paired margin {margin} alpha {alpha}"] = lambda m=margin, a=alpha: PairedPruner(looks, m, a)  # type: ignore[misc]
+    """Return what is compared: the paired pruner without and with a margin, and the others as the package sets them."""
+    found: dict[str, Callable[[], BasePruner]] = {
+        "paired": lambda: PairedPruner(looks),
+        "paired, margin 0.05": lambda: PairedPruner(looks, margin=0.05),
+    }
     for name in ("median", "asha", "hyperband", "patient", "none"):
         config = resolve(
             "tiny",
@@ -158,8 +153,10 @@ def pruners(looks: int) -> dict[str, Callable[[], BasePruner]]:
     return found
 
 
-def compare(arguments: argparse.Namespace, compared: dict[str, Callable[[], BasePruner]]) -> list[dict[str, Any]]:
-    """Run every pruner on the same studies; return one record per pruner."""
+def compare(
+    arguments: argparse.Namespace, family: str, compared: dict[str, Callable[[], BasePruner]]
+) -> list[dict[str, Any]]:
+    """Run every pruner on the same studies of a family; return one record per pruner."""
     size = (arguments.problems, arguments.replicates)
     top = max(1, round(arguments.trials * 0.1))
     table: list[dict[str, Any]] = []
@@ -168,7 +165,7 @@ def compare(arguments: argparse.Namespace, compared: dict[str, Callable[[], Base
         wrong, used, best, equal = [], [], [], []
         for repeat in range(arguments.repeats):
             rng = np.random.default_rng([arguments.seed, repeat])
-            skill = skills(rng, arguments.trials, arguments.looks)
+            skill = skills(rng, arguments.trials, arguments.looks, family)
             skill = skill[np.argsort(-_truth(skill[:, -1]))]  # the best first: the equal added below is its
             study = twins(rng, skill, *size)
             order = rng.permutation(arguments.trials)
@@ -179,18 +176,20 @@ def compare(arguments: argparse.Namespace, compared: dict[str, Callable[[], Base
             best.append(study.truth[np.argsort(-seen)[:3]].max() / study.truth[0])
             pair = run(study, make(), rng.permutation(arguments.trials + 1)).pruned[[0, -1]]
             equal.append(pair.sum() == 1)
-        two = []
-        for repeat in range(arguments.pairs):
-            rng = np.random.default_rng([arguments.seed, 10**6 + repeat])
-            study = twins(rng, skills(rng, 1, arguments.looks), *size)
-            two.append(run(study, make(), np.arange(2)).pruned.any())
+        equals: dict[int, list[bool]] = {2: [], 3: []}
+        for count, found in equals.items():
+            for repeat in range(arguments.pairs):
+                rng = np.random.default_rng([arguments.seed, 10**6 + repeat])
+                study = twins(rng, skills(rng, 1, arguments.looks, family), *size, equals=count - 1)
+                found.append(bool(run(study, make(), np.arange(count)).pruned.any()))
         table.append(
             {
                 "pruner": name,
                 "wrong": float(np.mean(wrong)),
                 "steps": float(np.mean(used)),
                 "best": float(np.mean(best)),
-                "equal_2": float(np.mean(two)),
+                "equal_2": float(np.mean(equals[2])),
+                "equal_3": float(np.mean(equals[3])),
                 "equal_all": float(np.mean(equal)),
                 "seconds": time.perf_counter() - began,
             }
@@ -199,8 +198,11 @@ def compare(arguments: argparse.Namespace, compared: dict[str, Callable[[], Base
     return table
 
 
+_COLUMNS = ("wrong", "steps", "best", "equal_2", "equal_3", "equal_all")
+
+
 def _line(row: dict[str, Any]) -> str:
-    numbers = "  ".join(f"{row[key]:>9.3f}" for key in ("wrong", "steps", "best", "equal_2", "equal_all"))
+    numbers = "  ".join(f"{row[key]:>9.3f}" for key in _COLUMNS)
     return f"{row['pruner']:<32}  {numbers}"
 
 
@@ -213,16 +215,19 @@ def main() -> None:
     parser.add_argument("--looks", type=int, default=20, help="evaluations per trial")
     parser.add_argument("--problems", type=int, default=64, help="evaluation problems")
     parser.add_argument("--replicates", type=int, default=8, help="answers per problem")
+    parser.add_argument("--family", choices=[*FAMILIES, "all"], default="all", help="where slow starters rise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="where to write the table as JSON")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    header = "  ".join(f"{key:>9}" for key in ("wrong", "steps", "best", "equal 2", "equal all"))
-    print(f"{'pruner':<32}  {header}")
-    table = compare(arguments, pruners(arguments.looks))
+    header = "  ".join(f"{key:>9}" for key in _COLUMNS)
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for family in FAMILIES if arguments.family == "all" else [arguments.family]:
+        print(f"{'family ' + family:<32}  {header}")
+        tables[family] = compare(arguments, family, pruners(arguments.looks))
     if arguments.output:
         settings = {key: value for key, value in vars(arguments).items() if key != "output"}
-        arguments.output.write_text(json.dumps({"settings": settings, "table": table}, indent=1) + "\n")
+        arguments.output.write_text(json.dumps({"settings": settings, "families": tables}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,12 +19,14 @@ import pytest
 from mlflow.entities import Run
 from optuna.trial import TrialState
 
-from grpo_mlflow.config import Resolved, resolve
+from grpo_mlflow import sources
+from grpo_mlflow.config import Arguments, Resolved, resolve
+from grpo_mlflow.errors import UserError
 from grpo_mlflow.search import space_file
 from grpo_mlflow.search.confirm import Finalist
 from grpo_mlflow.search.optimize import optimize
 from grpo_mlflow.search.storage import open_storage
-from grpo_mlflow.search.study import final_trials, slots
+from grpo_mlflow.search.study import final_trials, objective_value, slots
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +114,127 @@ def test_a_failing_trial_ends_neither_the_study_nor_counts_as_a_score(store: str
     assert [finalist.trial.params["model.train_id"] for finalist in finalists] == ["tiny"]
     assert sorted(run.info.status for run in all_runs(store, "train")) == ["FAILED", "FINISHED"]
     assert all_runs(store, "optimize")[0].info.status == "FINISHED"
+
+
+def test_pruned_trials_show_as_pruned(store: str, tmp_path: Path) -> None:
+    """Threshold ends every trial whose pass@1 is below .02, which a learning rate of .1 sees to."""
+    words = ["search.space=train.lr=[1e-3,0.1]", "search.sampler=grid", "search.pruner=threshold"]
+    resolved = study_config(store, tmp_path, *words, "train.iterations=12", "eval.num_ids=32")
+    search(resolved)
+    states = {trial.params["train.lr"]: trial.state for trial in final_trials(load(resolved))}
+    assert states == {1e-3: TrialState.COMPLETE, 0.1: TrialState.PRUNED}
+    runs = {run.data.params["train.lr"]: run for run in all_runs(store, "train")}
+    assert (runs["0.1"].info.status, runs["0.1"].data.tags["optuna.state"]) == ("KILLED", "PRUNED")
+    assert (runs["0.001"].info.status, runs["0.001"].data.tags["optuna.trial"]) == ("FINISHED", "0")
+
+
+def test_the_untrained_model_is_evaluated_once_where_it_can_be(store: str, tmp_path: Path) -> None:
+    """A mark in the shared evaluation shows which trials use it."""
+    space = "search.space=train.lr=[1e-3,2e-3] generation.temperature=[0.5,1.0]"
+    search(study_config(store, tmp_path, space, "search.n_trials=1"))
+    (parent,) = all_runs(store, "optimize")
+    path = Path(parent.info.artifact_uri) / "study" / "baseline.jsonl"
+    path.write_text(re.sub(r'"reward": [0-9.]+', '"reward": 77.0', path.read_text()))
+    search(study_config(store, tmp_path, space, "search.sampler=grid"))
+    assert [run.info.run_name for run in all_runs(store, "evaluate")].count("baseline") == 1
+    client = mlflow.MlflowClient(store)
+    for run in all_runs(store, "train")[1:]:
+        first = client.get_metric_history(run.info.run_id, "eval/mean_at_1")[0]
+        assert (first.step, first.value == 77.0) == (0, run.data.params["generation.temperature"] == "1.0")
+
+
+def test_the_configs_own_settings_come_first_and_are_measured_beside_the_winner(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["search.space=train.lr='{low: 1e-5, high: 1e-2, log: true}'", "search.n_trials=3", "search.finalists=1"]
+    resolved = study_config(store, tmp_path, *words, "train.lr=1e-5", "train.lr_warmup_steps=0", "train.iterations=10")
+    (winner,) = search(resolved)
+    first = final_trials(load(resolved))[0]
+    assert first.params == {"train.lr": 1e-5}
+    (parent,) = all_runs(store, "optimize")
+    measured = {run.info.run_name: run.data.metrics["eval/pass_at_1"] for run in all_runs(store, "evaluate")}
+    assert measured[f"confirm-{winner.trial.number}"] == parent.data.metrics["study/confirmed_pass_at_1"]
+    assert measured["confirm-0"] == parent.data.metrics["study/own_pass_at_1"]
+    said = capsys.readouterr().out
+    assert winner.trial.number == 0 or "against your own settings" in said
+
+
+def test_the_winner_is_registered_and_can_be_evaluated_by_its_alias(store: str, tmp_path: Path) -> None:
+    (winner, *_) = search(study_config(store, tmp_path, "search.space=train.lr=[1e-3]", "search.n_trials=1"))
+    uri = f"tracking.uri={store}"
+    resolved, folder = sources.resolve_evaluation(Arguments("", (uri,), False, {}), "models:/grpo@champion", "best")
+    stored = sources.find(winner.trial.user_attrs["run_id"], store)
+    assert stored.checkpoint is not None
+    assert folder == stored.checkpoint.path
+    assert resolved.config.train.lr == 1e-3
+    with pytest.raises(UserError, match="models:/NAME@ALIAS"):
+        sources.find("models:/nobody@champion", store)
+
+
+def test_finalists_are_trained_again_with_new_seeds(store: str, tmp_path: Path) -> None:
+    words = ["search.space=train.lr=[1e-3,2e-3]", "search.sampler=grid", "search.finalists=1", "search.retrain_seeds=2"]
+    resolved = study_config(store, tmp_path, *words)
+    (winner,) = search(resolved)
+    again = [run for run in all_runs(store, "train") if run.info.run_name.startswith("retrain-")]
+    assert len({run.data.params["seed"] for run in again} - {"0"}) == 2
+    confirmed = [run for run in all_runs(store, "evaluate") if run.info.run_name.startswith("confirm-")]
+    scores = sorted(run.data.metrics["eval/pass_at_1"] for run in confirmed)
+    assert sorted(winner.retrained) == pytest.approx(scores)
+    assert winner.confirmed.value == pytest.approx(sum(scores) / 2)
+    assert {run.data.params["seed"] for run in confirmed} == {"0"}  # the same draws for all
+    search(resolved)  # what was measured is not measured again
+    assert len(all_runs(store, "train")) == 4
+
+
+def test_two_objectives(store: str, tmp_path: Path) -> None:
+    words = ["search.space=train.iterations=[2,4,6]", "search.sampler=nsga2", "search.n_trials=4", "search.cost=tokens"]
+    resolved = study_config(store, tmp_path, *words, "train.lr_warmup_steps=0")
+    search(resolved)
+    trials = final_trials(load(resolved))
+    assert len(trials[0].values) == 2
+    tokens = {trial.params["train.iterations"]: trial.values[1] for trial in trials}
+    assert sorted(tokens, key=lambda iterations: tokens[iterations]) == sorted(tokens)
+    run = sources.find(trials[0].user_attrs["run_id"], store)
+    assert run.checkpoint is not None
+    state = json.loads((run.checkpoint.path / "trainer" / "state.json").read_text())
+    assert state["progress"]["tokens"] == trials[0].values[1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "window", "expected"),
+    [("last", 3, 0.5), ("best", 3, 0.875), ("mean", 2, 0.6875), ("mean", 3, 0.5), ("mean", 9, 0.5)],
+)
+def test_a_trials_score(objective: str, window: int, expected: float) -> None:
+    rates = [[0.0, 0.25], [0.75, 1.0], [0.0, 1.0]]  # .125, .875, .5
+    assert objective_value(rates, objective, window) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ("train.iterations=6", "train.iterations = 6: study 'grpo' was begun with 4"),
+        ("search.objective=best", 'search.objective = "best": study \'grpo\' was begun with "last"'),
+        ("search.space=train.lr=[1e-3,3e-3]", "search.space: train.lr"),
+        ("search.sampler=nsga2", "begun with 1 objective"),
+    ],
+)
+def test_a_study_is_not_continued_with_what_cannot_be_compared(
+    store: str, tmp_path: Path, changed: str, named: str
+) -> None:
+    words = ["search.space=train.lr=[1e-3]", "search.n_trials=1"]
+    search(study_config(store, tmp_path, *words, "search.finalists=0"))
+    with pytest.raises(UserError, match=re.escape(named)):
+        search(study_config(store, tmp_path, *words, changed))
+    assert len(all_runs(store, "train")) == 1
+
+
+def test_no_trial_starts_after_the_time_is_up(store: str, tmp_path: Path) -> None:
+    words = ["search.space=train.lr='{low: 1e-4, high: 1e-2}'", "search.n_trials=50", "search.timeout=0.5"]
+    resolved = study_config(store, tmp_path, *words)
+    search(resolved)
+    states = [trial.state for trial in final_trials(load(resolved))]
+    assert 1 <= states.count(TrialState.COMPLETE) < 10
+    assert states.count(TrialState.WAITING) == 50 - states.count(TrialState.COMPLETE)
 
 
 def _command(store: str, tmp_path: Path, *overrides: str) -> subprocess.Popen[str]:

@@ -50,7 +50,7 @@ def all_figures(
     ]
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if len(complete) >= 4 and len({studies.score(trial) for trial in complete}) > 1:
-        text = "Share of the score's variance that a setting explains (fANOVA). With few trials it is a hint at most."
+        text = "How much a setting decides about a good score (PED-ANOVA). With few trials it is a hint at most."
         figures.append((text, _importances(study)))
     return figures
 
@@ -178,13 +178,14 @@ def _cost(trials: Sequence[FrozenTrial], k: int) -> Figure:
             if not front or y > front[-1][1]:
                 front.append((x, y))
         axes.step([x for x, _ in front], [y for _, y in front], where="post", color="grey", lw=1)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(text)
     panels[0].set_ylabel(f"pass@{k}")
     return figure
 
 
 def _importances(study: optuna.Study) -> Figure:
-    target = studies.score if len(study.directions) > 1 else None
+    target = (lambda trial: -studies.score(trial)) if len(study.directions) > 1 else None  # it looks for low ones
     found = get_param_importances(study, target=target)
     figure = Figure(figsize=(9, 0.4 * len(found) + 1.0))
     axes = figure.subplots()
