@@ -29,6 +29,7 @@ from grpo_mlflow.errors import UserError, one_line, redact
 from grpo_mlflow.tracking.store import STORE_ERRORS, connect, local_path
 
 _RETRY_SECONDS = 30.0
+_FLUSH_SECONDS = 2.0  # a call to a store costs as much for one step as for many
 _NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ class Tracker(NullTracker):
         super().__init__(local or Path("outputs").absolute() / self.run_id)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._spool = self.run_dir / "spool.jsonl"
-        self._retry_at = 0.0
+        self._retry_at = self._flush_at = 0.0
+        self._points: list[list[Any]] = []
         self._logged: dict[int, set[tuple[str, float]]] = {}
         self._monitor: SystemMetricsMonitor | None = None
         self._artifacts = get_artifact_repository(run.info.artifact_uri)
@@ -93,10 +95,16 @@ class Tracker(NullTracker):
         self._do("tags", dict(values))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log all values at one step in one call, unless a run before its resume logged the same."""
-        if not any(item in self._logged.get(step, ()) for item in values.items()):
-            allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
-            self._do("metrics", allowed, step, int(time.time() * 1000))
+        """Log all values at one step, unless a run before its resume logged the same.
+
+        They are sent together with those of other steps, within seconds and before anything else is written.
+        """
+        if any(item in self._logged.get(step, ()) for item in values.items()):
+            return
+        allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
+        self._points.append([allowed, step, int(time.time() * 1000)])
+        if time.monotonic() >= self._flush_at or self._spool.exists():  # while the store is away, the disk is safer
+            self._flush()
 
     def remember(self) -> None:
         """Take note of the curves that the run has, so that a resume that repeats steps gives one continuous curve.
@@ -148,6 +156,17 @@ class Tracker(NullTracker):
             log.warning("MLflow is away: resume=%s sends what is kept in %s", self.run_id, self._spool)
 
     def _do(self, *operation: Any) -> None:
+        self._flush()
+        self._perform(*operation)
+
+    def _flush(self) -> None:
+        """Send the metrics that wait."""
+        if self._points:
+            points, self._points = self._points, []
+            self._perform("metrics", points)
+        self._flush_at = time.monotonic() + _FLUSH_SECONDS
+
+    def _perform(self, *operation: Any) -> None:
         pending = [json.loads(line) for line in self._spool.read_text().splitlines()] if self._spool.exists() else []
         waiting = [*pending, list(operation)]
         if not pending or time.monotonic() >= self._retry_at:
@@ -189,8 +208,9 @@ class Tracker(NullTracker):
         elif kind == "tags":
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values[0].items()])
         elif kind == "metrics":
-            points, step, timestamp = values
-            client.log_batch(run_id, metrics=[Metric(key, value, timestamp, step) for key, value in points.items()])
+            points = [Metric(key, value, at, step) for named, step, at in values[0] for key, value in named.items()]
+            for start in range(0, len(points), 1000):
+                client.log_batch(run_id, metrics=points[start : start + 1000])
         elif kind == "table":
             client.log_table(run_id, data=values[1], artifact_file=values[0])
         elif kind == "publish":
