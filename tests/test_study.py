@@ -228,6 +228,19 @@ def test_a_study_is_not_continued_with_what_cannot_be_compared(
     assert len(all_runs(store, "train")) == 1
 
 
+def test_a_study_without_a_single_result_fails_and_says_why(store: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    names = f"search.space=model.train_id=[{tmp_path}/a,{tmp_path}/b]"
+    with pytest.raises(UserError, match=r"no trial finished; the first failed with: .*/a"):
+        search(study_config(store, tmp_path, "search.sampler=grid", names))
+    (parent,) = all_runs(store, "optimize")
+    assert parent.info.status == "FAILED"
+    table = (Path(parent.info.artifact_uri) / "study" / "trials.csv").read_text()
+    assert [row["state"] for row in csv.DictReader(io.StringIO(table))] == ["FAIL", "FAIL"]
+
+
 def test_no_trial_starts_after_the_time_is_up(store: str, tmp_path: Path) -> None:
     words = ["search.space=train.lr='{low: 1e-4, high: 1e-2}'", "search.n_trials=50", "search.timeout=0.5"]
     resolved = study_config(store, tmp_path, *words)

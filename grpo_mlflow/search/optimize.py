@@ -7,14 +7,10 @@ parent run and ends the study. The others run trials and leave.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import optuna
-import torch
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
@@ -22,18 +18,19 @@ from grpo_mlflow import evaluation, interrupts, runs, sources, tracking
 from grpo_mlflow.checkpoint import name_of
 from grpo_mlflow.config import Resolved, dump
 from grpo_mlflow.console import Console
+from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.search import lead, report
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.trials import Search
+from grpo_mlflow.search.workers import Workers
 from grpo_mlflow.sources import Stored
 from grpo_mlflow.tracking import NullTracker
 
 _PARENT = "parent_run_id"
 _BASELINE = "study/baseline.jsonl"
 _CHAMPION = "champion"
-_MAX_REPLACED = 10
 
 
 def optimize(resolved: Resolved, space: Space, storage: BaseStorage, command: Sequence[str] = ()) -> list[Finalist]:
@@ -42,6 +39,8 @@ def optimize(resolved: Resolved, space: Space, storage: BaseStorage, command: Se
     `command` are the words of this command, for the worker processes that `search.n_jobs` asks for.
     """
     search = resolved.config.search
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("optimize under a launcher of several processes: each would run the study; allowed: n_jobs")
     study = studies.open_study(storage, resolved.config, space)
     console = Console()
     while (right := lead.take(storage, search.study_name)) is None:
@@ -67,7 +66,7 @@ def _lead(
         baseline = _baseline(resolved, tracker, console)
         right.announce(tracker.run_id)
         work = Search(resolved, space, study, tracker.run_id, console, baseline)
-        with _Workers(search.n_jobs - 1, command).running() as workers:
+        with Workers(search.n_jobs - 1, command).running() as workers:
             _run_all(work, study, workers, console)
         right.require()
         confirmation = Confirmation(resolved, work, study, tracker.run_id, console)
@@ -78,8 +77,12 @@ def _lead(
             _leave(work, study, finalists, own, tracker, search.k)
             if finalists:
                 _register(config.tracking.uri, search.study_name, finalists[0], search.objective, tracker)
-        console.say(f"\n{report.summary(search.k, studies.final_trials(study), finalists, own)}")
+        trials = studies.final_trials(study)
+        console.say(f"\n{report.summary(search.k, trials, finalists, own)}")
         console.say(f"files     {tracker.run_dir / 'study'}")
+        failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+        if failed and not studies.ranked(trials):
+            raise UserError(f"no trial finished; the first failed with: {failed[0].user_attrs.get('error', 'unknown')}")
     return finalists
 
 
@@ -101,45 +104,7 @@ def _shared_baseline(resolved: Resolved, parent: str) -> evaluation.Evaluation:
     return evaluation.read(tracking.artifact(client, parent, _BASELINE))
 
 
-class _Workers:
-    """Further processes on this machine that join the study."""
-
-    def __init__(self, count: int, command: Sequence[str]) -> None:
-        self._words = [sys.executable, "-m", "entrypoints.optimize", *command]
-        self._environment = dict(os.environ)
-        self._environment.pop("MLFLOW_RUN_ID", None)  # the parent's
-        self._count, self._replaced = count, 0
-        self._processes: list[subprocess.Popen[bytes]] = []
-
-    @contextmanager
-    def running(self) -> Iterator[_Workers]:
-        """Start them, and end them with the block."""
-        if self._count:  # all processes share the cores, this one too
-            threads = max(1, torch.get_num_threads() // (self._count + 1))
-            torch.set_num_threads(threads)
-            self._environment["OMP_NUM_THREADS"] = str(threads)
-        try:
-            self._processes = [self._start() for _ in range(self._count)]
-            yield self
-        finally:
-            for process in self._processes:
-                if process.poll() is None:
-                    process.terminate()
-            for process in self._processes:
-                process.wait()
-
-    def replace_killed(self) -> None:
-        """Start another one for each that a signal has ended."""
-        for place, process in enumerate(self._processes):
-            if (process.poll() or 0) < 0 and self._replaced < _MAX_REPLACED:
-                self._replaced += 1
-                self._processes[place] = self._start()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._words, env=self._environment)
-
-
-def _run_all(work: Search, study: optuna.Study, workers: _Workers, console: Console) -> None:
+def _run_all(work: Search, study: optuna.Study, workers: Workers, console: Console) -> None:
     """Run trials, and wait for those of other processes; one whose process died goes back into the queue."""
 
     def between() -> None:
