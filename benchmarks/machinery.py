@@ -93,11 +93,12 @@ def measure(folder: Path, marks: list[int]) -> list[dict[str, Any]]:
     )
     config = resolved.config
     space = space_file.load(config.search.space, resolved)
-    study = studies.open_study(open_storage(config.search.storage), config, space)
-    studies.fill(study, config, space)
+    storage = open_storage(config.search.storage)
+    study = studies.open_study(storage, config, space)
+    queue = studies.Queue(study, storage, config, space)
     stub, table = Stub(), []
     with runs.session(resolved, "optimize") as (_, tracker, _console):
-        work = Search(resolved, space, study, tracker.run_id, Console(quiet=True), train=stub)
+        work = Search(resolved, space, study, queue, tracker.run_id, Console(quiet=True), train=stub)
         began, last, before = time.perf_counter(), 0.0, 0
 
         def between() -> None:
@@ -107,7 +108,7 @@ def measure(folder: Path, marks: list[int]) -> list[dict[str, Any]]:
                 spent = time.perf_counter() - began - stub.spent
                 started = time.perf_counter()
                 trials = studies.final_trials(study)[:ended]
-                tracker.text("study/report.html", report.page(study, 1, trials, [], None))
+                tracker.text("study/report.html", report.page(study, 1, trials, max(marks), [], None))
                 page = time.perf_counter() - started
                 stub.spent += page  # it is made once per study, and told apart
                 table.append(

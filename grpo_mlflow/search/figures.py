@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -186,7 +187,9 @@ def _cost(trials: Sequence[FrozenTrial], k: int) -> Figure:
 
 def _importances(study: optuna.Study) -> Figure:
     target = (lambda trial: -studies.score(trial)) if len(study.directions) > 1 else None  # it looks for low ones
-    found = get_param_importances(study, target=target)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # on few trials, which the caption says
+        found = get_param_importances(study, target=target)
     figure = Figure(figsize=(9, 0.4 * len(found) + 1.0))
     axes = figure.subplots()
     axes.barh(list(found)[::-1], list(found.values())[::-1])

@@ -19,7 +19,7 @@ from grpo_mlflow.checkpoint import name_of
 from grpo_mlflow.config import Resolved, dump
 from grpo_mlflow.console import Console
 from grpo_mlflow.errors import ConfigError, UserError
-from grpo_mlflow.search import lead, report
+from grpo_mlflow.search import report, rights
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
@@ -42,30 +42,35 @@ def optimize(resolved: Resolved, space: Space, storage: BaseStorage, command: Se
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("optimize under a launcher of several processes: each would run the study; allowed: n_jobs")
     study = studies.open_study(storage, resolved.config, space)
+    queue = studies.Queue(study, storage, resolved.config, space)
     console = Console()
-    while (right := lead.take(storage, search.study_name)) is None:
-        if (parent := lead.parent_of(storage, search.study_name)) is not None:
+    while (right := rights.take(storage, search.study_name)) is None:
+        if (parent := rights.parent_of(storage, search.study_name)) is not None:
             console.say(f"joining study {search.study_name}; the command that leads it will end it")
             baseline = _shared_baseline(resolved, parent)
             with interrupts.handled():
-                Search(resolved, space, study, parent, console, baseline).run()
+                Search(resolved, space, study, queue, parent, console, baseline).run()
             return []
     with right.held():
-        return _lead(resolved, space, study, right, command)
+        return _lead(resolved, space, study, queue, right, command)
 
 
 def _lead(
-    resolved: Resolved, space: Space, study: optuna.Study, right: lead.Lead, command: Sequence[str]
+    resolved: Resolved,
+    space: Space,
+    study: optuna.Study,
+    queue: studies.Queue,
+    right: rights.Right,
+    command: Sequence[str],
 ) -> list[Finalist]:
     config, search = resolved.config, resolved.config.search
-    studies.fill(study, config, space)
     known = study.user_attrs.get(_PARENT)
     with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
         study.set_user_attr(_PARENT, tracker.run_id)
         console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")
         baseline = _baseline(resolved, tracker, console)
         right.announce(tracker.run_id)
-        work = Search(resolved, space, study, tracker.run_id, console, baseline)
+        work = Search(resolved, space, study, queue, tracker.run_id, console, baseline)
         with Workers(search.n_jobs - 1, command).running() as workers:
             _run_all(work, study, workers, console)
         right.require()
@@ -74,11 +79,11 @@ def _lead(
         own = _own_settings(study, confirmation, finalists)
         tracking.end_abandoned(tracking.connect(config.tracking.uri), tracker.run_id)
         with interrupts.deferred():
-            _leave(work, study, finalists, own, tracker, search.k)
+            _leave(work, study, len(queue), finalists, own, tracker, search.k)
             if finalists:
                 _register(config.tracking.uri, search.study_name, finalists[0], search.objective, tracker)
-        trials = studies.final_trials(study)
-        console.say(f"\n{report.summary(search.k, trials, finalists, own)}")
+        trials = studies.begun_trials(study)
+        console.say(f"\n{report.summary(search.k, trials, len(queue), finalists, own)}")
         console.say(f"files     {tracker.run_dir / 'study'}")
         failed = [trial for trial in trials if trial.state == TrialState.FAIL]
         if failed and not studies.ranked(trials):
@@ -136,15 +141,16 @@ def _own_settings(study: optuna.Study, confirmation: Confirmation, finalists: Se
 def _leave(
     work: Search,
     study: optuna.Study,
+    total: int,
     finalists: Sequence[Finalist],
     own: Finalist | None,
     tracker: NullTracker,
     k: int,
 ) -> None:
     """Leave the table, the winner's config and the report in the parent run."""
-    trials = studies.final_trials(study)
+    trials = studies.begun_trials(study)
     tracker.text("study/trials.csv", report.trials_table(trials))
-    tracker.text("study/report.html", report.page(study, k, trials, finalists, own))
+    tracker.text("study/report.html", report.page(study, k, trials, total, finalists, own))
     if finalists:
         winner = finalists[0]
         tracker.text("study/best_config.yaml", dump(work.config_of(winner.trial.params).config))

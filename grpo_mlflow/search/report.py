@@ -51,15 +51,17 @@ def trials_table(trials: Sequence[FrozenTrial]) -> str:
     return out.getvalue()
 
 
-def summary(k: int, trials: Sequence[FrozenTrial], finalists: Sequence[Finalist], own: Finalist | None) -> str:
-    """Return the outcome in plain words."""
+def summary(
+    k: int, trials: Sequence[FrozenTrial], total: int, finalists: Sequence[Finalist], own: Finalist | None
+) -> str:
+    """Return the outcome in plain words; `trials` of `total` were begun."""
     counts = {state: sum(trial.state == state for trial in trials) for state in TrialState}
     text = (
         f"{len(trials)} trials: {counts[TrialState.COMPLETE]} finished, {counts[TrialState.PRUNED]} pruned, "
         f"{counts[TrialState.FAIL]} failed"
     )
-    if waiting := counts[TrialState.WAITING]:
-        text += f", {waiting} not begun (the same command goes on with them)"
+    if len(trials) < total:
+        text += f", {total - len(trials)} not begun (the same command goes on with them)"
     lines = [text]
     for place, finalist in enumerate(finalists):
         name = "winner  " if place == 0 else "finalist"
@@ -96,7 +98,12 @@ def _verdict(winner: Finalist, finalists: Sequence[Finalist], own: Finalist | No
 
 
 def page(
-    study: optuna.Study, k: int, trials: Sequence[FrozenTrial], finalists: Sequence[Finalist], own: Finalist | None
+    study: optuna.Study,
+    k: int,
+    trials: Sequence[FrozenTrial],
+    total: int,
+    finalists: Sequence[Finalist],
+    own: Finalist | None,
 ) -> str:
     """Return one HTML page with the summary, the figures (as embedded PNG) and the table."""
     images = "\n".join(
@@ -112,7 +119,7 @@ def page(
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(study.study_name)}</title>'
         f"<style>{_STYLE}</style><h1>Study {html.escape(study.study_name)}</h1>"
-        f"<pre>{html.escape(summary(k, trials, finalists, own))}</pre>"
+        f"<pre>{html.escape(summary(k, trials, total, finalists, own))}</pre>"
         "<p>The score in the search is that of the best of many noisy measurements, so it is a little too good; "
         "the score on fresh problems is not. Neither contains what another training seed would change, unless "
         "finalists were trained again.</p>"

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow.config import Config, flatten
 from grpo_mlflow.errors import UserError
-from grpo_mlflow.search import choices, owners
+from grpo_mlflow.search import choices, owners, rights
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.statistics import mean, rate_interval
@@ -34,6 +34,7 @@ SETTLED = "settled"  # its settings are all drawn
 TOKENS, SECONDS = "tokens", "seconds"  # what it has cost so far
 DUPLICATE_OF = "duplicate_of"
 _UNSIGNED = 30.0  # seconds that a running trial may have no owner
+_AHEAD = 16  # trials that wait at once
 _MAX_KILLED = 5  # a trial that ends its process this often (memory, a driver) is given up
 _MEASURING = ("search.k", "search.objective", "search.objective_window", "search.cost")
 _CONFIG = "config"
@@ -90,12 +91,33 @@ def _require_same(study: optuna.Study, config: Config, space: Space, objectives:
                 break
 
 
-def fill(study: optuna.Study, config: Config, space: Space) -> None:
-    """Make the queue as long as the study is to be. For the leader alone: two at once would fill it twice."""
-    wanted, own = choices.queue(config, space), space.own(config)
-    for slot in range(len(slots(study)), len(wanted)):
-        marks = {SLOT: slot, FIXED: wanted[slot], OWN: bool(own) and wanted[slot] == own}
-        study.enqueue_trial(wanted[slot], user_attrs=marks)
+class Queue:
+    """The places of a study's trials, of which a few at a time wait in the storage: each look at it reads them all."""
+
+    def __init__(self, study: optuna.Study, storage: BaseStorage, config: Config, space: Space) -> None:
+        self._study, self._storage = study, storage
+        self._wanted, self._own = choices.queue(config, space), space.own(config)
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def fill(self) -> bool:
+        """Return whether a trial waits, after queueing some if there are places left."""
+        while not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            first = len(slots(self._study))
+            if first >= len(self):
+                return False
+            right = rights.take(self._storage, self._study.study_name, rights.QUEUER)
+            if right is None:  # another process is at it
+                time.sleep(0.1)
+                continue
+            with right.held():
+                first = len(slots(self._study))
+                for slot in range(first, min(first + _AHEAD, len(self))):
+                    fixed = self._wanted[slot]
+                    marks = {SLOT: slot, FIXED: fixed, OWN: bool(self._own) and fixed == self._own}
+                    self._study.enqueue_trial(fixed, user_attrs=marks)
+        return True
 
 
 def slots(study: optuna.Study) -> dict[int, list[FrozenTrial]]:
@@ -108,8 +130,13 @@ def slots(study: optuna.Study) -> dict[int, list[FrozenTrial]]:
 
 
 def final_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the last trial of each place in the queue."""
+    """Return the last trial of each place that was begun or waits."""
     return [max(trials, key=lambda trial: trial.number) for _, trials in sorted(slots(study).items())]
+
+
+def begun_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return those of the final trials that do not wait."""
+    return [trial for trial in final_trials(study) if trial.state != TrialState.WAITING]
 
 
 def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -164,11 +191,11 @@ def revive(study: optuna.Study, unsigned: dict[int, float]) -> list[str]:
     return said
 
 
-def progress(study: optuna.Study, started: float) -> str:
-    """Return a line on where the study stands; `started` (monotonic) is when this process began."""
+def progress(study: optuna.Study, total: int, started: float) -> str:
+    """Return a line on where the study of `total` trials stands; `started` (monotonic) is when this process began."""
     trials = final_trials(study)
     ended = [trial for trial in trials if trial.state.is_finished()]
-    text = f"study: {len(ended)} of {len(trials)} trials, {sum(t.state == TrialState.PRUNED for t in ended)} pruned"
+    text = f"study: {len(ended)} of {total} trials, {sum(t.state == TrialState.PRUNED for t in ended)} pruned"
     if failed := sum(trial.state == TrialState.FAIL for trial in ended):
         text += f", {failed} failed"
     best = next(iter(ranked(ended)), None)
@@ -178,8 +205,8 @@ def progress(study: optuna.Study, started: float) -> str:
         text += f", best so far {interval} (trial {best.number})"
     since = time.time() - (time.monotonic() - started)
     mine = [trial for trial in ended if trial.datetime_complete and trial.datetime_complete.timestamp() >= since]
-    if mine and len(ended) < len(trials):
-        seconds = (time.monotonic() - started) / len(mine) * (len(trials) - len(ended))
+    if mine and len(ended) < total:
+        seconds = (time.monotonic() - started) / len(mine) * (total - len(ended))
         text += f", about {seconds:.0f}s left"
     return text
 

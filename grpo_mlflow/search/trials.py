@@ -38,28 +38,29 @@ class Search:
         resolved: Resolved,
         space: Space,
         study: optuna.Study,
+        queue: studies.Queue,
         parent: str,
         console: Console,
         baseline: Evaluation | None = None,
         train: Train = runs.train,
     ) -> None:
-        self._resolved, self._space, self._study = resolved, space, study
+        self._resolved, self._space, self._study, self._queue = resolved, space, study, queue
         self._parent, self._console = parent, console
         self._baseline, self._train = baseline, train
         self._started = time.monotonic()
         self._unsigned: dict[int, float] = {}
 
     def run(self, between: Callable[[], None] = lambda: None) -> None:
-        """Run trials while any waits in the queue, or until the time is up. A failed trial does not end the study.
+        """Run trials until no place is left or the time is up. A failed trial does not end the study.
 
         `between` is called before each trial.
         """
         while True:
             between()
-            if self._time_is_up or not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if self._time_is_up or not self._queue.fill():
                 return
             self._run_one()
-            self._console.say(studies.progress(self._study, self._started))
+            self._console.say(studies.progress(self._study, len(self._queue), self._started))
 
     def revive(self) -> None:
         """Put back the trials whose process is gone."""
