@@ -51,7 +51,7 @@ class Right:
         """Raise UserError if another process took this one for dead and has the right now."""
         if not self._is_ours():
             raise UserError(
-                f"study {self._name!r}: another command took over as its {self._role} while this one gave no sign of life"
+                f"study {self._name!r}: another became its {self._role} while this one gave no sign of life"
             )
 
     def _note(self, key: str, value: Any) -> None:
