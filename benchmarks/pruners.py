@@ -1,6 +1,6 @@
 """Which pruner ends hopeless trials and spares good ones? A simulation of noisy pass@1 learning curves.
 
-    python -m benchmarks.pruners --output pruners.json            # both families, about two minutes on one core
+    python -m benchmarks.pruners --output pruners.json            # both families, under a minute on one core
     python -m benchmarks.pruners --family early --seed 1
     python -m benchmarks.pruners --looks 8 --problems 256         # as the preset `tiny` evaluates
 
@@ -16,9 +16,10 @@ common start to a final value that is drawn from a spread (so that final pass@1 
 
 Of the trials, 60% rise as 1 - exp(-t / tau) with tau from 5% to 50% of the run, 25% start slowly (a logistic curve; no
 worse in the end than others), 15% rise fast and fall again by up to a half. The family says where the middle of the
-slow starters' curve is: at 25% to 60% of the run (`late`, the harder one) or at 20% to 45% (`early`). w_i is training noise, an autoregressive walk with standard deviation 0.08 (up to two points of pass@1). Every
-evaluation draws `replicates` answers to each of the same `problems`; a trial's true score is the mean of p_ij(looks)
-over 20,000 problems, its own part of the walk included.
+slow starters' curve is: at 25% to 60% of the run (`late`, the harder one) or at 20% to 45% (`early`). w_i is training
+noise, an autoregressive walk with standard deviation 0.08 (up to two points of pass@1). Every evaluation draws
+`replicates` answers to each of the same `problems`; a trial's true score is the mean of p_ij(looks) over 20,000
+problems, its own part of the walk included.
 
 What is measured, for each pruner, over all repeats:
 
@@ -39,6 +40,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +120,12 @@ def _truth(final: Array) -> Array:
 
 def run(study: Study, pruner: BasePruner, order: NDArray[np.int64]) -> Outcome:
     """Run the trials one after another, in the given order, in a real study in memory."""
-    running = optuna.create_study(direction="maximize", pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=0))
+    running = optuna.create_study(
+        study_name=str(zlib.crc32(study.rates.tobytes())),  # hyperband draws brackets by it; the default is random
+        direction="maximize",
+        pruner=pruner,
+        sampler=optuna.samplers.RandomSampler(seed=0),
+    )
     count, looks, _ = study.rates.shape
     pruned, steps = np.zeros(count, dtype=bool), np.zeros(count, dtype=np.int64)
     for number in order:

@@ -56,7 +56,8 @@ def steps(*values: Sequence[float]) -> dict[int, Sequence[float]]:
 def test_the_bound_by_hand() -> None:
     # d = -.5, -.3, -.4, -.2, -.6: mean -.4; squared deviations .01, .01, 0, .04, .04 add up to .1, so sd = sqrt(.1 / 4)
     # and the standard error is sqrt(.025 / 5) = .070711; Student's t has its 97.5% point for 4 degrees at 2.7764.
-    bound = PairedPruner(looks=2, alpha=0.05).upper_bound([0.1, 0.3, 0.2, 0.6, 0.4], [0.6, 0.6, 0.6, 0.8, 1.0])
+    # Of 4 looks, 2 are even; they share the error of 5%.
+    bound = PairedPruner(looks=4, alpha=0.05).upper_bound([0.1, 0.3, 0.2, 0.6, 0.4], [0.6, 0.6, 0.6, 0.8, 1.0])
     assert bound == pytest.approx(-0.4 + 2.7764 * 0.0707107, abs=2e-3)
 
 
@@ -76,20 +77,21 @@ def test_the_bound_does_not_see_how_hard_the_problems_are() -> None:
 def test_more_looks_and_less_error_widen_the_bound() -> None:
     bounds = [
         PairedPruner(looks, alpha=alpha).upper_bound(POOR, GOOD)
-        for looks, alpha in ((1, 0.2), (1, 0.05), (5, 0.05), (20, 0.05), (20, 0.01))
+        for looks, alpha in ((1, 0.2), (1, 0.05), (4, 0.05), (20, 0.05), (20, 0.01))
     ]
     assert bounds == sorted(bounds)
     assert len(set(bounds)) == len(bounds)
 
 
-def test_the_error_is_shared_by_all_looks() -> None:
-    shared = PairedPruner(looks=10, alpha=0.2).upper_bound(POOR, GOOD)
-    assert shared == pytest.approx(PairedPruner(looks=1, alpha=0.02).upper_bound(POOR, GOOD))
+@pytest.mark.parametrize(("looks", "even"), [(2, 1), (3, 1), (5, 2), (10, 5)])
+def test_the_error_is_shared_by_every_other_look(looks: int, even: int) -> None:
+    shared = PairedPruner(looks, alpha=0.2).upper_bound(POOR, GOOD)
+    assert shared == pytest.approx(PairedPruner(looks=1, alpha=0.2 / even).upper_bound(POOR, GOOD))
 
 
 def keen(looks: int, margin: float = 0.0) -> PairedPruner:
     """A pruner that needs one rival only and does not wait."""
-    return PairedPruner(looks, margin, rivals=1, warm_up=0.0)
+    return PairedPruner(looks, margin, rivals=1, patience=0.0)
 
 
 def test_a_clearly_worse_trial_is_pruned_once_its_slope_is_known() -> None:
@@ -100,20 +102,61 @@ def test_a_clearly_worse_trial_is_pruned_once_its_slope_is_known() -> None:
     assert keen(3).prune(study, trial(steps(GOOD, POOR, POOR)))
 
 
-def test_it_waits_for_the_warm_up_and_for_two_rivals() -> None:
-    one, two = (trial(steps(GOOD, GOOD, GOOD, GOOD), number, TrialState.COMPLETE) for number in (0, 1))
-    poor = trial(steps(POOR, POOR, POOR))
+def flat(*rates: float) -> dict[int, Sequence[float]]:
+    """The same rate of eight problems at each step."""
+    return steps(*([rate] * 8 for rate in rates))
+
+
+def test_it_waits_for_two_rivals() -> None:
+    one, two = (trial(steps(*[GOOD] * 10), number, TrialState.COMPLETE) for number in (0, 1))
+    weak = trial(steps(*[POOR] * 10), 2, TrialState.COMPLETE)
+    poor = trial(steps(*[POOR] * 6))
     assert PairedPruner(10).prune(study_of(one, two), poor)
     assert not PairedPruner(10).prune(study_of(one), poor)
-    assert not PairedPruner(10, warm_up=0.3).prune(study_of(one, two), poor)
-    weak = trial(steps(POOR, POOR, POOR, POOR), 2, TrialState.COMPLETE)
     assert not PairedPruner(10, rivals=3).prune(study_of(one, two, weak), poor)  # it is the equal of one of them
 
 
-def test_a_trial_that_rises_fast_enough_goes_on() -> None:
-    def flat(*rates: float) -> dict[int, Sequence[float]]:
-        return steps(*([rate] * 8 for rate in rates))
+def test_a_flat_trial_is_given_until_its_patience_is_over() -> None:
+    study = study_of(*(trial(flat(*[0.9] * 10), number, TrialState.COMPLETE) for number in (0, 1)))
+    pruner = PairedPruner(10, patience=0.4)
+    pruned = [pruner.prune(study, trial(flat(*[0.2] * looks))) for looks in range(1, 10)]
+    assert pruned == [False] * 5 + [True] * 4  # 5 and 6 are the first two evaluations in a row after .4 of 10
 
+
+@pytest.mark.parametrize("moved", [(0.2, 0.4, 0.4, 0.4), (0.4, 0.2, 0.2, 0.2)])
+def test_one_that_has_risen_and_stalled_or_has_fallen_is_not_waited_for(moved: tuple[float, ...]) -> None:
+    study = study_of(*(trial(flat(*[0.9] * 10), number, TrialState.COMPLETE) for number in (0, 1)))
+    assert PairedPruner(10, patience=0.4).prune(study, trial(flat(*moved)))
+
+
+def test_a_rise_within_the_noise_is_none() -> None:
+    study = study_of(*(trial(flat(*[0.9] * 10), number, TrialState.COMPLETE) for number in (0, 1)))
+    luck = [0.2, 0.3, 0.1, 0.2, 0.4, 0.2, 0.1, 0.2]  # mean .2125
+    noisy = trial(steps([0.2] * 8, luck, luck, luck))
+    assert not PairedPruner(10, patience=0.4).prune(study, noisy)
+    assert PairedPruner(10, patience=0.0).prune(study, noisy)
+
+
+def test_a_slow_starter_overtakes() -> None:
+    rng = np.random.default_rng(3)
+    rivals = [
+        trial(dict(enumerate(rng.binomial(8, 0.6, (20, 64)) / 8, 1)), number, TrialState.COMPLETE) for number in (0, 1)
+    ]
+    study = study_of(*rivals)
+    chances = 0.2 + 0.6 / (1 + np.exp(-(np.arange(1, 21) - 8) / 1.6))
+    rates = [(rng.binomial(8, chance, 64) / 8).tolist() for chance in chances]
+    for looks in range(1, 20):
+        assert not PairedPruner(20).prune(study, trial(dict(enumerate(rates[:looks], 1))))
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3, 4, 10])
+def test_few_looks(looks: int) -> None:
+    study = study_of(*(trial(flat(*[0.9] * looks), number, TrialState.COMPLETE) for number in (0, 1)))
+    pruned = [PairedPruner(looks).prune(study, trial(flat(*[0.1] * seen))) for seen in range(1, looks)]
+    assert any(pruned) == (looks >= 4)
+
+
+def test_a_trial_that_rises_fast_enough_goes_on() -> None:
     study = study_of(finished(flat(*[0.9] * 10)))
     # 7 evaluations left at 0.75 of a slope of 0.1: 0.525 makes up for 0.9 - 0.4; of 0.05: 0.2625 does not for 0.6
     assert not keen(10).prune(study, trial(flat(0.2, 0.3, 0.4)))
@@ -170,6 +213,16 @@ def test_a_finished_trial_without_these_steps_is_no_incumbent() -> None:
     assert not keen(3).prune(study_of(bare, other), trial(steps(POOR, POOR, POOR)))
 
 
+def test_rates_that_are_missing_are_passed_over() -> None:
+    bare, full = (trial(steps(GOOD, GOOD, GOOD), number, TrialState.COMPLETE) for number in (0, 1))
+    del bare.user_attrs[rates_key(20)], full.user_attrs[rates_key(10)]
+    poor = trial(steps(POOR, POOR, POOR))
+    assert keen(3).prune(study_of(bare, full), poor)  # one rival is enough, and has what is asked of it
+    assert not PairedPruner(3, patience=0.0).prune(study_of(bare, full), poor)
+    del poor.user_attrs[rates_key(20)]
+    assert not keen(3).prune(study_of(bare, full), poor)  # two evaluations are left
+
+
 def test_the_trial_is_compared_at_the_same_steps() -> None:
     late = finished(steps(POOR, POOR, POOR, GOOD, GOOD))
     assert not keen(5).prune(study_of(late), trial(steps(POOR, POOR, POOR)))
@@ -198,7 +251,7 @@ def test_a_whole_study() -> None:
     states = [one.state for one in study.trials]
     complete, pruned = TrialState.COMPLETE, TrialState.PRUNED
     assert states == [complete, complete, pruned, complete, pruned]  # pruning begins once there are two rivals
-    assert ended == {0.7: 6, 0.6: 6, 0.2: 3, 0.9: 6, 0.3: 3}
+    assert ended == {0.7: 6, 0.6: 6, 0.2: 4, 0.9: 6, 0.3: 4}
     assert study.trials[0].distributions == {"chance": FloatDistribution(0, 1)}
 
 
@@ -211,7 +264,6 @@ def test_of_two_equal_settings_one_is_seldom_pruned() -> None:
         first, second = rng.binomial(replicates, chances, (2, looks, problems)) / replicates
         study = study_of(finished(dict(enumerate(first))))
         pruned += any(
-            pruner.prune(study, trial({step: second[step] for step in range(look - 2, look + 1)}))
-            for look in range(2, looks)
+            pruner.prune(study, trial({step: second[step] for step in range(look + 1)})) for look in range(2, looks)
         )
     assert pruned / studies <= 0.05
