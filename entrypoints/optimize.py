@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     found = space_file.load(resolved.config.search.space, resolved)
     if resolved.config.search.sampler == "grid":
         found.require_grid(resolved)
-    storage = open_storage(resolved.config.search.storage)
+    storage = open_storage(resolved.config.search.storage, resolved.config.tracking.uri)
     from grpo_mlflow.search.optimize import optimize
 
     optimize(resolved, found, storage, argv)

@@ -241,6 +241,16 @@ def test_a_study_without_a_single_result_fails_and_says_why(store: str, tmp_path
     assert [row["state"] for row in csv.DictReader(io.StringIO(table))] == ["FAIL", "FAIL"]
 
 
+def test_a_study_stays_with_its_mlflow_store(store: str, tmp_path: Path) -> None:
+    words = ["search.space=train.lr=[1e-3]", "search.n_trials=1", "search.finalists=0"]
+    search(study_config(store, tmp_path, *words))
+    with pytest.raises(UserError, match="is not in this MLflow store"):
+        search(study_config(f"sqlite:///{tmp_path}/other.db", tmp_path, *words))
+    (tmp_path / "beside").mkdir()
+    open_storage(None, f"sqlite:///{tmp_path}/beside/mlflow.db")
+    assert (tmp_path / "beside" / "optuna.db").is_file()
+
+
 def test_no_trial_starts_after_the_time_is_up(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["search.space=train.lr='{low: 1e-4, high: 1e-2}'", "search.n_trials=50", "search.timeout=0.5"]
     resolved = study_config(store, tmp_path, *words)

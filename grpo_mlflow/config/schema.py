@@ -170,7 +170,7 @@ class SearchConfig(Section):
     )
     n_jobs: Positive = Field(1, description="trials at once on this machine, each in a process of its own")
     study_name: Annotated[str, Field(min_length=1)] = Field("grpo", description="running it again continues the study")
-    storage: str | None = Field(None, description="Optuna storage URL; null: sqlite:///optuna.db in the current folder")
+    storage: str | None = Field(None, description="Optuna storage URL; null: optuna.db beside the sqlite MLflow store")
     k: Positive = Field(1, description="the k of the pass@k to maximise")
     objective: Literal["last", "mean", "best"] = Field(
         "last", description="a trial's score: its last evaluation, the mean of its last ones, or its best"

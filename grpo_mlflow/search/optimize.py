@@ -67,6 +67,11 @@ def _lead(
 ) -> list[Finalist]:
     config, search = resolved.config, resolved.config.search
     known = study.user_attrs.get(_PARENT)
+    if known and not tracking.exists(tracking.connect(config.tracking.uri), known):
+        raise UserError(
+            f"study {search.study_name!r}: its parent run {known} is not in this MLflow store; allowed: the one "
+            "that it was begun with, or another search.study_name"
+        )
     with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
         study.set_user_attr(_PARENT, tracker.run_id)
         console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from pathlib import Path
@@ -18,8 +19,8 @@ _ALLOWED = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE, journal:FI
 _ATTEMPTS = 4
 
 
-def open_storage(url: str | None) -> BaseStorage:
-    """Open the storage at `url`, by default optuna.db in the current folder.
+def open_storage(url: str | None, tracking_uri: str | None = None) -> BaseStorage:
+    """Open the storage at `url`, by default optuna.db beside the MLflow store's file, else in the current folder.
 
     Raises:
         ConfigError: it is not an address of a storage.
@@ -27,7 +28,7 @@ def open_storage(url: str | None) -> BaseStorage:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is said below, in one line
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    url = url or f"sqlite:///{Path('optuna.db').absolute()}"
+    url = url or f"sqlite:///{_folder(tracking_uri) / 'optuna.db'}"
     where = f"search.storage = {redact(url)!r}"
     if url.startswith("journal:"):
         return _open_journal(Path(url.removeprefix("journal:")).expanduser(), where)
@@ -54,6 +55,12 @@ def open_storage(url: str | None) -> BaseStorage:
         except Exception as error:  # a version of the tables that Optuna does not know, and such
             raise UserError(f"{where}: {one_line(error)}") from error
     raise AssertionError("unreachable")
+
+
+def _folder(tracking_uri: str | None) -> Path:
+    """Return where the runs of a study are: a study and its runs belong together."""
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return Path(uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else "mlflow.db").absolute().parent
 
 
 def _open_journal(path: Path, where: str) -> JournalStorage:

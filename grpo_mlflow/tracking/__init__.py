@@ -5,6 +5,7 @@ from grpo_mlflow.tracking.store import (
     artifact,
     connect,
     end_abandoned,
+    exists,
     folders,
     registered,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "artifact",
     "connect",
     "end_abandoned",
+    "exists",
     "folders",
     "registered",
     "start",

@@ -50,6 +50,21 @@ def artifact(client: mlflow.MlflowClient, run_id: str, name: str) -> Path:
     return path
 
 
+def exists(client: mlflow.MlflowClient, run_id: str) -> bool:
+    """Return whether the store has the run.
+
+    Raises:
+        UserError: the store cannot be reached.
+    """
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise UserError(f"run {run_id}: {one_line(error)}") from error
+    return True
+
+
 def folders(client: mlflow.MlflowClient, run_id: str, name: str) -> list[str]:
     """Return the names of the folders inside an artifact folder, sorted."""
     try:
