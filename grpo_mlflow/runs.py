@@ -216,7 +216,7 @@ def _open(
 ) -> NullTracker:
     tracker: NullTracker | None = None
     if accelerator.is_main_process:
-        place = (nested.parent_run_id, nested.name) if nested else None
+        place = (nested.parent_run_id, nested.name, nested.tags) if nested else None
         tracker = tracking.start(config.tracking, kind, stored.run_id if stored else None, place)
         if nested:
             tracker.tags(nested.tags)

@@ -45,7 +45,10 @@ def all_figures(
             _history(shown, finalists, k),
         ),
         ("Learning curves. Dotted with a cross: pruned.", _curves(shown, k)),
-        ("Each line is a trial; its colour and its right end are its score.", _parallel(shown, k)),
+        (
+            "Each line is a trial, and its right end its score; the lighter and thicker, the better its rank.",
+            _parallel(shown, k),
+        ),
         ("Score against each setting.", _settings(shown, k)),
         ("Score against what the trial cost. The line joins those that nothing cheaper beats.", _cost(shown, k)),
     ]
@@ -100,11 +103,12 @@ def _parallel(trials: Sequence[FrozenTrial], k: int) -> Figure:
     scores = [shown_score(trial) or 0.0 for trial in trials]
     low, high = min(scores), max(scores)
     scale = {key: _Scale(trials, key) for key in keys}
-    for trial, score in sorted(zip(trials, scores, strict=True), key=lambda pair: pair[1]):
+    for rank, (trial, score) in enumerate(sorted(zip(trials, scores, strict=True), key=lambda pair: pair[1])):
         place = (score - low) / (high - low) if high > low else 0.5
+        better = rank / max(1, len(trials) - 1)  # one outlier must not make all others look alike
         heights = [scale[key].height(trial.params.get(key)) for key in keys] + [place]
         pruned = trial.state == TrialState.PRUNED
-        axes.plot(heights, color=colormaps["viridis"](place), ls=":" if pruned else "-", lw=1.0 + 1.5 * place)
+        axes.plot(heights, color=colormaps["viridis"](better), ls=":" if pruned else "-", lw=1.0 + 1.5 * better)
     for at, key in enumerate(keys):
         axes.axvline(at, color="grey", lw=0.8)
         for height, text in scale[key].ticks():

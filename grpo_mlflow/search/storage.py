@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 import warnings
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.engine import make_url
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from grpo_mlflow.errors import ConfigError, UserError, one_line, redact
@@ -42,7 +44,10 @@ def open_storage(url: str | None, tracking_uri: str | None = None) -> BaseStorag
     options = {"connect_args": {"timeout": 60.0}} if made.get_backend_name() == "sqlite" else {}
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return RDBStorage(made.render_as_string(hide_password=False), engine_kwargs=options)
+            storage = RDBStorage(made.render_as_string(hide_password=False), engine_kwargs=options)
+            if made.get_backend_name() == "sqlite":
+                _lock_at_begin(storage.engine)
+            return storage
         except DBAPIError as error:
             # Two processes may make the tables of a new database at once: the slower one finds them a moment later.
             if attempt == _ATTEMPTS:
@@ -55,6 +60,25 @@ def open_storage(url: str | None, tracking_uri: str | None = None) -> BaseStorag
         except Exception as error:  # a version of the tables that Optuna does not know, and such
             raise UserError(f"{where}: {one_line(error)}") from error
     raise AssertionError("unreachable")
+
+
+def _lock_at_begin(engine: Engine) -> None:
+    """Make every transaction take the database's lock as it begins.
+
+    Optuna takes a waiting trial by reading its state and then writing it, which is safe where the database locks rows.
+    sqlite has no such lock, and its driver begins a transaction only at the first write: two processes would both
+    read, and both take the trial.
+    """
+
+    def connected(connection: sqlite3.Connection, record: object) -> None:
+        connection.isolation_level = None  # the driver begins nothing by itself
+
+    def begun(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", begun)
+    engine.dispose()  # connections from before
 
 
 def _folder(tracking_uri: str | None) -> Path:

@@ -29,7 +29,8 @@ from grpo_mlflow.statistics import mean, rate_interval
 SLOT = "slot"  # its place in the queue; a trial that is put back keeps it
 FIXED = "fixed"  # the settings that the queue prescribes
 OWN = "own_settings"  # those are the config's own
-RUN_ID, OWNER, KILLED = "run_id", "owner", "killed"
+RUN_ID, OWNER = "run_id", "owner"
+KILLED = "killed"  # how often its process died; only trials that were put back have it
 SETTLED = "settled"  # its settings are all drawn
 TOKENS, SECONDS = "tokens", "seconds"  # what it has cost so far
 DUPLICATE_OF = "duplicate_of"
@@ -160,7 +161,7 @@ def curve(trial: FrozenTrial | optuna.Trial) -> dict[int, list[float]]:
 
 def put_back(study: optuna.Study, trial: FrozenTrial | optuna.Trial, **changes: Any) -> None:
     """Put an ended trial back into the queue, with its settings, its run and what it has reported."""
-    attributes = {key: value for key, value in trial.user_attrs.items() if key not in (OWNER, SETTLED)}
+    attributes = {KILLED: 0} | {key: value for key, value in trial.user_attrs.items() if key not in (OWNER, SETTLED)}
     study.enqueue_trial({**trial.user_attrs.get(FIXED, {}), **trial.params}, user_attrs={**attributes, **changes})
 
 

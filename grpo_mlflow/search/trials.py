@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from grpo_mlflow import interrupts, runs, sources
+from grpo_mlflow import interrupts, runs, sources, tracking
 from grpo_mlflow.config import Config, Resolved, overlay
 from grpo_mlflow.console import Console
 from grpo_mlflow.errors import Pruned, UserError
@@ -22,6 +22,7 @@ from grpo_mlflow.search.space import Space
 from grpo_mlflow.statistics import mean
 from grpo_mlflow.trainer import Progress
 
+_SLOT_TAG = "optuna.slot"
 Train = Callable[[Resolved, "sources.Stored | None", runs.Trial], object]
 
 
@@ -114,10 +115,10 @@ class Search:
         settings = ", ".join(f"{key} = {value}" for key, value in values.items())
         self._console.say(f"  trial {trial.number}  {settings}")
         resolved = self.config_of(values)
-        run_id = trial.user_attrs.get(studies.RUN_ID)
-        stored = sources.find(run_id, resolved.config.tracking.uri) if run_id else None
+        stored = self._stored(trial)
         self._repeat_reports(trial, stored)
-        tags = {"optuna.trial": str(trial.number), "optuna.study": self._study.study_name}
+        slot = str(trial.user_attrs[studies.SLOT])
+        tags = {"optuna.trial": str(trial.number), "optuna.study": self._study.study_name, _SLOT_TAG: slot}
         hooks = runs.Trial(
             runs.Nested(self._parent, f"trial-{trial.number}", tags),
             lambda run_id: trial.set_user_attr(studies.RUN_ID, run_id),
@@ -126,6 +127,18 @@ class Search:
         )
         self._train(resolved, stored, hooks)
         return self._values(trial)
+
+    def _stored(self, trial: optuna.Trial) -> sources.Stored | None:
+        """Return the run of a trial that was put back, and the checkpoint that it goes on from."""
+        uri = self._resolved.config.tracking.uri
+        if run_id := trial.user_attrs.get(studies.RUN_ID):
+            return sources.find(run_id, uri)
+        if studies.KILLED not in trial.user_attrs:
+            return None
+        # Its process may have died when the run was open, but the study did not know of it yet.
+        slot = str(trial.user_attrs[studies.SLOT])
+        opened = tracking.child(tracking.connect(uri), self._parent, _SLOT_TAG, slot)
+        return sources.Stored(opened, {}, None) if opened else None
 
     def _report(self, trial: optuna.Trial, config: Config, progress: Progress, evaluation: Evaluation) -> None:
         step = progress.iteration

@@ -3,6 +3,7 @@
 from grpo_mlflow.tracking.store import (
     STORE_ERRORS,
     artifact,
+    child,
     connect,
     end_abandoned,
     exists,
@@ -16,6 +17,7 @@ __all__ = [
     "NullTracker",
     "Tracker",
     "artifact",
+    "child",
     "connect",
     "end_abandoned",
     "exists",

@@ -95,6 +95,14 @@ def registered(client: mlflow.MlflowClient, uri: str) -> tuple[str, str]:
     return found.run_id, found.source.rstrip("/").rsplit("/", 1)[-1]
 
 
+def child(client: mlflow.MlflowClient, parent_run_id: str, tag: str, value: str) -> str | None:
+    """Return the newest nested run of a parent with a tag, or None."""
+    parent = client.get_run(parent_run_id)
+    wanted = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and tags.`{tag}` = '{value}'"
+    found = client.search_runs([parent.info.experiment_id], wanted, max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
 def end_abandoned(client: mlflow.MlflowClient, parent_run_id: str) -> None:
     """Mark the nested runs that still show as running FAILED: their processes are gone, and nothing continues them."""
     parent = client.get_run(parent_run_id)

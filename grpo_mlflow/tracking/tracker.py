@@ -31,6 +31,7 @@ from grpo_mlflow.tracking.store import STORE_ERRORS, connect, local_path
 _RETRY_SECONDS = 30.0
 _FLUSH_SECONDS = 2.0  # a call to a store costs as much for one step as for many
 _NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+Place = tuple[str, str, Mapping[str, str]]  # parent run id, name, tags
 log = logging.getLogger(__name__)
 
 
@@ -229,11 +230,14 @@ class Tracker(NullTracker):
 
 
 def start(
-    config: TrackingConfig, kind: str, resume: str | None = None, nested: tuple[str, str] | None = None
+    config: TrackingConfig,
+    kind: str,
+    resume: str | None = None,
+    nested: Place | None = None,
 ) -> Tracker:
     """Open the run to write to: the one to resume, else the one that `mlflow run` made, else a new one.
 
-    `nested` is (parent run id, name) of a trial: a new run beside nothing else, under the parent.
+    `nested` is the place of a trial: a new run, never the one that `mlflow run` made.
 
     Raises:
         UserError: the store cannot be reached, or there is no run to resume.
@@ -251,7 +255,7 @@ def start(
                 client.set_tag(adopted, "grpo.resumed", resume)
         elif nested:
             parent = client.get_run(nested[0])
-            tags = {**resolve_tags({}), "mlflow.parentRunId": nested[0]}
+            tags = {**resolve_tags({}), **nested[2], "mlflow.parentRunId": nested[0]}
             run = client.create_run(parent.info.experiment_id, run_name=nested[1], tags=tags)
         elif adopted:
             run = client.get_run(adopted)
