@@ -11,6 +11,10 @@ class UserError(Exception):
     exit_code = 1
 
 
+class StoreAway(UserError):
+    """The MLflow store does not take a new run: what needs one can only wait."""
+
+
 class Pruned(Exception):
     """A trial was ended early because it is hopeless: neither a failure nor a finish."""
 
@@ -23,7 +27,8 @@ class ConfigError(UserError):
 
 def redact(text: str) -> str:
     """Return the text with the user and password of addresses hidden."""
-    return re.sub(r"://[^/\s@]+@", "://***@", text)
+    text = re.sub(r"(password=)[^&\s'\"]+", r"\1***", text)
+    return re.sub(r"://[^\s'\"]*@", "://***@", text)
 
 
 def one_line(error: BaseException) -> str:

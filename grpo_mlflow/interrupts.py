@@ -47,8 +47,8 @@ def _in_main_thread() -> bool:
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted` inside the block."""
-    if not _in_main_thread():
+    """Turn SIGINT and SIGTERM into `Interrupted` inside the block. Inside another such block, that one does it."""
+    if not _in_main_thread() or signal.getsignal(signal.SIGINT) is _handle:
         yield
         return
     before = {number: signal.signal(number, _handle) for number in (signal.SIGINT, signal.SIGTERM)}

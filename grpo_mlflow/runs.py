@@ -176,8 +176,15 @@ def session(
     for warning in resolved.warnings:
         console.warn(warning)
     with interrupts.handled():
-        with interrupts.deferred():
-            tracker = _open(config, kind, stored, nested, accelerator)
+        opened: NullTracker | None = None
+        try:
+            with interrupts.deferred():
+                opened = _open(config, kind, stored, nested, accelerator)
+        except interrupts.Interrupted:
+            if opened is not None:
+                opened.finish("KILLED")
+            raise
+        tracker = opened
         try:
             described = config.model_copy(update={"resume": None})
             tracker.params(_parameters(described, kind))

@@ -179,19 +179,20 @@ class Trainer:
             evaluation.track(self._tracker, result, version, seconds, self._config.tracking.samples)
             rates = tuple(result.success_rates())
             score = result.pass_at(1).value
-            best = self.progress.best_score
-            if best is None or score > best:
-                self.progress = replace(self.progress, best_score=score, best_iteration=version)
-            self.progress = replace(
+            evaluated = replace(
                 self.progress,
                 evaluated=True,
                 first_rates=self.progress.first_rates or rates,
                 last_rates=rates,
                 seconds=self.progress.seconds + time.perf_counter() - start,
             )
-            self._saved = None  # a checkpoint of this version saved before lacks the score
+            if evaluated.best_score is None or score > evaluated.best_score:
+                evaluated = replace(evaluated, best_score=score, best_iteration=version)
         if self._on_evaluation is not None:
-            self._on_evaluation(self.progress, result)
+            self._on_evaluation(evaluated, result)
+        # Only now: a run stopped before its study has heard of the evaluation repeats it, with the same outcome.
+        self.progress = evaluated
+        self._saved = None  # a checkpoint of this version saved before lacks the score
         self._console.say(f"eval {version:>4}  {result.summary()}  {seconds:.1f}s")
 
     def _checkpoint_if_due(self, version: int) -> None:
@@ -209,6 +210,7 @@ class Trainer:
         if not self._accelerator.is_main_process:
             return
         score = mean(rates) if self.progress.evaluated and (rates := self.progress.last_rates) else None
+        self._tracker.flush()  # a run that goes on from here does not log again what came before
         path = self._store.save(version, score, self._write)
         self._tracker.publish(f"checkpoints/{path.name}")
         for name in self._store.prune():

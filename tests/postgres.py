@@ -6,7 +6,6 @@ import importlib.util
 import os
 import pwd
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -21,6 +20,8 @@ import sqlalchemy
 
 PASSWORD = "only-for-tests"
 _START_SECONDS = 30.0
+# The input ends with the tests, however they end: a killed test run leaves no server. INT ends the connections, too.
+_UNTIL_END_OF_INPUT = '"$@" & cat; kill -INT $!; wait'
 
 
 class Server:
@@ -83,18 +84,20 @@ def server() -> Iterator[Server]:
         settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", f"port={port}"]
         words = [postgres, "-D", str(data), *(word for setting in settings for word in ("-c", setting))]
         with log.open("wb") as stream:
-            process = subprocess.Popen(words, cwd=folder, stdout=stream, stderr=stream, **as_user)
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", _UNTIL_END_OF_INPUT, "sh", *words],
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=stream,
+                stderr=stream,
+                **as_user,
+            )
         try:
             found = Server(port)
             found.wait(process, log)
             yield found
         finally:
-            process.send_signal(signal.SIGINT)  # to a server: end the connections and stop
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGQUIT)
-                process.wait()
+            process.communicate(timeout=30)
 
 
 def _program(name: str) -> str:

@@ -216,6 +216,7 @@ def test_workers_killed_in_the_middle_of_trials_leave_no_trace(commands: Command
         killed.append(wait_for(partial(_in_the_middle, study, commands.process(worker))))
         commands.kill(worker)
     said = commands.end(leader)
+    said += "".join(commands.output(number) for number in workers)  # a worker that waits for an equal one revives, too
     assert said.count("its process died; it is put back") == 3
     require_whole(store, study, len(rates))
     slots = studies.slots(study)
@@ -253,7 +254,7 @@ def _in_the_middle(study: optuna.Study, worker: subprocess.Popen[str]) -> Frozen
 @pytest.mark.slow
 def test_a_killed_leader_and_its_killed_worker(commands: Commands, store: str, tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/optuna.db"
-    rates = ",".join(f"{number}e-4" for number in range(1, 13))
+    rates = ",".join(f"{number}e-4" for number in range(1, 9))
     words = [f"search.space=train.lr=[{rates}]", "search.sampler=grid", "train.iterations=60"]
     words = [*words, f"search.storage={address}"]
     first = commands.start([*words, "search.n_jobs=2"])
@@ -281,7 +282,7 @@ def test_a_killed_leader_and_its_killed_worker(commands: Commands, store: str, t
     assert time.monotonic() - begun < owners._DEAD / 4
     output = commands.end(second)
     assert "joining study" not in output
-    require_whole(store, study, 12)
+    require_whole(store, study, 8)
     assert nested_runs(store)[0][0].info.run_id == study.user_attrs["parent_run_id"]
     for curves in curves_by_rate(store).values():
         assert [step for step, _ in curves["train/loss_total"]] == list(range(60))

@@ -41,13 +41,14 @@ def sampler(config: Config, process: int) -> BaseSampler:
 def pruner(config: Config) -> BasePruner:
     """Return the pruner. Where the library's default judges by one noisy value, it first waits for several."""
     name, looks = config.search.pruner, -(-config.train.iterations // config.eval.interval)
+    least = config.eval.interval * max(1, looks // 4)  # resources are counted in iterations, as reports are
     patient = {"n_startup_trials": 5, "n_warmup_steps": config.train.iterations // 3, "n_min_trials": 5}
     made: dict[str, BasePruner] = {
         "paired": PairedPruner(looks),
         "median": MedianPruner(**patient),
         "percentile": PercentilePruner(25.0, **patient),
-        "asha": SuccessiveHalvingPruner(min_resource=max(1, looks // 4), reduction_factor=2),
-        "hyperband": HyperbandPruner(min_resource=max(1, looks // 4), max_resource=max(2, looks), reduction_factor=3),
+        "asha": SuccessiveHalvingPruner(min_resource=least, reduction_factor=2),
+        "hyperband": HyperbandPruner(least, max(least + 1, config.train.iterations), reduction_factor=3),
         "patient": PatientPruner(MedianPruner(**patient), patience=3, min_delta=0.02),
         "threshold": ThresholdPruner(lower=0.02, n_warmup_steps=config.train.iterations // 3),
         "none": NopPruner(),

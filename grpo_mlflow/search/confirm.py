@@ -55,8 +55,8 @@ class Confirmation:
         """Measure the best trials of the search and return them, best first by the new measure."""
         best = studies.ranked(studies.final_trials(self._study))
         chosen: list[FrozenTrial] = []
-        for trial in best:  # equal settings share a run, and need one measurement
-            if studies.RUN_ID in trial.user_attrs and len(chosen) < self._resolved.config.search.finalists:
+        for trial in best:  # one that shares another's result needs no measurement of its own
+            if studies.DUPLICATE_OF not in trial.user_attrs and len(chosen) < self._resolved.config.search.finalists:
                 chosen.append(trial)
         found = [self.measure(trial) for trial in chosen]
         return sorted(found, key=lambda finalist: -finalist.confirmed.value)

@@ -136,13 +136,14 @@ def _run_all(work: Search, study: optuna.Study, workers: Workers, console: Conso
 
 def _own_settings(study: optuna.Study, confirmation: Confirmation, finalists: Sequence[Finalist]) -> Finalist | None:
     """Return the trial of the config's own settings, measured like the finalists."""
-    own = [trial for trial in studies.final_trials(study) if trial.user_attrs.get(studies.OWN)]
-    if not finalists or not own or own[0].state != TrialState.COMPLETE:
+    marked = [trial for trial in studies.final_trials(study) if trial.user_attrs.get(studies.OWN)]
+    if not finalists or not marked or marked[0].state != TrialState.COMPLETE:
         return None
+    own = study.trials[marked[0].user_attrs.get(studies.DUPLICATE_OF, marked[0].number)]
     for finalist in finalists:
-        if finalist.trial.number == own[0].number:
+        if finalist.trial.number == own.number:
             return finalist
-    return confirmation.measure(own[0]) if studies.RUN_ID in own[0].user_attrs else None
+    return confirmation.measure(own)
 
 
 def _leave(

@@ -6,7 +6,8 @@ import base64
 import csv
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import optuna
 from matplotlib.figure import Figure
@@ -44,11 +45,15 @@ def trials_table(trials: Sequence[FrozenTrial]) -> str:
                 "" if seconds is None else f"{seconds:.1f}",
                 attributes.get(studies.RUN_ID, ""),
                 attributes.get(studies.DUPLICATE_OF, ""),
-                attributes.get("error", ""),
+                attributes.get("error", _died(attributes) if trial.state == TrialState.FAIL else ""),
                 *(trial.params.get(key, "") for key in keys),
             ]
         )
     return out.getvalue()
+
+
+def _died(attributes: Mapping[str, Any]) -> str:
+    return f"its process died {attributes.get(studies.KILLED, 0) + 1} times"
 
 
 def summary(

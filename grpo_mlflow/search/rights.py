@@ -118,6 +118,7 @@ def _create(storage: BaseStorage, name: str, role: str, generation: int, dead: l
 
 def parent_of(storage: BaseStorage, name: str) -> str | None:
     """Wait until the leader has announced the parent run and return it; None if the leader ended before."""
+    since = time.monotonic()
     while True:
         held = _held(storage, name, LEADER)
         if not held:
@@ -125,6 +126,7 @@ def parent_of(storage: BaseStorage, name: str) -> str | None:
         attributes = next(iter(held.values()))
         if parent := attributes.get(_PARENT):
             return str(parent)
-        if (owner := attributes.get(_OWNER)) is not None and owners.gone(owner):
+        owner = attributes.get(_OWNER)
+        if owners.gone(owner) if owner else time.monotonic() - since > _UNSIGNED:
             return None
         time.sleep(0.3)

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import optuna
@@ -101,4 +102,7 @@ def _values(dimension: Dimension) -> list[Any]:
     if distribution.step is None or distribution.log:
         raise ConfigError(f"search.space: {dimension.key}: search.sampler = grid; allowed: a list of values, or a step")
     count = math.floor((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
-    return [distribution.low + i * distribution.step for i in range(count)]
+    if isinstance(distribution, IntDistribution):
+        return [distribution.low + i * distribution.step for i in range(count)]
+    low, step = Decimal(str(distribution.low)), Decimal(str(distribution.step))  # .8 and not .7999999999999999
+    return [float(low + i * step) for i in range(count)]

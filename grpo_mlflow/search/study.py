@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from grpo_mlflow import interrupts
 from grpo_mlflow.config import Config, flatten
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.search import choices, owners, rights
@@ -34,11 +35,12 @@ KILLED = "killed"  # how often its process died; only trials that were put back 
 SETTLED = "settled"  # its settings are all drawn
 TOKENS, SECONDS = "tokens", "seconds"  # what it has cost so far
 DUPLICATE_OF = "duplicate_of"
+_OF_ONE_PROCESS = (OWNER, SETTLED, DUPLICATE_OF)
 _UNSIGNED = 30.0  # seconds that a running trial may have no owner
 _AHEAD = 16  # trials that wait at once
 _MAX_KILLED = 5  # a trial that ends its process this often (memory, a driver) is given up
 _MEASURING = ("search.k", "search.objective", "search.objective_window", "search.cost")
-_CONFIG = "config"
+_CONFIG, _GRID = "config", "grid"
 
 
 def open_study(storage: BaseStorage, config: Config, space: Space) -> optuna.Study:
@@ -54,6 +56,7 @@ def open_study(storage: BaseStorage, config: Config, space: Space) -> optuna.Stu
     try:
         study = optuna.create_study(study_name=name, storage=storage, directions=directions)
         study.set_user_attr(_CONFIG, _comparable(config))
+        study.set_user_attr(_GRID, _grid(config, space))
     except DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
         _require_same(study, config, space, len(directions))
@@ -68,6 +71,11 @@ def _comparable(config: Config) -> dict[str, str]:
     return {k: json.dumps(v) for k, v in flat.items() if k in _MEASURING or not k.startswith(apart)}
 
 
+def _grid(config: Config, space: Space) -> str | None:
+    """Return the grid as text, if there is one: places in the queue stand for its combinations in order."""
+    return json.dumps(space.grid()) if config.search.sampler == "grid" else None
+
+
 def _require_same(study: optuna.Study, config: Config, space: Space, objectives: int) -> None:
     advice = "allowed: the same, or another search.study_name"
     if len(study.directions) != objectives:
@@ -75,6 +83,8 @@ def _require_same(study: optuna.Study, config: Config, space: Space, objectives:
             f"search.sampler = {config.search.sampler!r}: study {study.study_name!r} was begun with "
             f"{len(study.directions)} objective(s), this has {objectives}; {advice}"
         )
+    if study.user_attrs.get(_GRID) != _grid(config, space):
+        raise UserError(f"search.space: study {study.study_name!r} was begun with another grid or sampler; {advice}")
     varies = {dimension.key for dimension in space.dimensions}
     begun = study.user_attrs.get(_CONFIG, {})
     for key, value in _comparable(config).items():
@@ -161,7 +171,7 @@ def curve(trial: FrozenTrial | optuna.Trial) -> dict[int, list[float]]:
 
 def put_back(study: optuna.Study, trial: FrozenTrial | optuna.Trial, **changes: Any) -> None:
     """Put an ended trial back into the queue, with its settings, its run and what it has reported."""
-    attributes = {KILLED: 0} | {key: value for key, value in trial.user_attrs.items() if key not in (OWNER, SETTLED)}
+    attributes = {KILLED: 0} | {key: value for key, value in trial.user_attrs.items() if key not in _OF_ONE_PROCESS}
     study.enqueue_trial({**trial.user_attrs.get(FIXED, {}), **trial.params}, user_attrs={**attributes, **changes})
 
 
@@ -177,19 +187,25 @@ def revive(study: optuna.Study, unsigned: dict[int, float]) -> list[str]:
         since = unsigned.setdefault(trial.number, time.monotonic())
         if not (owners.gone(owner) if owner else time.monotonic() - since > _UNSIGNED):
             continue
-        try:
-            study.tell(trial.number, state=TrialState.FAIL)
-        except (ValueError, UpdateFinishedTrialError):
-            continue  # another process was faster
-        if SLOT not in trial.user_attrs:
-            continue
-        killed = trial.user_attrs.get(KILLED, 0) + 1
-        if killed >= _MAX_KILLED:
-            said.append(f"trial {trial.number}: its process died, for the {killed}th time; it is given up")
-            continue
-        put_back(study, trial, **{KILLED: killed})
-        said.append(f"trial {trial.number}: its process died; it is put back and goes on from its last checkpoint")
+        with interrupts.deferred():
+            try:
+                study.tell(trial.number, state=TrialState.FAIL)
+            except (ValueError, UpdateFinishedTrialError):
+                continue  # another process was faster
+            if SLOT not in trial.user_attrs or _put_back_already(study, trial):
+                continue
+            killed = trial.user_attrs.get(KILLED, 0) + 1
+            if killed >= _MAX_KILLED:
+                said.append(f"trial {trial.number}: its process died, for the {killed}th time; it is given up")
+                continue
+            put_back(study, trial, **{KILLED: killed})
+            said.append(f"trial {trial.number}: its process died; it is put back and goes on from its last checkpoint")
     return said
+
+
+def _put_back_already(study: optuna.Study, trial: FrozenTrial) -> bool:
+    """Return whether a later trial has the place: its process was killed while it stopped in an orderly way."""
+    return any(other.number > trial.number for other in slots(study)[trial.user_attrs[SLOT]])
 
 
 def progress(study: optuna.Study, total: int, started: float) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow import interrupts, runs, sources, tracking
 from grpo_mlflow.config import Config, Resolved, overlay
 from grpo_mlflow.console import Console
-from grpo_mlflow.errors import Pruned, UserError
+from grpo_mlflow.errors import Pruned, StoreAway, UserError
 from grpo_mlflow.evaluation import Evaluation
 from grpo_mlflow.interrupts import Interrupted
 from grpo_mlflow.search import owners
@@ -88,16 +90,17 @@ class Search:
                 values = self._perform(trial)
         except Pruned:
             self._study.tell(trial, state=TrialState.PRUNED)
-        except (Interrupted, KeyboardInterrupt):
-            with interrupts.deferred():
-                self._study.tell(trial, state=TrialState.FAIL)
+        except (Interrupted, KeyboardInterrupt, StoreAway):  # the trials behind it would fare no better
+            with interrupts.deferred():  # in this order, its place is never empty
                 studies.put_back(self._study, trial)
+                self._study.tell(trial, state=TrialState.FAIL)
             raise
         except Exception as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             self._console.warn(f"trial {trial.number} failed: {kind}{error}")
-            trial.set_user_attr("error", f"{kind}{error}"[:500])
-            self._study.tell(trial, state=TrialState.FAIL)
+            with suppress(UpdateFinishedTrialError):  # taken for dead, and put back by another process
+                trial.set_user_attr("error", f"{kind}{error}"[:500])
+                self._study.tell(trial, state=TrialState.FAIL)
         else:
             self._study.tell(trial, values)
 

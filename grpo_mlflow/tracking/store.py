@@ -108,6 +108,8 @@ def end_abandoned(client: mlflow.MlflowClient, parent_run_id: str) -> None:
     parent = client.get_run(parent_run_id)
     children = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and attributes.status = 'RUNNING'"
     for run in client.search_runs([parent.info.experiment_id], children):
+        if "grpo.resumed" in run.data.tags:  # of `mlflow run`, which is still at it
+            continue
         client.set_terminated(run.info.run_id, "FAILED")
         client.set_tag(run.info.run_id, "grpo.ended", "FAILED")
 

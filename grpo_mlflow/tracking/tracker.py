@@ -25,7 +25,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 
 from grpo_mlflow.config.schema import TrackingConfig
-from grpo_mlflow.errors import UserError, one_line, redact
+from grpo_mlflow.errors import StoreAway, one_line, redact
 from grpo_mlflow.tracking.store import STORE_ERRORS, connect, local_path
 
 _RETRY_SECONDS = 30.0
@@ -50,6 +50,9 @@ class NullTracker:
         pass
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
+        pass
+
+    def flush(self) -> None:
         pass
 
     def text(self, name: str, content: str) -> None:
@@ -105,7 +108,7 @@ class Tracker(NullTracker):
         allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
         self._points.append([allowed, step, int(time.time() * 1000)])
         if time.monotonic() >= self._flush_at or self._spool.exists():  # while the store is away, the disk is safer
-            self._flush()
+            self.flush()
 
     def remember(self) -> None:
         """Take note of the curves that the run has, so that a resume that repeats steps gives one continuous curve.
@@ -157,10 +160,10 @@ class Tracker(NullTracker):
             log.warning("MLflow is away: resume=%s sends what is kept in %s", self.run_id, self._spool)
 
     def _do(self, *operation: Any) -> None:
-        self._flush()
+        self.flush()
         self._perform(*operation)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Send the metrics that wait."""
         if self._points:
             points, self._points = self._points, []
@@ -240,7 +243,7 @@ def start(
     `nested` is the place of a trial: a new run, never the one that `mlflow run` made.
 
     Raises:
-        UserError: the store cannot be reached, or there is no run to resume.
+        StoreAway: the store cannot be reached, or there is no run to resume.
     """
     client = connect(config.uri)
     adopted = os.environ.get("MLFLOW_RUN_ID")
@@ -268,7 +271,7 @@ def start(
         if resume is not None:
             tracker.remember()
     except STORE_ERRORS as error:
-        raise UserError(f"MLflow store {redact(mlflow.get_tracking_uri())}: {one_line(error)}") from error
+        raise StoreAway(f"MLflow store {redact(mlflow.get_tracking_uri())}: {one_line(error)}") from error
     tracker.tags({"grpo.kind": kind})
     if config.system_metrics:
         tracker.watch_system()
