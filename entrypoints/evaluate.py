@@ -24,7 +24,6 @@ def main(argv: Sequence[str]) -> None:
     if arguments.print_config:
         show(resolved)
         return
-    resolved.require_runnable()
     from grpo_mlflow import runs
 
     runs.evaluate(resolved, source)

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.print_config:
         show(resolved)
         return
-    resolved.require_runnable()
+    resolved.require_trainable()
     resolved.require_searchable()
     from grpo_mlflow.search import space_file
     from grpo_mlflow.search.storage import open_storage

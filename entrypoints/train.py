@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.print_config:
         show(resolved)
         return
-    resolved.require_runnable()
+    resolved.require_trainable()
     from grpo_mlflow import runs
 
     runs.train(resolved, stored)

@@ -15,6 +15,10 @@ class StoreAway(UserError):
     """The MLflow store does not take a new run: what needs one can only wait."""
 
 
+class ServerFailed(UserError):
+    """The inference server gives no usable answer. No rollout is lost: the run can be resumed."""
+
+
 class Pruned(Exception):
     """A trial was ended early because it is hopeless: neither a failure nor a finish."""
 

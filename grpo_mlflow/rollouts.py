@@ -54,7 +54,13 @@ def collect(
 ) -> list[list[Rollout]]:
     """Return K judged completions for each problem."""
     prompts = [policy.prompt(problem) for problem in problems]
-    sampled = generator.generate(prompts, k, sampling, seed, key)
+    return judge(task, problems, prompts, generator.generate(prompts, k, sampling, seed, key))
+
+
+def judge(
+    task: Task, problems: Sequence[Problem], prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]
+) -> list[list[Rollout]]:
+    """Return the completions of each problem with the task's verdict on each."""
     return [
         [Rollout(prompt, completion, task.verify(problem, completion.text)) for completion in completions]
         for problem, prompt, completions in zip(problems, prompts, sampled, strict=True)

@@ -28,9 +28,10 @@ from grpo_mlflow import (
     trainer,
 )
 from grpo_mlflow.checkpoint import CheckpointStore
+from grpo_mlflow.collector import Collector, read_ahead
 from grpo_mlflow.config import Config, Resolved, dump, flatten
 from grpo_mlflow.console import Console
-from grpo_mlflow.errors import ConfigError, Pruned
+from grpo_mlflow.errors import ConfigError, Pruned, ServerFailed
 from grpo_mlflow.sources import Stored
 from grpo_mlflow.tracking import NullTracker
 from grpo_mlflow.trainer import Progress, Trainer
@@ -106,24 +107,33 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
             progress = Progress.from_state(state)
             console.say(f"resumed at iteration {progress.iteration} of {config.train.iterations}")
             _abandon_later(resumed.iteration, tracker, store)
-        version = progress.iteration if progress else 0
-        loop = Trainer(
-            config,
-            sources.make_task(config),
-            actor,
-            generation.LocalGenerator(actor, config.generation.batch_size, version),
-            generation.LocalGenerator(actor, config.eval.batch_size, version),
-            learner,
-            accelerator,
-            tracker,
-            store,
-            console,
-            progress,
-            sources.recorded(config),
-            trial.on_evaluation if trial else None,
-            trial.baseline if trial else None,
-        )
-        ended = loop.run()
+        task = sources.make_task(config)
+        with _generators(config, actor, source, tracker, console) as generators:
+            collector = Collector(
+                config,
+                task,
+                actor,
+                generators.training(),
+                accelerator,
+                sources.recorded(config),
+                read_ahead(resumed) if resumed else None,
+            )
+            loop = Trainer(
+                config,
+                task,
+                actor,
+                collector,
+                generators.evaluation(),
+                learner,
+                accelerator,
+                tracker,
+                store,
+                console,
+                progress,
+                trial.on_evaluation if trial else None,
+                trial.baseline if trial else None,
+            )
+            ended = loop.run()
         console.say(messages.conclude(config, ended, tracker))
     return Finished(tracker.run_id, tracker.run_dir, ended)
 
@@ -135,10 +145,12 @@ def evaluate(resolved: Resolved, source: str | Path, nested: Nested | None = Non
         source = source or sources.model_source(config.model.train_id, config, messages.warmup_progress(console))
         tracker.tags({"grpo.evaluated_model": str(source)})
         actor = policy.load(source, accelerator.device, config.model.dtype, config.model.trust_remote_code)
-        start = time.perf_counter()
-        generator = generation.LocalGenerator(actor, config.eval.batch_size)
-        result = evaluation.evaluate(sources.make_task(config), actor, generator, config, accelerator)
-        seconds = time.perf_counter() - start
+        with _generators(config, actor, source, tracker, console) as generators:
+            generator = generators.evaluation()
+            generator.sync(0)
+            start = time.perf_counter()
+            result = evaluation.evaluate(sources.make_task(config), actor, generator, config, accelerator)
+            seconds = time.perf_counter() - start
         evaluation.track(tracker, result, 0, seconds, config.tracking.samples)
         console.say(f"{source} on {config.data.task}, at most {config.generation.max_new_tokens} tokens")
         console.say(f"{result.summary()}  {seconds:.1f}s")
@@ -210,6 +222,21 @@ def session(
             tracker.finish("FINISHED")
 
 
+@contextmanager
+def _generators(
+    config: Config, actor: policy.Policy, source: str | Path, tracker: NullTracker, console: Console
+) -> Iterator[generation.Generators]:
+    """Open what samples; the log of a server of our own is kept with the run where the server failed."""
+    log = tracker.run_dir / "server.log"
+    try:
+        with generation.Generators(config, actor, source, log, console.say) as generators:
+            yield generators
+    except ServerFailed:
+        if log.exists():
+            tracker.publish(log.name)
+        raise
+
+
 def _parameters(config: Config, kind: str) -> dict[str, object]:
     """Return what MLflow shows of the config; lr on its log scale too, since the UI's axes are linear."""
     flat = flatten(config.model_dump(mode="json"))
@@ -259,6 +286,10 @@ def _abandon_later(iteration: int, tracker: NullTracker, store: CheckpointStore)
 def _require_even_shares(config: Config, accelerator: Accelerator) -> None:
     """Raise ConfigError where the work of an iteration cannot be split evenly over the processes."""
     count = accelerator.num_processes
+    if count > 1 and {config.generation.backend, config.eval.backend or "local"} != {"local"}:
+        raise ConfigError(
+            f"generation.backend = {config.generation.backend!r}: {count} processes share no server yet; allowed: local"
+        )
     if str(accelerator.distributed_type.value) not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         raise ConfigError(f"distributed type {accelerator.distributed_type.value}: allowed: plain data parallel")
     for key, value in (

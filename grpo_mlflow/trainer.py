@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from grpo_mlflow import evaluation, interrupts, rollouts
-from grpo_mlflow.batching import interleave
 from grpo_mlflow.checkpoint import CheckpointStore, name_of
+from grpo_mlflow.collector import AHEAD, Collector
 from grpo_mlflow.config import Config, dump
 from grpo_mlflow.console import Console
-from grpo_mlflow.errors import redact
+from grpo_mlflow.errors import ServerFailed, redact
 from grpo_mlflow.generation import Generator
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.statistics import mean
@@ -83,7 +82,7 @@ class Trainer:
         config: Config,
         task: Task,
         policy: Policy,
-        generator: Generator,
+        collector: Collector,
         evaluator: Generator,
         learner: Learner,
         accelerator: Accelerator,
@@ -91,20 +90,19 @@ class Trainer:
         store: CheckpointStore,
         console: Console,
         progress: Progress | None = None,
-        recorded: Callable[[int], list[Group]] | None = None,
         on_evaluation: Callable[[Progress, evaluation.Evaluation], None] | None = None,
         baseline: evaluation.Evaluation | None = None,
     ) -> None:
         self._config, self._task, self._policy = config, task, policy
-        self._generator, self._evaluator = generator, evaluator
+        self._collector, self._evaluator = collector, evaluator
         self._learner, self._accelerator, self._tracker = learner, accelerator, tracker
-        self._store, self._console, self._recorded = store, console, recorded
+        self._store, self._console = store, console
         self._on_evaluation, self._baseline = on_evaluation, baseline
         self.progress = progress or Progress()
         self._saved = self.progress.iteration if progress else None
 
     def run(self) -> Progress:
-        """Train up to `train.iterations`. A signal leaves a checkpoint of the last whole version behind."""
+        """Train up to `train.iterations`. A signal, or a server that fails, leaves a checkpoint of the last version."""
         total = self._config.train.iterations
         self._console.start("training", total, self.progress.iteration)
         try:
@@ -112,53 +110,34 @@ class Trainer:
                 version = self.progress.iteration
                 if self._evaluation_due(version) and not self.progress.evaluated:
                     self._evaluate(version)
-                with interrupts.deferred():
-                    self._checkpoint_if_due(version)
+                if self._checkpoint_due(version):
+                    self._collector.settle()  # what is sampled ahead belongs into the checkpoint
+                    with interrupts.deferred():
+                        self._save(version)
                 if version >= total:
                     return self.progress
                 self.iterate(version)
-        except interrupts.Interrupted:
+        except (interrupts.Interrupted, ServerFailed):  # both only come where a version is whole
+            self._collector.cancel()
             with interrupts.deferred():
                 self._save(self.progress.iteration)
             raise
         finally:
+            self._collector.cancel()
             self._console.stop()
 
     def iterate(self, version: int) -> None:
         """Sample rollouts with version `version` and update it to the next."""
         start, phases = time.perf_counter(), Phases()
         with phases.measure("generate"):
-            groups = self._recorded(version) if self._recorded else self.sample(version)
+            groups = self._collector.groups(version)
         with interrupts.deferred():  # from the first optimizer step on, only a whole iteration can be saved
             with phases.measure("update"):
                 metrics = self._learner.update(self._own(groups), self._config.seed, version)
-            self._generator.sync(version + 1)
-            self._evaluator.sync(version + 1)
             self._track_iteration(version, groups, metrics | rollouts.metrics(groups), phases, start)
             spent = self.progress.seconds + time.perf_counter() - start
             tokens = self.progress.tokens + rollouts.tokens(groups)
             self.progress = replace(self.progress, iteration=version + 1, evaluated=False, seconds=spent, tokens=tokens)
-
-    def sample(self, version: int) -> list[Group]:
-        """Return the groups of an iteration; processes share the work and all return the whole."""
-        config, data = self._config, self._config.data
-        seeds = rollouts.seeds_of_iteration(
-            data.train_seed_start, data.num_train_seeds, data.problems_per_iteration, version, config.seed
-        )
-        problems = [self._task.problem("train", seed) for seed in seeds]
-        judged = rollouts.collect(
-            self._task,
-            self._policy,
-            self._generator,
-            self._own(problems),
-            data.rollouts_per_problem,
-            rollouts.training_sampling(config.generation),
-            config.seed,
-            ("train", version),
-        )
-        if self._accelerator.num_processes > 1:
-            judged = interleave(gather_object([judged]))
-        return rollouts.form_groups(problems, judged, config.train.scale_rewards)
 
     def _own(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return this process's share."""
@@ -173,6 +152,8 @@ class Trainer:
         if version == 0 and self._baseline is not None:
             result = self._baseline
         else:
+            self._collector.settle()  # they may share a server, which is about to get other weights
+            self._evaluator.sync(version)
             result = evaluation.evaluate(self._task, self._policy, self._evaluator, self._config, self._accelerator)
         seconds = time.perf_counter() - start
         with interrupts.deferred():
@@ -195,13 +176,12 @@ class Trainer:
         self._saved = None  # a checkpoint of this version saved before lacks the score
         self._console.say(f"eval {version:>4}  {result.summary()}  {seconds:.1f}s")
 
-    def _checkpoint_if_due(self, version: int) -> None:
+    def _checkpoint_due(self, version: int) -> bool:
         if version == 0 or self._saved == version:
-            return
+            return False
         interval, total = self._config.checkpoint.save_interval, self._config.train.iterations
         is_best = self.progress.evaluated and self.progress.best_iteration == version
-        if is_best or version == total or (interval and version % interval == 0):
-            self._save(version)
+        return is_best or version == total or (interval > 0 and version % interval == 0)
 
     def _save(self, version: int) -> None:
         if self._saved == version or version == 0:
@@ -223,6 +203,7 @@ class Trainer:
         inner = folder / "trainer"
         inner.mkdir()
         self._learner.save(inner / "optimizer.safetensors")
+        self._collector.save(inner / AHEAD)
         (inner / "config.yaml").write_text(redact(dump(self._config)))
         state = {
             "run_id": self._tracker.run_id,
@@ -242,6 +223,7 @@ class Trainer:
         perf = {f"seconds_{phase}": spent for phase, spent in phases.seconds.items()}
         perf |= {"seconds_iteration": seconds, "tokens_per_sec": sampled / seconds}
         perf["generated_tokens_per_sec"] = sampled / phases.seconds["generate"]
+        perf |= self._collector.metrics(self._evaluator)
         perf["trained_tokens_per_sec"] = metrics.pop("tokens_trained") / phases.seconds["update"]
         values = {f"train/{name}": value for name, value in metrics.items()}
         self._tracker.metrics(values | {f"perf/{name}": value for name, value in perf.items()}, version)

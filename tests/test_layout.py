@@ -12,10 +12,10 @@ PACKAGE, TOP = "grpo_mlflow", "entrypoints"
 
 FLOORS: dict[str, int] = {
     **dict.fromkeys(["errors", "types", "config", "seeding", "advantages", "losses", "schedules"], 0),
-    **dict.fromkeys(["statistics", "interrupts"], 0),
+    **dict.fromkeys(["statistics", "interrupts", "serverside"], 0),
     **dict.fromkeys(["tasks", "policy", "tiny", "generation", "checkpoint", "tracking", "console"], 1),
     **dict.fromkeys(["rollouts", "batching", "sources"], 2),
-    **dict.fromkeys(["update", "evaluation", "trainer", "messages", "runs"], 3),
+    **dict.fromkeys(["update", "evaluation", "collector", "trainer", "messages", "runs"], 3),
     "search": 4,
 }
 SAME_FLOOR: dict[str, set[str]] = {
@@ -23,9 +23,9 @@ SAME_FLOOR: dict[str, set[str]] = {
     "tiny": {"policy", "tasks"},
     "generation": {"policy"},
     "sources": {"rollouts"},
-    "trainer": {"update", "evaluation"},
+    "trainer": {"update", "evaluation", "collector"},
     "messages": {"trainer"},
-    "runs": {"trainer", "evaluation", "update", "messages"},
+    "runs": {"trainer", "evaluation", "update", "collector", "messages"},
 }
 EVERYONES = {"errors", "types"}
 WITHOUT_CONFIG = {"losses", "advantages", "statistics", "schedules"}

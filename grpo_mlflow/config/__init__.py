@@ -12,13 +12,14 @@ from grpo_mlflow.config.resolve import (
     resolve,
     split_overrides,
 )
-from grpo_mlflow.config.schema import Config, GenerationConfig, TinyConfig, TrainConfig
+from grpo_mlflow.config.schema import Config, GenerationConfig, ServerConfig, TinyConfig, TrainConfig
 
 __all__ = [
     "Arguments",
     "Config",
     "GenerationConfig",
     "Resolved",
+    "ServerConfig",
     "TinyConfig",
     "TrainConfig",
     "dump",

@@ -98,16 +98,41 @@ def _models(config: Config) -> Iterator[str]:
 
 def _servers(config: Config) -> Iterator[str]:
     generation, evaluation = config.generation, config.eval
+    managed = generation.server.manage
     needed = ""
-    if generation.backend != "local" and not generation.base_url:
+    if generation.backend != "local" and not generation.base_url and not managed:
         needed = f"generation.base_url = null: generation.backend = {generation.backend!r}"
-    elif evaluation.backend not in (None, "local") and not (evaluation.base_url or generation.base_url):
+    elif evaluation.backend not in (None, "local") and not (evaluation.base_url or generation.base_url or managed):
         needed = f"eval.base_url = null: eval.backend = {evaluation.backend!r}"
     if needed:
-        yield f"{needed} needs the server's address; allowed: http://HOST:PORT"
+        yield f"{needed} needs the server's address; allowed: http://HOST:PORT, or generation.server.manage=true"
     for key, value in (("generation.base_url", generation.base_url), ("eval.base_url", evaluation.base_url)):
         if value is not None and not value.startswith(("http://", "https://")):
             yield f"{key} = {value!r}: not an address; allowed: http://HOST:PORT or https://HOST:PORT"
+    if managed and generation.backend == "local":
+        yield (
+            "generation.server.manage = true: generation.backend = 'local' has no server to start; allowed: "
+            "generation.backend vllm_server or sglang_server"
+        )
+    if generation.sync == "restart" and not managed:
+        yield (
+            "generation.sync = 'restart': only a server that the run started can be restarted by it; allowed: reload, "
+            "none, or generation.server.manage=true"
+        )
+    if generation.async_rollouts and generation.backend == "local":
+        yield (
+            "generation.async_rollouts = 1: generation.backend = 'local' samples with the weights that are being "
+            "trained; allowed: 0, or a server backend"
+        )
+    if generation.backend == "sglang_server" and generation.behaviour_logprobs == "server":
+        shaping = {"top_p": (1.0, generation.top_p < 1), "top_k": (-1, generation.top_k > 0)}
+        shaping["repetition_penalty"] = (1.0, generation.repetition_penalty != 1)
+        for key, (off, active) in shaping.items():
+            if active:
+                yield (
+                    f"generation.{key} = {getattr(generation, key)}: SGLang's log-probabilities leave it out; allowed: "
+                    f"{off}, or generation.behaviour_logprobs=recompute"
+                )
 
 
 def unsearchable(config: Config) -> list[str]:
@@ -119,6 +144,12 @@ def unsearchable(config: Config) -> list[str]:
         lines.append(
             f"search.pruner = {search.pruner!r}: search.sampler = 'nsga2' has two objectives, and Optuna prunes by "
             "one only; allowed: none"
+        )
+    served = {config.generation.backend, config.eval.backend or config.generation.backend} != {"local"}
+    if search.n_jobs > 1 and served and not config.generation.server.manage and config.generation.sync != "none":
+        lines.append(
+            f"search.n_jobs = {search.n_jobs}: trials at once would load their weights into the same server; allowed: "
+            "1, or generation.server.manage=true (a server per trial)"
         )
     if search.objective == "best" and search.k != 1:
         lines.append(
@@ -134,13 +165,15 @@ def unsearchable(config: Config) -> list[str]:
     return lines
 
 
-def unavailable(config: Config) -> list[str]:
-    """Return one line per setting that is right in itself but that this version cannot run."""
-    return [
-        f"{key} = {value!r}: this version samples in its own process only; allowed: local"
-        for key, value in (("generation.backend", config.generation.backend), ("eval.backend", config.eval.backend))
-        if value not in (None, "local")
-    ]
+def untrainable(config: Config) -> list[str]:
+    """Return one line per setting that is right for measuring a model but not for training one."""
+    backend = config.eval.backend or config.generation.backend
+    if config.eval.enabled and backend != "local" and config.generation.sync == "none":
+        return [
+            f"generation.sync = 'none': the server keeps the initial weights, so eval.backend = {backend!r} would "
+            "measure those again and again; allowed: reload, restart, or eval.backend=local"
+        ]
+    return []
 
 
 def warnings(config: Config, origins: Mapping[str, str]) -> Iterator[str]:
@@ -174,8 +207,15 @@ def warnings(config: Config, origins: Mapping[str, str]) -> Iterator[str]:
             yield from idle(keys, f"data.task is {config.data.task}")
     if not config.eval.enabled:
         yield from idle(tuple(k for k in origins if k.startswith("eval.") and k != "eval.enabled"), "eval is disabled")
-    if config.generation.backend == "local":
-        yield from idle(("generation.base_url",), "generation.backend is local")
+    local = config.generation.backend == "local"
+    if local and (config.eval.backend or "local") == "local":
+        remote = ("sync", "sync_dir", "behaviour_logprobs", "timeout", "retry_seconds")
+        yield from idle(("generation.base_url", *(f"generation.{key}" for key in remote)), "no server is asked")
+    elif config.generation.server.manage:
+        yield from idle(("generation.base_url",), "generation.server.manage starts a server of its own")
+    if not config.generation.server.manage:
+        keys = tuple(key for key in origins if key.startswith("generation.server.") and not key.endswith(".manage"))
+        yield from idle(keys, "generation.server.manage is false")
     if config.eval.enabled and (config.eval.backend or config.generation.backend) == "local":
         yield from idle(("eval.base_url",), "evaluation samples in this process")
     shaped = config.generation.top_p < 1 or config.generation.top_k > 0 or config.generation.repetition_penalty != 1

@@ -34,9 +34,9 @@ class Resolved:
     origins: Mapping[str, str]
     warnings: tuple[str, ...]
 
-    def require_runnable(self) -> None:
-        """Raise ConfigError if the config asks for what this version cannot run."""
-        if lines := checks.unavailable(self.config):
+    def require_trainable(self) -> None:
+        """Raise ConfigError if no training can make sense of the config."""
+        if lines := checks.untrainable(self.config):
             raise ConfigError("\n".join(lines))
 
     def require_searchable(self) -> None:

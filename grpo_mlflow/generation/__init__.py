@@ -1,6 +1,7 @@
 """Where completions come from."""
 
-from grpo_mlflow.generation.base import Generator, Sampling
+from grpo_mlflow.generation.base import Begun, Generator, Overlapping, Sampling
+from grpo_mlflow.generation.factory import Generators
 from grpo_mlflow.generation.local import LocalGenerator
 
-__all__ = ["Generator", "LocalGenerator", "Sampling"]
+__all__ = ["Begun", "Generator", "Generators", "LocalGenerator", "Overlapping", "Sampling"]

@@ -34,5 +34,29 @@ class Generator(Protocol):
         ...
 
     def sync(self, version: int) -> None:
-        """Take on the policy's current weights, those after `version` iterations."""
+        """Take on the policy's current weights, those after `version` iterations; no work where they are there."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Return what happened since the last call, as metrics of `perf/`."""
+        ...
+
+
+class Begun(Protocol):
+    """Completions that are being sampled elsewhere."""
+
+    def result(self) -> list[list[Completion]]:
+        """Wait, and return what `Generator.generate` would."""
+        ...
+
+    def cancel(self) -> None: ...
+
+
+class Overlapping(Generator, Protocol):
+    """A generator that can sample while the caller does something else."""
+
+    def begin(
+        self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
+    ) -> Begun:
+        """Begin to sample as `generate` would, with the weights of the last `sync`; the next must wait for the end."""
         ...

@@ -28,6 +28,9 @@ class LocalGenerator:
         """Note the version: the weights are shared with the trainer."""
         self._version = version
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def generate(
         self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
     ) -> list[list[Completion]]:

@@ -1,0 +1,137 @@
+"""HTTP to an inference server: JSON out and in, failures sorted into those that may pass and those that will not.
+
+All requests go through the `openai` SDK's client (its connections, key and timeouts), with its own retries off: what a
+retry may repeat, and how long, is decided in one place, `retries`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import openai
+
+T = TypeVar("T")
+_MAY_PASS = (408, 409, 425, 429)
+
+
+class Fault(Exception):
+    """A failure that may pass: asking again is right. `wait` is what the server asked for, in seconds."""
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+class Refusal(Exception):
+    """The server will not do this, however often it is asked. `status` is its HTTP status, 0 for our verdict."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Client:
+    """Talks to the server at `base_url` (with or without a trailing /v1); use it inside one event loop."""
+
+    def __init__(self, base_url: str, timeout: float) -> None:
+        self.root = base_url.rstrip("/").removesuffix("/v1")
+        self._sdk = openai.AsyncOpenAI(
+            base_url=f"{self.root}/v1",
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            max_retries=0,
+            timeout=openai.Timeout(timeout, connect=min(5.0, timeout)),
+        )
+
+    async def get(self, path: str) -> Any:
+        """Return the JSON answer.
+
+        Raises:
+            Fault: no or no whole answer, or a status that may pass.
+            Refusal: any other status than success.
+        """
+        return await self._decoded(path, self._sdk.get(f"{self.root}{path}", cast_to=str))
+
+    async def post(self, path: str, body: Any = None, query: dict[str, object] | None = None) -> Any:
+        """As `get`; None where a successful answer has no body, its text where it is not meant as JSON."""
+        options: Any = {"params": query} if query else {}
+        return await self._decoded(path, self._sdk.post(f"{self.root}{path}", cast_to=str, body=body, options=options))
+
+    async def close(self) -> None:
+        await self._sdk.close()
+
+    async def _decoded(self, path: str, answer: Coroutine[Any, Any, str]) -> Any:
+        try:
+            text = await answer
+        except openai.APIStatusError as error:
+            status, message = error.status_code, f"{path} answers {error.status_code}: {_message(error.response.text)}"
+            if status >= 500 or status in _MAY_PASS:
+                raise Fault(message, _seconds(error.response.headers.get("retry-after"))) from error
+            raise Refusal(message, status) from error
+        except openai.APITimeoutError as error:
+            raise Fault(f"{path} does not answer in time") from error
+        except openai.APIConnectionError as error:
+            raise Fault(f"{path}: {_innermost(error)}") from error
+        if not text:
+            return None
+        try:
+            return json.loads(text)
+        except ValueError:
+            if text.lstrip().startswith(("{", "[")):
+                raise Fault(f"{path} answers with a body that ends too early") from None
+            return text
+
+
+class Loop:
+    """An event loop in a thread of its own: the main thread only waits, so that a signal reaches it at once."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="inference-client", daemon=True)
+        self._thread.start()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return the result; whatever interrupts the wait cancels the work."""
+        future = self.start(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _message(body: str) -> str:
+    """Return what an error body says, in one line; the servers wrap it differently."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        content = body
+    while isinstance(content, dict):
+        content = next((content[key] for key in ("error", "message", "detail") if key in content), str(content))
+    return " ".join(str(content).split())[:300] or "no reason given"
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _seconds(header: str | None) -> float:
+    try:
+        return max(0.0, float(header or 0))
+    except ValueError:  # a date
+        return 0.0

@@ -1,0 +1,89 @@
+"""From a config to the generators of a run: in this process, or a connection per server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from grpo_mlflow.config import Config
+from grpo_mlflow.generation.base import Generator
+from grpo_mlflow.generation.client import Client
+from grpo_mlflow.generation.engine import Engine
+from grpo_mlflow.generation.local import LocalGenerator
+from grpo_mlflow.generation.remote import ServerGenerator
+from grpo_mlflow.generation.server import PolicyServer
+from grpo_mlflow.generation.server_process import Launch, ServerProcess, launch
+from grpo_mlflow.generation.sglang import SGLang
+from grpo_mlflow.generation.vllm import VLLM
+from grpo_mlflow.policy import Policy
+
+ENGINES: dict[str, type[VLLM] | type[SGLang]] = {"vllm_server": VLLM, "sglang_server": SGLang}
+
+
+class Generators:
+    """The generators of a run; what they hold open ends with the `with` block.
+
+    Args:
+        config: which backends, where.
+        policy: the model that is trained or measured.
+        source: the folder or hub id that it was loaded from: what a server of our own starts with.
+        log: the file for the output of a server of our own.
+        say: takes lines about its progress.
+    """
+
+    def __init__(
+        self, config: Config, policy: Policy, source: str | Path, log: Path, say: Callable[[str], None]
+    ) -> None:
+        self._config, self._policy, self._source, self._log, self._say = config, policy, source, log, say
+        self._process: ServerProcess | None = None
+        self._servers: dict[tuple[str, str], PolicyServer] = {}
+
+    def __enter__(self) -> Generators:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for server in self._servers.values():
+            server.close()
+        if self._process is not None:
+            self._process.close()
+
+    def training(self) -> Generator:
+        """Return what samples rollouts."""
+        return self._generator(
+            self._config.generation.backend, self._config.generation.base_url, self._config.generation.batch_size
+        )
+
+    def evaluation(self) -> Generator:
+        """Return what samples for evaluations: from the same server where it is the same."""
+        own, shared = self._config.eval, self._config.generation
+        return self._generator(own.backend or shared.backend, own.base_url or shared.base_url, own.batch_size)
+
+    def _generator(self, backend: str, base_url: str | None, batch_size: int) -> Generator:
+        if backend == "local":
+            return LocalGenerator(self._policy, batch_size)
+        recompute = self._config.generation.behaviour_logprobs == "recompute"
+        return ServerGenerator(self._server(backend, base_url), self._policy, batch_size, recompute)
+
+    def _server(self, backend: str, base_url: str | None) -> PolicyServer:
+        settings = self._config.generation
+        managed = settings.server.manage and (backend, base_url) == (settings.backend, settings.base_url)
+        process = self._managed() if managed else None
+        address = process.url if process else str(base_url)
+        if (backend, address) not in self._servers:
+            engine: Engine = ENGINES[backend](Client(address, settings.timeout))
+            self._servers[backend, address] = PolicyServer(engine, self._policy, settings, process)
+        return self._servers[backend, address]
+
+    def _managed(self) -> ServerProcess:
+        if self._process is None:
+            settings, dtype = self._config.generation, self._config.model.dtype
+
+            def start(model: str | Path, port: int) -> Launch:
+                return launch(settings.backend, settings.server, model, port, dtype)
+
+            self._process = ServerProcess(start, settings.server, self._log, self._say)
+            self._process.start(self._source)
+        return self._process

@@ -1,0 +1,58 @@
+"""How often, how long, and how patiently a failing server is asked again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from grpo_mlflow.errors import ServerFailed
+from grpo_mlflow.generation.client import Fault
+
+T = TypeVar("T")
+_FIRST, _LONGEST = 0.1, 10.0  # seconds
+_JITTER = random.Random()  # its own: the global generator may be somebody's
+log = logging.getLogger(__name__)
+
+
+class Retries:
+    """Asks again with exponential backoff and jitter until `seconds` have passed since the first failure of a request.
+
+    `count` is how often it asked again. Jitter keeps the concurrent requests of a batch from coming back all at once.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.count = 0
+
+    async def ask(self, what: str, request: Callable[[], Awaitable[T]], mend: Callable[[], Awaitable[None]]) -> T:
+        """Return what `request` returns, after `mend` before each further try.
+
+        Raises:
+            ServerFailed: the budget is spent; the line names the last failure.
+        """
+        failed_at: float | None = None
+        pause = _FIRST
+        while True:
+            try:
+                if failed_at is not None:
+                    await mend()
+                return await request()
+            except Fault as fault:
+                now = time.monotonic()
+                failed_at = now if failed_at is None else failed_at
+                wait = max(fault.wait, pause * _JITTER.uniform(0.5, 1.5))
+                left = failed_at + self._seconds - now
+                if left <= 0:
+                    spent = f"for {self._seconds:g} s " if self._seconds else ""
+                    raise ServerFailed(
+                        f"{what} failed {spent}(generation.retry_seconds = {self._seconds:g}): {fault}"
+                    ) from fault
+                if pause == _FIRST:
+                    log.warning("%s: %s; asking again", what, fault)
+                self.count += 1
+                await asyncio.sleep(min(wait, left))
+                pause = min(2 * pause, _LONGEST)

@@ -1,0 +1,294 @@
+"""A server that samples from the policy: weights that provably arrive, faults that cost time and nothing else.
+
+Whatever fails is asked for again with the same seeds, so the rollouts of a run do not depend on what went wrong on the
+way; where they cannot be had, the run stops. After each load, and after each batch, the server proves that it serves
+the weights it should (`canary`). If it lost them in the middle of a batch, by a restart, it gets them again and the
+whole batch is drawn again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Awaitable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+
+from grpo_mlflow.config import GenerationConfig
+from grpo_mlflow.errors import ServerFailed
+from grpo_mlflow.generation import canary
+from grpo_mlflow.generation.base import Sampling
+from grpo_mlflow.generation.client import Fault, Loop, Refusal
+from grpo_mlflow.generation.engine import Ask, Draw, Engine, Incapable, check
+from grpo_mlflow.generation.retries import Retries
+from grpo_mlflow.generation.server_process import ServerProcess
+from grpo_mlflow.policy import Policy
+
+T = TypeVar("T")
+_ROUNDS = 5  # how often a batch, or a load, is repeated because the weights were lost on the way
+log = logging.getLogger(__name__)
+
+
+class _WrongWeights(Exception):
+    """The server does not serve what it should."""
+
+
+class PolicyServer:
+    """One server and the policy it is to serve.
+
+    Args:
+        engine: how to speak to it.
+        policy: the trainer's model, whose weights it gets.
+        settings: sync, timeouts, retries.
+        process: the server, where this run started it, with the policy's present weights.
+    """
+
+    def __init__(
+        self, engine: Engine, policy: Policy, settings: GenerationConfig, process: ServerProcess | None = None
+    ) -> None:
+        self._engine, self._policy, self._settings, self._process = engine, policy, settings, process
+        self._loop = Loop()
+        self._retries = Retries(settings.retry_seconds)
+        self._mending = asyncio.Lock()
+        self._run = uuid.uuid4().hex[:8]
+        self._root = Path(settings.sync_dir).absolute() if settings.sync_dir else None
+        self._temporary = ""
+        self._folder: Path | None = None  # the weights that it was last given
+        self._label: str | None = None  # what it calls them
+        self._canary = canary.tokens(policy)
+        self._expected: list[float] | None = None
+        self._scores: list[float] | None = None
+        self._connected = False
+        self.version: int | None = None
+        self._loads = self._restarts = self._redraws = self._reported_retries = 0
+        self._error = self._seconds = 0.0
+        self.vocabulary: int = policy.model.get_input_embeddings().num_embeddings
+
+    # Weights
+
+    def sync(self, version: int) -> None:
+        """Let the server serve the policy's weights, those after `version` iterations, and prove it.
+
+        Raises:
+            ServerFailed: it cannot be reached, cannot load them, or serves something else afterwards.
+        """
+        static = self._settings.sync == "none"
+        if version == self.version or (static and self._connected):
+            return
+        began = time.perf_counter()
+        before, self._expected = self._expected, canary.expected(self._policy, self._canary)
+        if not self._connected:
+            self._loop.run(self._guarded(self._retries.ask("connecting", self._connect, self._mend)))
+            if static and version:
+                self._expected = None  # the initial weights are gone: its own first scores must do
+        if static:
+            self._loop.run(self._guarded(self._prove(None)))
+        else:
+            self._write(version)
+            started_with_them = self._settings.sync == "restart" and not self._connected
+            self._loop.run(self._guarded(self._deliver(before, started_with_them)))
+        self._connected, self.version = True, version if not static else 0
+        self._seconds += time.perf_counter() - began
+
+    def _write(self, version: int) -> None:
+        """Save the weights to a folder of their own; the one before stays until the server has the new ones."""
+        if self._root is None:
+            self._temporary = tempfile.mkdtemp(prefix="grpo-weights-")
+            self._root = Path(self._temporary)
+        folder = self._root / f"{self._run}-{version}"
+        partial = folder.with_name(f".{folder.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        self._policy.save(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        former, self._folder = self._folder, folder
+        self._label = folder.name if self._settings.sync == "reload" else None
+        if former is not None and former != folder:
+            shutil.rmtree(former, ignore_errors=True)
+
+    async def _deliver(self, before: list[float] | None, has_them: bool) -> None:
+        """Give the server the newest weights and let it prove them; once more where something came between."""
+        for last in (False, True):
+            if not has_them:
+                await self._retries.ask("loading weights", self._load, self._reconnect)
+            has_them = False
+            try:
+                await self._prove(before)
+                return
+            except _WrongWeights as wrong:
+                if last:
+                    raise ServerFailed(
+                        f"the server was given new weights, but {wrong}. Rollouts would be another policy's, so the "
+                        "run stops. Known causes: another run that uses the same server; vLLM on a CPU with tied "
+                        "embeddings, started without our worker extension (docs/servers.md); a server of another "
+                        "number format (--dtype) than model.dtype"
+                    ) from None
+                log.warning("after loading weights, %s; loading once more", wrong)
+
+    async def _load(self) -> None:
+        assert self._folder is not None
+        self._loads += 1
+        if self._settings.sync == "restart":
+            await self._restart(self._folder)
+        else:
+            await self._engine.load(self._folder, str(self._label))
+
+    async def _prove(self, before: list[float] | None = None) -> None:
+        """Raise _WrongWeights unless the server scores the canary as the trainer does, and not as it did `before`."""
+        label = await self._retries.ask("asking for the weights' label", self._engine.label, self._mend)
+        if self._label is not None and label is not None and label != self._label:
+            raise _WrongWeights(f"it serves weights labelled {label!r} instead of {self._label!r}")
+        scores = await self._retries.ask("scoring the canary", self._score, self._mend)
+        known = self._expected
+        if known is None:  # nothing to compare with but the server itself
+            known = self._expected = scores
+        self._error = canary.error(scores, known)
+        allowed = canary.TOLERANCE[self._policy.dtype]
+        if not self._error <= allowed:
+            raise _WrongWeights(
+                f"its log-probabilities of fixed tokens differ from the trainer's by {self._error:.2g} on average "
+                f"(allowed: {allowed:g})"
+            )
+        if before is not None and scores == self._scores and canary.error(before, known) > 1e-6:
+            raise _WrongWeights("its log-probabilities of fixed tokens are those of the old weights to the last digit")
+        self._scores = scores
+
+    async def _score(self) -> list[float]:
+        return await _shaped(self._engine.score(self._canary))
+
+    # Completions
+
+    def start(self, asks: Sequence[Ask], at_once: int) -> Future[list[list[Draw]]]:
+        """Begin to sample, `at_once` prompts in flight; the future holds the draws in the order of `asks`."""
+        return self._loop.start(self._guarded(self._sample(asks, at_once)))
+
+    async def _sample(self, asks: Sequence[Ask], at_once: int) -> list[list[Draw]]:
+        for _ in range(_ROUNDS):
+            loads, slots = self._loads, asyncio.Semaphore(at_once)
+
+            async def draw(ask: Ask, slots: asyncio.Semaphore = slots) -> list[Draw]:
+                async with slots:
+                    return await self._retries.ask("sampling", lambda: self._complete(ask), self._mend)
+
+            found = await _all([draw(ask) for ask in asks])
+            try:
+                await self._prove()
+            except _WrongWeights as wrong:
+                if self._settings.sync == "none":
+                    raise
+                log.warning("after a batch, %s: it gets its weights again, and the batch is drawn again", wrong)
+                await self._deliver(None, False)
+            if loads == self._loads:
+                return found
+            self._redraws += 1
+        raise ServerFailed(
+            f"the server lost its weights during {_ROUNDS} batches in a row: it keeps restarting, or another run loads "
+            "its own weights into it"
+        )
+
+    async def _complete(self, ask: Ask) -> list[Draw]:
+        draws = await _shaped(self._engine.complete(ask))
+        check(draws, ask, self.vocabulary)
+        return draws
+
+    # Faults
+
+    async def _connect(self) -> None:
+        """Learn what is served, and that it gives what training needs."""
+        name = await _shaped(self._engine.connect())
+        with_logprobs = self._settings.behaviour_logprobs == "server"
+        ask = Ask(self._canary[:8], 2, Sampling(2), 1, self._policy.eos_ids, with_logprobs)
+        try:
+            await self._complete(ask)
+        except Incapable as lacks:
+            raise Refusal(f"{name} cannot be trained with: {lacks}") from None
+
+    async def _mend(self) -> None:
+        """Before a request is repeated: restart a dead server of ours, and give a restarted one its weights again."""
+        async with self._mending:
+            if self._process is not None and not self._process.alive:
+                await self._restart(self._folder or self._process.model)
+            await self._reconnect()
+            if self._label is not None and self._connected:
+                label = await self._engine.label()
+                if label is not None and label != self._label:
+                    await self._load()
+
+    async def _reconnect(self) -> None:
+        if self._process is not None and not self._process.alive:
+            await self._restart(self._folder or self._process.model)
+        await _shaped(self._engine.connect())
+
+    async def _restart(self, model: str | Path) -> None:
+        assert self._process is not None
+        self._restarts += 1
+        self._loads += 1  # what was drawn before may be lost with the connection: the batch is drawn again
+        await asyncio.to_thread(self._process.start, model)
+
+    async def _guarded(self, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except Refusal as refusal:
+            raise ServerFailed(f"the server at {self._engine.client.root} refuses: {refusal}") from refusal
+        except _WrongWeights as wrong:
+            raise ServerFailed(
+                f"the server at {self._engine.client.root} does not serve the policy (model.train_id): {wrong}"
+            ) from None
+        except ServerFailed as failed:
+            raise ServerFailed(f"the server at {self._engine.client.root}: {failed}") from failed.__cause__
+
+    # Life
+
+    def metrics(self) -> dict[str, float]:
+        """Return what happened since the last call."""
+        retries, self._reported_retries = self._retries.count - self._reported_retries, self._retries.count
+        found = {
+            "server_retries": float(retries),
+            "server_redraws": float(self._redraws),
+            "server_restarts": float(self._restarts),
+            "server_canary_error": self._error,
+            "seconds_sync": self._seconds,
+        }
+        self._redraws = self._restarts = 0
+        self._error = self._seconds = 0.0
+        return found
+
+    def close(self) -> None:
+        """Close connections, end a server of ours, delete the weights written for it."""
+        if self._process is not None:
+            self._process.close()
+        try:
+            self._loop.start(self._engine.client.close()).result(timeout=5)
+        except TimeoutError:
+            log.warning("connections to %s did not close in time", self._engine.client.root)
+        self._loop.close()
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        elif self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+async def _shaped(answer: Awaitable[T]) -> T:
+    """Await an answer; one whose JSON has not the expected shape (cut, or a proxy's) counts as a fault."""
+    try:
+        return await answer
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise Fault(f"an answer of unexpected shape ({type(error).__name__}: {error})") from error
+
+
+async def _all(work: Sequence[Awaitable[T]]) -> list[T]:
+    """Await all in order; the first failure cancels the rest."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

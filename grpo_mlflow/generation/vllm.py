@@ -1,0 +1,125 @@
+"""vLLM's OpenAI server: token ids in and out, weights loaded in place through its development endpoints.
+
+Found by running vLLM 0.32: with one seed, completion j of n equals the single completion drawn with seed + j;
+`processed_logprobs` are those of the distribution drawn from (temperature, penalty, top-k, top-p); HTTP 200 of a reload
+proves nothing, which is why every load is followed by the canary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from grpo_mlflow.generation.client import Client, Fault, Refusal
+from grpo_mlflow.generation.engine import Ask, Draw, draw_of
+
+_DEV_MODE = (
+    "it was started without its development endpoints, which load new weights; start it with VLLM_SERVER_DEV_MODE=1, "
+    "or choose generation.sync=none (rollouts stay those of the initial weights)"
+)
+
+
+class VLLM:
+    """Speaks to one vLLM server."""
+
+    def __init__(self, client: Client) -> None:
+        self.client, self._model = client, ""
+
+    async def connect(self) -> str:
+        served = (await self.client.get("/v1/models"))["data"]
+        base = [entry for entry in served if not entry.get("parent")]  # adapters have one
+        if not base:
+            raise Fault("/v1/models lists no model")
+        self._model = base[0]["id"]
+        return f"{base[0].get('root') or self._model}"
+
+    async def complete(self, ask: Ask) -> list[Draw]:
+        body = {
+            "prompt": list(ask.token_ids),
+            "n": ask.k,
+            "max_tokens": ask.sampling.max_new_tokens,
+            "temperature": ask.sampling.temperature,
+            "top_p": ask.sampling.top_p,
+            "top_k": ask.sampling.top_k if ask.sampling.top_k > 0 else -1,
+            "min_p": 0.0,
+            "repetition_penalty": ask.sampling.repetition_penalty,
+            "seed": ask.seed,
+            "stop_token_ids": list(ask.stop_ids),
+            "skip_special_tokens": False,
+            "return_token_ids": True,
+            "logprobs": 0 if ask.logprobs else None,
+        }
+        choices = sorted(await self._completions(body), key=lambda choice: choice["index"])
+        if [choice["index"] for choice in choices] != list(range(len(choices))):
+            raise Fault("completions out of number")
+        return [
+            draw_of(
+                choice.get("token_ids"),
+                (choice.get("logprobs") or {}).get("token_logprobs"),
+                choice.get("finish_reason"),
+                ask,
+            )
+            for choice in choices
+        ]
+
+    async def score(self, token_ids: Sequence[int]) -> list[float]:
+        body = {"prompt": list(token_ids), "echo": True, "max_tokens": 0, "logprobs": 0, "temperature": 1.0}
+        logprobs = (await self._completions(body))[0]["logprobs"]["token_logprobs"]
+        return [float(value) for value in logprobs[1 : len(token_ids)]]
+
+    async def load(self, folder: Path, label: str) -> None:
+        await self._develop("/pause", query={"mode": "wait"})
+        try:
+            await self._load(folder)
+            if not (await self._develop("/reset_prefix_cache") or {}).get("success", True):
+                raise Fault("/reset_prefix_cache refused: requests are in flight")
+            await self._develop("/update_weight_version", {"new_version": label})
+        finally:
+            await self._develop("/resume")
+
+    async def _load(self, folder: Path) -> None:
+        """Load through our worker extension; a server without it has vLLM's own loader."""
+        try:
+            answer = await self._rpc("grpo_load_weights", {"path": str(folder)})
+        except Fault as fault:
+            if "has no attribute" not in str(fault):
+                raise
+            await self._rpc("reload_weights", {"weights_path": str(folder)})
+            return
+        failed = [result["error"] for result in answer["results"] if not result["ok"]]
+        if failed:
+            raise Refusal(f"it cannot load the weights: {failed[0]}; it must see the folder generation.sync_dir")
+
+    async def _rpc(self, method: str, kwargs: dict[str, str]) -> Any:
+        return await self._develop("/collective_rpc", {"method": method, "kwargs": kwargs})
+
+    async def _develop(self, path: str, body: Any = None, query: dict[str, object] | None = None) -> Any:
+        try:
+            return await self.client.post(path, body, query)
+        except Refusal as refusal:
+            if refusal.status == 404:
+                raise Refusal(_DEV_MODE) from refusal
+            raise
+
+    async def label(self) -> str | None:
+        try:
+            return str((await self.client.get("/weight_info"))["weight_version"])
+        except Refusal:  # no development endpoints
+            return None
+
+    async def tokenize(self, text: str) -> list[int]:
+        body = {"model": self._model, "prompt": text, "add_special_tokens": False}
+        return [int(i) for i in (await self.client.post("/tokenize", body))["tokens"]]
+
+    async def _completions(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        try:
+            answer = await self.client.post("/v1/completions", {"model": self._model, **body})
+        except Refusal as refusal:
+            if refusal.status == 404:  # it was restarted under another name, which the next try asks for
+                raise Fault(str(refusal)) from refusal
+            raise
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        if not choices:
+            raise Fault("/v1/completions answers without completions")
+        return list(choices)
