@@ -15,7 +15,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["statistics", "interrupts", "serverside"], 0),
     **dict.fromkeys(["tasks", "policy", "tiny", "generation", "checkpoint", "tracking", "console"], 1),
     **dict.fromkeys(["rollouts", "batching", "sources"], 2),
-    **dict.fromkeys(["update", "evaluation", "collector", "trainer", "messages", "runs"], 3),
+    **dict.fromkeys(["update", "evaluation", "collector", "trainer", "messages", "runs", "doctor", "serve"], 3),
     "search": 4,
 }
 SAME_FLOOR: dict[str, set[str]] = {

@@ -18,7 +18,11 @@ from grpo_mlflow.config.resolve import DEFAULT, parse_overrides, presets, split_
 from grpo_mlflow.errors import ConfigError
 
 _RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
-_MAY_CHANGE = ("resume", "train.iterations", "eval.interval", "model.device", "checkpoint.", "tracking.")
+_MAY_CHANGE = (
+    *("resume", "train.iterations", "eval.interval", "model.device", "checkpoint.", "tracking."),
+    *("generation.base_url", "generation.sync_dir", "generation.server.", "eval.base_url"),
+    *("generation.timeout", "generation.retry_seconds"),
+)
 
 
 @dataclass(frozen=True, slots=True)

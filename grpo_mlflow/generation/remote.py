@@ -41,13 +41,13 @@ class ServerGenerator:
     """Draws from a server, `batch_size` prompts in flight. Several generators may share one server."""
 
     def __init__(self, server: PolicyServer, policy: Policy, batch_size: int, recompute: bool) -> None:
-        self._server, self._policy, self._batch_size, self._recompute = server, policy, batch_size, recompute
+        self.server, self._policy, self._batch_size, self._recompute = server, policy, batch_size, recompute
 
     def sync(self, version: int) -> None:
-        self._server.sync(version)
+        self.server.sync(version)
 
     def metrics(self) -> dict[str, float]:
-        return self._server.metrics()
+        return self.server.metrics()
 
     def generate(
         self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
@@ -69,8 +69,8 @@ class ServerGenerator:
             )
             for prompt in prompts
         )
-        assert self._server.version is not None, "sync first"
-        return _Begun(self, asks, self._server.version, self._server.start(asks, self._batch_size))
+        assert self.server.version is not None, "sync first"
+        return _Begun(self, asks, self.server.version, self.server.start(asks, self._batch_size))
 
     def completions(self, ask: Ask, draws: Sequence[Draw], version: int) -> list[Completion]:
         """Return one prompt's draws as completions, with text decoded from the token ids."""

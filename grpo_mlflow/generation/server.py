@@ -69,6 +69,22 @@ class PolicyServer:
         self._error = self._seconds = 0.0
         self.vocabulary: int = policy.model.get_input_embeddings().num_embeddings
 
+    @property
+    def url(self) -> str:
+        return self._engine.client.root
+
+    def connect(self) -> str:
+        """Make sure that the server gives what training needs, and return its name for what it serves.
+
+        Raises:
+            ServerFailed: it cannot be reached, or lacks something.
+        """
+        return self._loop.run(self._guarded(self._retries.ask("connecting", self._connect, self._mend)))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the server's tokens of a text."""
+        return self._loop.run(self._guarded(_shaped(self._engine.tokenize(text))))
+
     # Weights
 
     def sync(self, version: int) -> None:
@@ -83,7 +99,7 @@ class PolicyServer:
         began = time.perf_counter()
         before, self._expected = self._expected, canary.expected(self._policy, self._canary)
         if not self._connected:
-            self._loop.run(self._guarded(self._retries.ask("connecting", self._connect, self._mend)))
+            self.connect()
             if static and version:
                 self._expected = None  # the initial weights are gone: its own first scores must do
         if static:
@@ -114,7 +130,7 @@ class PolicyServer:
 
     async def _deliver(self, before: list[float] | None, has_them: bool) -> None:
         """Give the server the newest weights and let it prove them; once more where something came between."""
-        for last in (False, True):
+        for last in (False, True) if self._settings.retry_seconds else (True,):
             if not has_them:
                 await self._retries.ask("loading weights", self._load, self._reconnect)
             has_them = False
@@ -180,7 +196,7 @@ class PolicyServer:
             try:
                 await self._prove()
             except _WrongWeights as wrong:
-                if self._settings.sync == "none":
+                if self._settings.sync == "none" or not self._settings.retry_seconds:
                     raise
                 log.warning("after a batch, %s: it gets its weights again, and the batch is drawn again", wrong)
                 await self._deliver(None, False)
@@ -199,8 +215,7 @@ class PolicyServer:
 
     # Faults
 
-    async def _connect(self) -> None:
-        """Learn what is served, and that it gives what training needs."""
+    async def _connect(self) -> str:
         name = await _shaped(self._engine.connect())
         with_logprobs = self._settings.behaviour_logprobs == "server"
         ask = Ask(self._canary[:8], 2, Sampling(2), 1, self._policy.eos_ids, with_logprobs)
@@ -208,6 +223,7 @@ class PolicyServer:
             await self._complete(ask)
         except Incapable as lacks:
             raise Refusal(f"{name} cannot be trained with: {lacks}") from None
+        return name
 
     async def _mend(self) -> None:
         """Before a request is repeated: restart a dead server of ours, and give a restarted one its weights again."""
@@ -235,13 +251,13 @@ class PolicyServer:
         try:
             return await work
         except Refusal as refusal:
-            raise ServerFailed(f"the server at {self._engine.client.root} refuses: {refusal}") from refusal
+            raise ServerFailed(f"the server at {self.url} refuses: {refusal}") from refusal
         except _WrongWeights as wrong:
             raise ServerFailed(
-                f"the server at {self._engine.client.root} does not serve the policy (model.train_id): {wrong}"
+                f"the server at {self.url} does not serve the policy (model.train_id): {wrong}"
             ) from None
         except ServerFailed as failed:
-            raise ServerFailed(f"the server at {self._engine.client.root}: {failed}") from failed.__cause__
+            raise ServerFailed(f"the server at {self.url}: {failed}") from failed.__cause__
 
     # Life
 
@@ -266,7 +282,7 @@ class PolicyServer:
         try:
             self._loop.start(self._engine.client.close()).result(timeout=5)
         except TimeoutError:
-            log.warning("connections to %s did not close in time", self._engine.client.root)
+            log.warning("connections to %s did not close in time", self.url)
         self._loop.close()
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)

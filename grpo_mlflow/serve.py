@@ -1,0 +1,32 @@
+"""An inference server in the foreground, for others to train with."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from grpo_mlflow import interrupts, sources
+from grpo_mlflow.config import Config
+from grpo_mlflow.generation.server_process import Launch, ServerProcess, launch
+
+
+def serve(config: Config, log: Path) -> None:
+    """Start the server that `generation` describes with `model.train_id`, and keep it until a signal.
+
+    Raises:
+        ServerFailed: it does not start.
+        Interrupted: at the end.
+    """
+    settings, backend = config.generation.server, config.generation.backend
+
+    def start(model: str | Path, port: int) -> Launch:
+        return launch(backend, settings, model, port, config.model.dtype)
+
+    server = ServerProcess(start, settings, log, lambda text: print(text, flush=True))
+    with interrupts.handled():
+        try:
+            server.start(sources.model_source(config.model.train_id, config))
+            print(f"train with: generation.backend={backend} generation.base_url={server.url}", flush=True)
+            threading.Event().wait()
+        finally:
+            server.close()

@@ -1,0 +1,367 @@
+"""An inference server over real HTTP that speaks vLLM's or SGLang's tongue, with faults on demand.
+
+It loads a model folder with transformers and samples token by token without a cache, so it shares nothing with the
+generator in the package but the rule that turns logits and a uniform number into a token. Answers have the shapes of
+vLLM 0.32 and SGLang 0.5.23, their oddities included: vLLM draws completion j of n with seed + j, SGLang gives all n the
+same seed; SGLang's log-probabilities know only the temperature; unknown remote calls are an error of 500.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grpo_mlflow import seeding
+from grpo_mlflow.generation import Sampling
+from grpo_mlflow.generation.sampling import draw, processed_logprobs
+
+Answer = tuple[int, Any]  # status, JSON content (or bytes as they are)
+SAMPLE = {"vllm": "/v1/completions", "sglang": "/generate"}
+LOAD = {"vllm": "/collective_rpc", "sglang": "/update_weights_from_disk"}
+
+
+@dataclass
+class Fault:
+    """What goes wrong, once: with the `nth` request of a path since weights were loaded `loads` times.
+
+    `answer` gets the server and the right answer and returns another one; it may sleep, restart the server, or raise
+    `Dropped` or `Truncated`.
+    """
+
+    path: str
+    answer: Callable[[FakeServer, Answer], Answer]
+    loads: int = 2
+    nth: int = 1
+    met: int = 0
+
+    def strikes(self, path: str, loads: int) -> bool:
+        if path != self.path or loads < self.loads:
+            return False
+        self.met += 1
+        return self.met == self.nth + 1
+
+
+class Dropped(Exception):
+    """The connection is closed without an answer."""
+
+
+class Truncated(Exception):
+    """The connection is closed in the middle of the body."""
+
+
+class Refused(Exception):
+    """The request is wrong: 400."""
+
+
+@dataclass
+class Quirks:
+    """Ways in which a server can be the wrong one."""
+
+    keeps_old_weights: bool = False
+    raw_logprobs: bool = False
+    without_development: bool = False
+    without_extension: bool = False
+    without_token_ids: bool = False
+    without_logprobs: bool = False
+    other_tokenizer: bool = False
+    context: int = 512
+
+
+@dataclass
+class FakeServer:
+    """Serves a model folder at `url` inside a `with` block."""
+
+    dialect: str
+    folder: Path
+    faults: list[Fault] = field(default_factory=list)
+    quirks: Quirks = field(default_factory=Quirks)
+
+    def __post_init__(self) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        self.requests: dict[str, int] = {}
+        self.most_at_once = self._at_once = 0
+        self.loads: list[str] = []
+        self.name = "policy"
+        self._lock, self._model_lock = threading.Lock(), threading.Lock()
+        self.restart()
+        self._port = 0
+        self._listen()
+
+    # Life
+
+    def _listen(self) -> None:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                server._serve(self, {})
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                server._serve(self, json.loads(body) if body else {})
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Http(ThreadingHTTPServer):
+            daemon_threads = True
+            allow_reuse_address = True
+            request_queue_size = 256
+
+            def handle_error(self, *_: object) -> None:  # a client that gave up is no news
+                pass
+
+        self._http = Http(("127.0.0.1", self._port), Handler)
+        self._port = self._http.server_address[1]
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def __enter__(self) -> FakeServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop_listening()
+
+    def stop_listening(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+    def away(self, seconds: float) -> None:
+        """Refuse connections for a while, then come back at the same port with the initial weights."""
+
+        def leave() -> None:
+            self.stop_listening()
+            time.sleep(seconds)
+            self.restart()
+            self._listen()
+
+        threading.Thread(target=leave, daemon=True).start()
+
+    def restart(self, folder: Path | None = None) -> None:
+        """Come back with the weights of the start, or those of another folder."""
+        self._take(folder or self.folder)
+        self.label, self.paused = "default", False
+
+    def _take(self, folder: Path) -> None:
+        with self._model_lock:
+            self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            self.root = str(folder)
+
+    # HTTP
+
+    def _serve(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        path = urlsplit(handler.path).path
+        with self._lock:
+            self.requests[path] = self.requests.get(path, 0) + 1
+            struck = [fault for fault in self.faults if fault.strikes(path, len(self.loads))]
+            self._at_once += path == SAMPLE[self.dialect]
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            status, content = self._answer(path, body)
+            for fault in struck:
+                status, content = fault.answer(self, (status, content))
+        except Dropped:
+            handler.close_connection = True
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            return
+        except Truncated:
+            status, content = 200, Truncated
+        finally:
+            with self._lock:
+                self._at_once -= path == SAMPLE[self.dialect]
+        raw = b'{"choices": [' if content is Truncated else content if isinstance(content, bytes) else _dumps(content)
+        handler.send_response(status)
+        handler.send_header("content-type", "application/json")
+        handler.send_header("content-length", str(len(raw) + (100 if content is Truncated else 0)))
+        if status == 429:
+            handler.send_header("retry-after", "0.2")
+        handler.end_headers()
+        handler.wfile.write(raw)
+        if content is Truncated:
+            handler.close_connection = True
+
+    def _answer(self, path: str, body: dict[str, Any]) -> Answer:
+        try:
+            found = self._vllm(path, body) if self.dialect == "vllm" else self._sglang(path, body)
+        except Refused as refusal:
+            error = {"message": str(refusal), "type": "BadRequestError", "code": 400}
+            return 400, {"error": error} if self.dialect == "vllm" else error
+        return found if found is not None else (404, {"detail": "Not Found"})
+
+    def _vllm(self, path: str, body: dict[str, Any]) -> Answer | None:
+        if path == "/health":
+            return 200, b""
+        if path == "/v1/models":
+            return 200, {"object": "list", "data": [{"id": self.name, "root": self.root, "parent": None}]}
+        if path == "/tokenize":
+            return 200, {"tokens": self._tokens(body["prompt"]), "count": 0, "max_model_len": self.quirks.context}
+        if path == "/v1/completions":
+            return self._completions(body)
+        if self.quirks.without_development:
+            return None
+        if path == "/pause":
+            self.paused = True
+            return 200, {"status": "paused"}
+        if path == "/resume":
+            self.paused = False
+            return 200, {"status": "resumed"}
+        if path == "/reset_prefix_cache":
+            return 200, {"success": True}
+        if path == "/weight_info":
+            return 200, {"weight_version": self.label}
+        if path == "/update_weight_version":
+            self.label = body["new_version"]
+            return 200, {"success": True, "new_version": self.label}
+        if path == "/collective_rpc":
+            if body["method"] == "reload_weights":
+                self._reload(Path(body["kwargs"]["weights_path"]))
+                return 200, {"results": [None]}
+            if body["method"] != "grpo_load_weights" or self.quirks.without_extension:
+                message = f"Worker failed with error ''CPUWorker' object has no attribute '{body['method']}''"
+                return 500, {"error": {"message": message, "type": "InternalServerError", "code": 500}}
+            folder = Path(body["kwargs"]["path"])
+            if not (folder / "config.json").is_file():
+                return 200, {"results": [{"ok": False, "error": f"no model folder at {folder}"}]}
+            self._reload(folder)
+            return 200, {"results": [{"ok": True}]}
+        return None
+
+    def _completions(self, body: dict[str, Any]) -> Answer:
+        if body["model"] != self.name:
+            return 404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}}
+        prompt, choices = body["prompt"], []
+        if body.get("echo"):
+            scores = self._score(prompt)
+            return 200, {"choices": [{"index": 0, "logprobs": {"token_logprobs": [None, *scores]}}]}
+        parameters = {**body, "max_new_tokens": body["max_tokens"]}
+        for j in range(body["n"]):
+            ids, logprobs, reason = self._sample(prompt, parameters, body["seed"] + j)
+            choices.append(
+                {
+                    "index": j,
+                    "text": self.tokenizer.decode(ids),
+                    "finish_reason": reason,
+                    "token_ids": None if self.quirks.without_token_ids or not body.get("return_token_ids") else ids,
+                    "prompt_token_ids": prompt,
+                    "logprobs": None
+                    if self.quirks.without_logprobs or body.get("logprobs") is None
+                    else {"token_logprobs": logprobs},
+                }
+            )
+        return 200, {"object": "text_completion", "model": self.name, "choices": choices[::-1]}  # order is ours to find
+
+    def _sglang(self, path: str, body: dict[str, Any]) -> Answer | None:
+        if path == "/health":
+            return 200, b""
+        if path == "/model_info":
+            return 200, {"model_path": self.root, "served_model_name": self.root, "weight_version": self.label}
+        if path == "/tokenize":
+            return 200, {"tokens": self._tokens(body["prompt"]), "count": 0, "max_model_len": self.quirks.context}
+        if path == "/generate":
+            return 200, [self._generate_one(*pair, body) for pair in self._pairs(body)]
+        if path == "/flush_cache":
+            return 200, b"Cache flushed.\nPlease check backend logs for more details.\n"
+        if path == "/update_weights_from_disk":
+            folder = Path(body["model_path"])
+            if not (folder / "config.json").is_file():
+                return 400, {"success": False, "message": f"Failed to get {folder}", "num_paused_requests": 0}
+            self._reload(folder)
+            self.label = body.get("weight_version") or self.label
+            return 200, {"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0}
+        return None
+
+    def _pairs(self, body: dict[str, Any]) -> list[tuple[list[int], dict[str, Any]]]:
+        """Return each prompt with its parameters, n copies of each: with the same seed, as SGLang does."""
+        pairs = zip(body["input_ids"], body["sampling_params"], strict=True)
+        return [pair for pair in pairs for _ in range(pair[1].get("n", 1))]
+
+    def _generate_one(self, prompt: list[int], parameters: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+        if parameters.get("top_k") == 0:
+            raise Refused("top_k must be -1 (disable) or at least 1, got 0.")
+        ids, logprobs, reason = self._sample(prompt, parameters, parameters.get("sampling_seed", 42))
+        kind: dict[str, Any] = {"type": reason}
+        kind |= {"matched": ids[-1]} if reason == "stop" else {"length": len(ids)}
+        meta: dict[str, Any] = {"finish_reason": kind, "weight_version": self.label, "cached_tokens": 0}
+        if body.get("return_logprob") and not self.quirks.without_logprobs:
+            meta["output_token_logprobs"] = [[p, i, None] for p, i in zip(logprobs, ids, strict=True)]
+            if body.get("logprob_start_len") == 0:
+                scores = [None, *self._score(prompt)]
+                meta["input_token_logprobs"] = [[p, i, None] for p, i in zip(scores, prompt, strict=True)]
+        answer = {"text": self.tokenizer.decode(ids), "meta_info": meta}
+        return answer if self.quirks.without_token_ids else {**answer, "output_ids": ids}
+
+    # The model
+
+    def _reload(self, folder: Path) -> None:
+        self.loads.append(folder.name)
+        if not self.quirks.keeps_old_weights:
+            self._take(folder)
+
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text[1:] if self.quirks.other_tokenizer else text).input_ids
+        return ids
+
+    @torch.inference_mode()
+    def _score(self, prompt: list[int]) -> list[float]:
+        with self._model_lock:
+            logprobs = self.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+        return [float(logprobs[place - 1, token]) for place, token in enumerate(prompt) if place]
+
+    @torch.inference_mode()
+    def _sample(self, prompt: list[int], parameters: dict[str, Any], seed: int) -> tuple[list[int], list[float], str]:
+        """Sample one completion."""
+        if not prompt or not all(0 <= token < self.model.config.vocab_size for token in prompt):
+            raise Refused("Token id is out of vocabulary")
+        if len(prompt) >= self.quirks.context or parameters["max_new_tokens"] > self.quirks.context:
+            raise Refused(f"This model's maximum context length is {self.quirks.context} tokens.")
+        most = min(parameters["max_new_tokens"], self.quirks.context - len(prompt))
+        sampling = Sampling(
+            most,
+            parameters["temperature"],
+            parameters.get("top_p", 1.0),
+            parameters.get("top_k", -1),
+            parameters.get("repetition_penalty", 1.0),
+        )
+        plain = Sampling(most, sampling.temperature)
+        uniforms = seeding.stream(seed, "fake").random(most)
+        ids, logprobs = list(prompt), []
+        seen = torch.zeros(1, self.model.config.vocab_size, dtype=torch.bool)
+        seen[0, prompt] = True
+        for uniform in uniforms:
+            with self._model_lock:
+                logits = self.model(torch.tensor([ids])).logits[:, -1]
+            distribution = processed_logprobs(logits, sampling, seen)
+            token = int(draw(distribution, torch.tensor([uniform])) if sampling.temperature else distribution.argmax())
+            shown = distribution
+            if self.quirks.raw_logprobs:
+                shown = logits.log_softmax(-1)
+            elif self.dialect == "sglang":
+                shown = processed_logprobs(logits, plain)
+            logprobs.append(float(shown[0, token]))
+            ids.append(token)
+            seen[0, token] = True
+            if token in parameters.get("stop_token_ids", ()):
+                return ids[len(prompt) :], logprobs, "stop"
+        return ids[len(prompt) :], logprobs, "length"
+
+
+def _dumps(content: Any) -> bytes:
+    return json.dumps(content).encode()  # NaN and Infinity as Python spells them, as some servers do

@@ -1,0 +1,183 @@
+"""The doctor names what is wrong, and what to do, for every planted fault; and passes what works."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from entrypoints import doctor as command
+from grpo_mlflow import sources, tiny
+from grpo_mlflow.config import resolve
+from grpo_mlflow.doctor import Check, Doctor, Trouble, enough
+from tests.conftest import SMALL
+from tests.fake_server import FakeServer, Quirks
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    config = resolve("tiny", SMALL).config
+    return tiny.ensure(config.model.tiny, sources.make_task(config), sources.task_settings(config))
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('doctor')}/mlflow.db"
+
+
+def examine(address: str, folder: Path, *overrides: str) -> list[Check]:
+    resolved = resolve("tiny", [*SMALL, f"tracking.uri={address}", *overrides])
+    return list(Doctor(resolved.config, folder).examine())
+
+
+def failed(checks: Sequence[Check]) -> Check:
+    """The first failure; what builds on it is skipped."""
+    first = next(check for check in checks if check.state == "FAILED")
+    assert all(check.state == "ok" for check in checks[: checks.index(first)])
+    assert first.remedy
+    return first
+
+
+def words_of(server: FakeServer) -> list[str]:
+    return [f"generation.backend={server.dialect}_server", f"generation.base_url={server.url}"]
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_all_is_well_with_a_server_that_works(model: Path, address: str, tmp_path: Path, dialect: str) -> None:
+    with FakeServer(dialect, model) as server:
+        checks = examine(address, tmp_path, *words_of(server))
+    assert [str(check) for check in checks if check.state != "ok"] == []
+    assert {check.name for check in checks} >= {
+        "server",
+        "tokenizer",
+        "log-probabilities",
+        "new weights",
+        "MLflow store",
+    }
+
+
+def test_all_is_well_without_a_server(address: str, tmp_path: Path) -> None:
+    checks = examine(address, tmp_path)
+    assert {check.state for check in checks} == {"ok"}
+    assert "server" not in {check.name for check in checks}
+
+
+QUIRKS = {
+    "no token ids": (Quirks(without_token_ids=True), "vllm", "server", ["without token ids"], "docs/servers.md"),
+    "no log-probabilities": (
+        Quirks(without_logprobs=True),
+        "sglang",
+        "server",
+        ["no log-probabilities", "behaviour_logprobs=recompute"],
+        "docs/servers.md",
+    ),
+    "another tokenizer": (Quirks(other_tokenizer=True), "vllm", "tokenizer", ["differs"], "model.train_id"),
+    "no development endpoints": (
+        Quirks(without_development=True),
+        "vllm",
+        "weights",
+        ["VLLM_SERVER_DEV_MODE=1"],
+        "VLLM_SERVER_DEV_MODE=1",
+    ),
+    "keeps its old weights": (
+        Quirks(keeps_old_weights=True),
+        "vllm",
+        "new weights",
+        ["given new weights", "differ from the trainer's"],
+        "docs/servers.md",
+    ),
+    "raw log-probabilities": (
+        Quirks(raw_logprobs=True),
+        "vllm",
+        "log-probabilities",
+        ["differ from the trainer's"],
+        "--logprobs-mode processed_logprobs",
+    ),
+    "a small context": (Quirks(context=66), "vllm", "completions", ["context"], "line says"),
+}
+
+
+@pytest.mark.parametrize("name", QUIRKS)
+def test_a_server_that_is_wrong_is_found(model: Path, address: str, tmp_path: Path, name: str) -> None:
+    quirks, dialect, check, found, remedy = QUIRKS[name]
+    with FakeServer(dialect, model, quirks=quirks) as server:
+        words = [*words_of(server), "generation.temperature=0.5", "generation.max_new_tokens=100"]
+        first = failed(examine(address, tmp_path, *words))
+    assert first.name == check
+    assert all(word in first.found for word in found), first.found
+    assert remedy in first.remedy
+
+
+def test_another_model_on_a_static_server_is_found(model: Path, address: str, tmp_path: Path) -> None:
+    other = resolve("tiny", [*SMALL, "model.tiny.seed=1"]).config
+    with FakeServer(
+        "vllm", tiny.ensure(other.model.tiny, sources.make_task(other), sources.task_settings(other))
+    ) as server:
+        words = [*words_of(server), "generation.sync=none", "eval.backend=local"]
+        first = failed(examine(address, tmp_path, *words))
+    assert first.name == "weights"
+    assert "model.train_id" in first.found
+
+
+def test_no_server_is_found(address: str, tmp_path: Path) -> None:
+    first = failed(
+        examine(address, tmp_path, "generation.backend=vllm_server", "generation.base_url=http://127.0.0.1:9")
+    )
+    assert (first.name, "127.0.0.1:9" in first.found, "make server" in first.remedy) == ("server", True, True)
+
+
+def test_a_store_that_cannot_be_written_is_found(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    first = failed(examine(f"sqlite:///{tmp_path}/file/mlflow.db", tmp_path))
+    assert (first.name, "tracking.uri" in first.remedy) == ("MLflow store", True)
+
+
+def test_a_device_that_is_not_there_is_found(address: str, tmp_path: Path) -> None:
+    first = failed(examine(address, tmp_path, "model.device=cuda:99"))
+    assert (first.name, "model.device=auto" in first.remedy) == ("device", True)
+
+
+def test_a_broken_model_folder_is_found(address: str, tmp_path: Path, model: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text((model / "config.json").read_text())
+    first = failed(examine(address, tmp_path, f"model.train_id={tmp_path}/broken"))
+    assert (first.name, "safetensors" in first.remedy) == ("model", True)
+
+
+def test_completions_longer_than_the_model_reaches_are_found(address: str, tmp_path: Path) -> None:
+    first = failed(examine(address, tmp_path, "generation.max_new_tokens=1024"))
+    assert (first.name, "generation.max_new_tokens" in first.remedy) == ("model", True)
+
+
+def test_what_does_not_fit_is_told_with_its_size() -> None:
+    assert "1.00 GiB needed" in enough("memory", 2**30, 2**31, "here", "less")
+    with pytest.raises(Trouble, match=r"2\.00 GiB needed at least, 1\.0 GiB free on here") as caught:
+        enough("memory", 2**31, 2**30, "here", "less")
+    assert caught.value.remedy == "less (memory)"
+
+
+def test_a_wrong_setting_is_a_failed_check_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Exception, match=r"train\.lr"):
+        command.main(["train.lr=-1"])
+    assert "FAILED  configuration" in capsys.readouterr().out
+
+
+def test_the_command_says_so_in_its_exit_code(model: Path, tmp_path: Path) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        arguments = [sys.executable, "-m", "entrypoints.doctor", *SMALL, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+        return subprocess.run(
+            [*arguments, *words], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ), check=False
+        )
+
+    with FakeServer("vllm", model) as server:
+        good = run(*words_of(server))
+    assert (good.returncode, "all is well" in good.stdout) == (0, True), good.stdout + good.stderr
+    bad = run("generation.backend=vllm_server", "generation.base_url=http://127.0.0.1:9")
+    assert (bad.returncode, "remedy:" in bad.stdout) == (1, True)
+    assert "Traceback" not in bad.stderr
