@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo_mlflow import tiny
-from grpo_mlflow.config import TinyConfig
+from grpo_mlflow import sources, tiny
+from grpo_mlflow.config import TinyConfig, resolve
 from grpo_mlflow.policy import Policy
 
 # A whole run with every feature, small enough to repeat many times.
@@ -43,6 +43,26 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID"):
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def small_model(_own_cache: None) -> Path:
+    """The embedded model of SMALL, as the folder that a server starts with."""
+    config = resolve("tiny", SMALL).config
+    return tiny.ensure(config.model.tiny, sources.make_task(config), sources.task_settings(config))
+
+
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One MLflow store for all tests of a file: its schema takes seconds to make."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def folder(policy: Policy, tmp_path: Path) -> Path:
+    """The weights of `policy` as a model folder."""
+    policy.save(tmp_path / "model")
+    return tmp_path / "model"
 
 
 @pytest.fixture

@@ -8,7 +8,10 @@ same seed; SGLang's log-probabilities know only the temperature; unknown remote 
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import signal
 import socket
 import threading
 import time
@@ -86,6 +89,7 @@ class FakeServer:
     folder: Path
     faults: list[Fault] = field(default_factory=list)
     quirks: Quirks = field(default_factory=Quirks)
+    port: int = 0
 
     def __post_init__(self) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
@@ -95,7 +99,6 @@ class FakeServer:
         self.name = "policy"
         self._lock, self._model_lock = threading.Lock(), threading.Lock()
         self.restart()
-        self._port = 0
         self._listen()
 
     # Life
@@ -124,14 +127,14 @@ class FakeServer:
             def handle_error(self, *_: object) -> None:  # a client that gave up is no news
                 pass
 
-        self._http = Http(("127.0.0.1", self._port), Handler)
-        self._port = self._http.server_address[1]
+        self._http = Http(("127.0.0.1", self.port), Handler)
+        self.port = self._http.server_address[1]
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> FakeServer:
         return self
@@ -365,3 +368,27 @@ class FakeServer:
 
 def _dumps(content: Any) -> bytes:
     return json.dumps(content).encode()  # NaN and Infinity as Python spells them, as some servers do
+
+
+def main() -> None:
+    """Serve as a process of its own, started with a real server's arguments: `DIALECT ... --model FOLDER --port N`.
+
+    FAKE_DIES_AFTER=N makes it kill itself with the N-th request to sample, once; FAKE_DIED is the file that says so.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("dialect")
+    parser.add_argument("--model", "--model-path", type=Path)
+    parser.add_argument("--port", type=int)
+    given, _ = parser.parse_known_args()
+    server = FakeServer(given.dialect, given.model, port=given.port)
+    print("fake server is up", flush=True)
+    limit, died = int(os.environ.get("FAKE_DIES_AFTER", 0)), Path(os.environ.get("FAKE_DIED", "/nowhere"))
+    while True:
+        time.sleep(0.01)
+        if limit and server.requests.get(SAMPLE[given.dialect], 0) >= limit and not died.exists():
+            died.write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

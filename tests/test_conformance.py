@@ -22,13 +22,6 @@ def served(policy: Policy, server: FakeServer, **settings: object) -> Generators
     return Generators(config, policy, server.folder, server.folder / "server.log", print)
 
 
-@pytest.fixture
-def folder(policy: Policy, tmp_path: Path) -> Path:
-    """The policy's weights as a model folder."""
-    policy.save(tmp_path / "model")
-    return tmp_path / "model"
-
-
 class TestLocal(ShapedConformance):
     @pytest.fixture
     def generator(self, policy: Policy) -> Generator:

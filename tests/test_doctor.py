@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from entrypoints import doctor as command
-from grpo_mlflow import sources, tiny
 from grpo_mlflow.config import resolve
 from grpo_mlflow.doctor import Check, Doctor, Trouble, enough
 from tests.conftest import SMALL
@@ -20,19 +20,8 @@ from tests.fake_server import FakeServer, Quirks
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def model() -> Path:
-    config = resolve("tiny", SMALL).config
-    return tiny.ensure(config.model.tiny, sources.make_task(config), sources.task_settings(config))
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('doctor')}/mlflow.db"
-
-
-def examine(address: str, folder: Path, *overrides: str) -> list[Check]:
-    resolved = resolve("tiny", [*SMALL, f"tracking.uri={address}", *overrides])
+def examine(shared_store: str, folder: Path, *overrides: str) -> list[Check]:
+    resolved = resolve("tiny", [*SMALL, f"tracking.uri={shared_store}", *overrides])
     return list(Doctor(resolved.config, folder).examine())
 
 
@@ -49,9 +38,11 @@ def words_of(server: FakeServer) -> list[str]:
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang"])
-def test_all_is_well_with_a_server_that_works(model: Path, address: str, tmp_path: Path, dialect: str) -> None:
-    with FakeServer(dialect, model) as server:
-        checks = examine(address, tmp_path, *words_of(server))
+def test_all_is_well_with_a_server_that_works(
+    small_model: Path, shared_store: str, tmp_path: Path, dialect: str
+) -> None:
+    with FakeServer(dialect, small_model) as server:
+        checks = examine(shared_store, tmp_path, *words_of(server))
     assert [str(check) for check in checks if check.state != "ok"] == []
     assert {check.name for check in checks} >= {
         "server",
@@ -62,8 +53,8 @@ def test_all_is_well_with_a_server_that_works(model: Path, address: str, tmp_pat
     }
 
 
-def test_all_is_well_without_a_server(address: str, tmp_path: Path) -> None:
-    checks = examine(address, tmp_path)
+def test_all_is_well_without_a_server(shared_store: str, tmp_path: Path) -> None:
+    checks = examine(shared_store, tmp_path)
     assert {check.state for check in checks} == {"ok"}
     assert "server" not in {check.name for check in checks}
 
@@ -104,30 +95,29 @@ QUIRKS = {
 
 
 @pytest.mark.parametrize("name", QUIRKS)
-def test_a_server_that_is_wrong_is_found(model: Path, address: str, tmp_path: Path, name: str) -> None:
+def test_a_server_that_is_wrong_is_found(small_model: Path, shared_store: str, tmp_path: Path, name: str) -> None:
     quirks, dialect, check, found, remedy = QUIRKS[name]
-    with FakeServer(dialect, model, quirks=quirks) as server:
+    with FakeServer(dialect, small_model, quirks=quirks) as server:
         words = [*words_of(server), "generation.temperature=0.5", "generation.max_new_tokens=100"]
-        first = failed(examine(address, tmp_path, *words))
+        first = failed(examine(shared_store, tmp_path, *words))
     assert first.name == check
     assert all(word in first.found for word in found), first.found
     assert remedy in first.remedy
 
 
-def test_another_model_on_a_static_server_is_found(model: Path, address: str, tmp_path: Path) -> None:
-    other = resolve("tiny", [*SMALL, "model.tiny.seed=1"]).config
-    with FakeServer(
-        "vllm", tiny.ensure(other.model.tiny, sources.make_task(other), sources.task_settings(other))
-    ) as server:
+def test_another_model_on_a_static_server_is_found(small_model: Path, shared_store: str, tmp_path: Path) -> None:
+    with FakeServer("vllm", small_model) as server:
+        with torch.no_grad():
+            server.model.get_input_embeddings().weight.mul_(1.2)
         words = [*words_of(server), "generation.sync=none", "eval.backend=local"]
-        first = failed(examine(address, tmp_path, *words))
+        first = failed(examine(shared_store, tmp_path, *words))
     assert first.name == "weights"
     assert "model.train_id" in first.found
 
 
-def test_no_server_is_found(address: str, tmp_path: Path) -> None:
+def test_no_server_is_found(shared_store: str, tmp_path: Path) -> None:
     first = failed(
-        examine(address, tmp_path, "generation.backend=vllm_server", "generation.base_url=http://127.0.0.1:9")
+        examine(shared_store, tmp_path, "generation.backend=vllm_server", "generation.base_url=http://127.0.0.1:9")
     )
     assert (first.name, "127.0.0.1:9" in first.found, "make server" in first.remedy) == ("server", True, True)
 
@@ -138,20 +128,20 @@ def test_a_store_that_cannot_be_written_is_found(tmp_path: Path) -> None:
     assert (first.name, "tracking.uri" in first.remedy) == ("MLflow store", True)
 
 
-def test_a_device_that_is_not_there_is_found(address: str, tmp_path: Path) -> None:
-    first = failed(examine(address, tmp_path, "model.device=cuda:99"))
+def test_a_device_that_is_not_there_is_found(shared_store: str, tmp_path: Path) -> None:
+    first = failed(examine(shared_store, tmp_path, "model.device=cuda:99"))
     assert (first.name, "model.device=auto" in first.remedy) == ("device", True)
 
 
-def test_a_broken_model_folder_is_found(address: str, tmp_path: Path, model: Path) -> None:
+def test_a_broken_model_folder_is_found(shared_store: str, tmp_path: Path, small_model: Path) -> None:
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text((model / "config.json").read_text())
-    first = failed(examine(address, tmp_path, f"model.train_id={tmp_path}/broken"))
+    (tmp_path / "broken" / "config.json").write_text((small_model / "config.json").read_text())
+    first = failed(examine(shared_store, tmp_path, f"model.train_id={tmp_path}/broken"))
     assert (first.name, "safetensors" in first.remedy) == ("model", True)
 
 
-def test_completions_longer_than_the_model_reaches_are_found(address: str, tmp_path: Path) -> None:
-    first = failed(examine(address, tmp_path, "generation.max_new_tokens=1024"))
+def test_completions_longer_than_the_model_reaches_are_found(shared_store: str, tmp_path: Path) -> None:
+    first = failed(examine(shared_store, tmp_path, "generation.max_new_tokens=1024"))
     assert (first.name, "generation.max_new_tokens" in first.remedy) == ("model", True)
 
 
@@ -168,14 +158,14 @@ def test_a_wrong_setting_is_a_failed_check_and_one_line(capsys: pytest.CaptureFi
     assert "FAILED  configuration" in capsys.readouterr().out
 
 
-def test_the_command_says_so_in_its_exit_code(model: Path, tmp_path: Path) -> None:
+def test_the_command_says_so_in_its_exit_code(small_model: Path, tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         arguments = [sys.executable, "-m", "entrypoints.doctor", *SMALL, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
         return subprocess.run(
             [*arguments, *words], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ), check=False
         )
 
-    with FakeServer("vllm", model) as server:
+    with FakeServer("vllm", small_model) as server:
         good = run(*words_of(server))
     assert (good.returncode, "all is well" in good.stdout) == (0, True), good.stdout + good.stderr
     bad = run("generation.backend=vllm_server", "generation.base_url=http://127.0.0.1:9")

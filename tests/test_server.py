@@ -24,12 +24,6 @@ from tests.test_conformance import served
 DIALECTS = pytest.mark.parametrize("dialect", ["vllm", "sglang"])
 
 
-@pytest.fixture
-def folder(policy: Policy, tmp_path: Path) -> Path:
-    policy.save(tmp_path / "model")
-    return tmp_path / "model"
-
-
 def move(policy: Policy, size: float) -> None:
     """Change all weights a little, as a training step does."""
     generator = torch.Generator().manual_seed(0)

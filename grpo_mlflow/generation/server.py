@@ -58,7 +58,7 @@ class PolicyServer:
         self._run = uuid.uuid4().hex[:8]
         self._root = Path(settings.sync_dir).absolute() if settings.sync_dir else None
         self._temporary = ""
-        self._folder: Path | None = None  # the weights that it was last given
+        self.folder: Path | None = None  # the weights that it was last given
         self._label: str | None = None  # what it calls them
         self._canary = canary.tokens(policy)
         self._expected: list[float] | None = None
@@ -123,7 +123,7 @@ class PolicyServer:
         self._policy.save(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-        former, self._folder = self._folder, folder
+        former, self.folder = self.folder, folder
         self._label = folder.name if self._settings.sync == "reload" else None
         if former is not None and former != folder:
             shutil.rmtree(former, ignore_errors=True)
@@ -148,12 +148,12 @@ class PolicyServer:
                 log.warning("after loading weights, %s; loading once more", wrong)
 
     async def _load(self) -> None:
-        assert self._folder is not None
+        assert self.folder is not None
         self._loads += 1
         if self._settings.sync == "restart":
-            await self._restart(self._folder)
+            await self._restart(self.folder)
         else:
-            await self._engine.load(self._folder, str(self._label))
+            await self._engine.load(self.folder, str(self._label))
 
     async def _prove(self, before: list[float] | None = None) -> None:
         """Raise _WrongWeights unless the server scores the canary as the trainer does, and not as it did `before`."""
@@ -229,7 +229,7 @@ class PolicyServer:
         """Before a request is repeated: restart a dead server of ours, and give a restarted one its weights again."""
         async with self._mending:
             if self._process is not None and not self._process.alive:
-                await self._restart(self._folder or self._process.model)
+                await self._restart(self.folder or self._process.model)
             await self._reconnect()
             if self._label is not None and self._connected:
                 label = await self._engine.label()
@@ -238,7 +238,7 @@ class PolicyServer:
 
     async def _reconnect(self) -> None:
         if self._process is not None and not self._process.alive:
-            await self._restart(self._folder or self._process.model)
+            await self._restart(self.folder or self._process.model)
         await _shaped(self._engine.connect())
 
     async def _restart(self, model: str | Path) -> None:
@@ -286,8 +286,8 @@ class PolicyServer:
         self._loop.close()
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)
-        elif self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        elif self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 async def _shaped(answer: Awaitable[T]) -> T:

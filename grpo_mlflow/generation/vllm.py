@@ -34,8 +34,10 @@ class VLLM:
         self._model = base[0]["id"]
         return f"{base[0].get('root') or self._model}"
 
-    async def complete(self, ask: Ask) -> list[Draw]:
-        body = {
+    def request(self, ask: Ask) -> dict[str, Any]:
+        """Return the body of the request to /v1/completions."""
+        return {
+            "model": self._model,
             "prompt": list(ask.token_ids),
             "n": ask.k,
             "max_tokens": ask.sampling.max_new_tokens,
@@ -50,7 +52,9 @@ class VLLM:
             "return_token_ids": True,
             "logprobs": 0 if ask.logprobs else None,
         }
-        choices = sorted(await self._completions(body), key=lambda choice: choice["index"])
+
+    async def complete(self, ask: Ask) -> list[Draw]:
+        choices = sorted(await self._completions(self.request(ask)), key=lambda choice: choice["index"])
         if [choice["index"] for choice in choices] != list(range(len(choices))):
             raise Fault("completions out of number")
         return [
@@ -64,7 +68,7 @@ class VLLM:
         ]
 
     async def score(self, token_ids: Sequence[int]) -> list[float]:
-        body = {"prompt": list(token_ids), "echo": True, "max_tokens": 0, "logprobs": 0, "temperature": 1.0}
+        body = {"model": self._model, "prompt": list(token_ids), "echo": True, "max_tokens": 0, "logprobs": 0}
         logprobs = (await self._completions(body))[0]["logprobs"]["token_logprobs"]
         return [float(value) for value in logprobs[1 : len(token_ids)]]
 
@@ -114,7 +118,7 @@ class VLLM:
 
     async def _completions(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         try:
-            answer = await self.client.post("/v1/completions", {"model": self._model, **body})
+            answer = await self.client.post("/v1/completions", body)
         except Refusal as refusal:
             if refusal.status == 404:  # it was restarted under another name, which the next try asks for
                 raise Fault(str(refusal)) from refusal
