@@ -27,6 +27,7 @@ FILES: dict[str, bytes] = {
     "code.yaml": b"seed: !!python/object/apply:os.system [true]\n",
 }
 
+SERVED = ("generation.backend=vllm_server", "generation.base_url=http://127.0.0.1:9")
 SEEDS = "data.train_seed_start=100000 data.num_train_seeds=4096 eval.num_ids=256"
 STEPS = "data.problems_per_iteration=64 data.rollouts_per_problem=8 train.batch_size=512 train.iterations=40"
 HUGE = "data.num_train_seeds=9999999999 data.problems_per_iteration=9999999999"
@@ -105,6 +106,20 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["generation.base_url=localhost:80"], ["generation.base_url = 'localhost:80'", "allowed: http://HOST:PORT"]),
     (["eval.base_url=ftp://x"], ["eval.base_url = 'ftp://x'", "allowed: http://HOST:PORT"]),
     (["eval.backend=sglang_server"], ["eval.backend = 'sglang_server'", "allowed: "]),
+    (["generation.server.manage=true"], ["generation.server.manage = true", "'local' has no server to start"]),
+    ([*SERVED, "generation.sync=restart"], ["generation.sync = 'restart'", "allowed: reload", "manage=true"]),
+    ([*SERVED, "generation.sync=none"], ["generation.sync = 'none'", "allowed: reload", "eval.backend=local"]),
+    (["generation.async_rollouts=1"], ["generation.async_rollouts = 1", "allowed: 0, or a server backend"]),
+    (
+        [*SERVED, "generation.async_rollouts=1", "generation.behaviour_logprobs=recompute"],
+        ["generation.behaviour_logprobs = 'recompute'", "generation.async_rollouts", "allowed: server"],
+    ),
+    (
+        ["generation.backend=sglang_server", "generation.base_url=http://h:1", "generation.top_k=50"],
+        ["generation.top_k = 50", "SGLang", "allowed: -1, or generation.behaviour_logprobs=recompute"],
+    ),
+    (["generation.server.port=99999"], ["generation.server.port = 99999", "65535"]),
+    (["generation.server.arguments=--enforce-eager"], ["generation.server.arguments", "list"]),
     # models
     (["model.train_id=./nowhere"], ["model.train_id = './nowhere'", "no such folder", "allowed: tiny, a hub id"]),
     (["model.train_id=empty"], ["model.train_id = 'empty'", "config.json", "save_pretrained"]),

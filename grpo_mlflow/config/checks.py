@@ -124,6 +124,11 @@ def _servers(config: Config) -> Iterator[str]:
             "generation.async_rollouts = 1: generation.backend = 'local' samples with the weights that are being "
             "trained; allowed: 0, or a server backend"
         )
+    if generation.async_rollouts and generation.behaviour_logprobs == "recompute":
+        yield (
+            "generation.behaviour_logprobs = 'recompute': with generation.async_rollouts = 1 the trainer's weights are "
+            "not those that sampled; allowed: server"
+        )
     if generation.backend == "sglang_server" and generation.behaviour_logprobs == "server":
         shaping = {"top_p": (1.0, generation.top_p < 1), "top_k": (-1, generation.top_k > 0)}
         shaping["repetition_penalty"] = (1.0, generation.repetition_penalty != 1)
