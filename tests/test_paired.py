@@ -90,14 +90,14 @@ def test_the_error_is_shared_by_every_other_look(looks: int, even: int) -> None:
 
 
 def keen(looks: int, margin: float = 0.0) -> PairedPruner:
-    """A pruner that needs one rival only and does not wait."""
-    return PairedPruner(looks, margin, rivals=1, patience=0.0)
+    """A pruner that does not wait for slow starters."""
+    return PairedPruner(looks, margin, patience=0.0)
 
 
-def test_a_clearly_worse_trial_is_pruned_once_its_slope_is_known() -> None:
+def test_a_clearly_worse_trial_is_pruned_from_its_third_evaluation() -> None:
     study = study_of(finished(steps(GOOD, GOOD, GOOD)))
     assert not keen(3).prune(study, trial(steps(POOR)))
-    assert not keen(3).prune(study, trial(steps(POOR, POOR)))  # one evaluation earlier it had no slope yet
+    assert not keen(3).prune(study, trial(steps(POOR, POOR)))
     assert keen(3).prune(study, trial(steps(POOR, POOR, POOR)))
     assert keen(3).prune(study, trial(steps(GOOD, POOR, POOR)))
 
@@ -107,20 +107,30 @@ def flat(*rates: float) -> dict[int, Sequence[float]]:
     return steps(*([rate] * 8 for rate in rates))
 
 
-def test_it_waits_for_two_rivals() -> None:
-    one, two = (trial(steps(*[GOOD] * 10), number, TrialState.COMPLETE) for number in (0, 1))
-    weak = trial(steps(*[POOR] * 10), 2, TrialState.COMPLETE)
-    poor = trial(steps(*[POOR] * 6))
-    assert PairedPruner(10).prune(study_of(one, two), poor)
-    assert not PairedPruner(10).prune(study_of(one), poor)
-    assert not PairedPruner(10, rivals=3).prune(study_of(one, two, weak), poor)  # it is the equal of one of them
+@pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.PRUNED])
+def test_it_must_miss_the_last_of_the_best_tenth(state: TrialState) -> None:
+    first, second = (trial(flat(*[rate] * 3), number, TrialState.COMPLETE) for number, rate in ((0, 0.9), (1, 0.6)))
+    weak = [trial(flat(0.1, 0.1, 0.1), number, state) for number in range(2, 10)]
+    middling = trial(flat(0.6, 0.6, 0.6), 20)
+    assert keen(3).prune(study_of(first, second, *weak[:-1]), middling)  # the tenth trial: the best one counts
+    assert not keen(3).prune(study_of(first, second, *weak), middling)  # the eleventh: the best two
+    assert PairedPruner(3, patience=0.0, top=0.05).prune(study_of(first, second, *weak), middling)
+    assert keen(3).prune(study_of(first, second, *weak), trial(flat(0.5, 0.5, 0.5), 20))
+
+
+def test_it_must_be_behind_the_incumbent_at_the_same_step() -> None:
+    late = trial(flat(*[0.2] * 6, *[0.9] * 4), 0, TrialState.COMPLETE)
+    other = trial(flat(*[0.8] * 10), 1, TrialState.COMPLETE)
+    assert not keen(10).prune(study_of(late, other), trial(flat(*[0.2] * 6)))  # so was the incumbent
+    assert keen(10).prune(study_of(late, other), trial(flat(*[0.2] * 8)))
+    assert keen(10).prune(study_of(other), trial(flat(*[0.2] * 6)))
 
 
 def test_a_flat_trial_is_given_until_its_patience_is_over() -> None:
     study = study_of(*(trial(flat(*[0.9] * 10), number, TrialState.COMPLETE) for number in (0, 1)))
     pruner = PairedPruner(10, patience=0.4)
     pruned = [pruner.prune(study, trial(flat(*[0.2] * looks))) for looks in range(1, 10)]
-    assert pruned == [False] * 5 + [True] * 4  # 5 and 6 are the first two evaluations in a row after .4 of 10
+    assert pruned == [False] * 4 + [True] * 5
 
 
 @pytest.mark.parametrize("moved", [(0.2, 0.4, 0.4, 0.4), (0.4, 0.2, 0.2, 0.2)])
@@ -158,9 +168,32 @@ def test_few_looks(looks: int) -> None:
 
 def test_a_trial_that_rises_fast_enough_goes_on() -> None:
     study = study_of(finished(flat(*[0.9] * 10)))
-    # 7 evaluations left at 0.75 of a slope of 0.1: 0.525 makes up for 0.9 - 0.4; of 0.05: 0.2625 does not for 0.6
-    assert not keen(10).prune(study, trial(flat(0.2, 0.3, 0.4)))
-    assert keen(10).prune(study, trial(flat(0.2, 0.25, 0.3)))
+    # Logits of .3, .35, .4: -.847, -.619, -.405. Slope .2136, .2209 on the mean: it lasts 2 * 3 * .967 = 5.80 of the 7
+    # evaluations left. 1.5 * .2136 * 5.80 = 1.859 up from -.405 is a rate of .811; credit .411 + .17 * .7 = .530 > .5.
+    assert not keen(10).prune(study, trial(flat(0.3, 0.35, 0.4)))
+    # .2, .22, .24: slope .1130, lasts 5.80, .984 up from -1.153 is .458; .218 + .119 does not make up for .66.
+    assert keen(10).prune(study, trial(flat(0.2, 0.22, 0.24)))
+
+
+def test_a_rise_that_flattens_out_is_not_taken_to_go_on() -> None:
+    study = study_of(finished(flat(*[0.9] * 10)))
+    # The slope of .35 to .4 again, but 1.743 on the mean from .02: it lasts 6 * .1225 = .735, and the credit is .177.
+    assert keen(10).prune(study, trial(flat(0.02, 0.35, 0.4)))
+
+
+def test_a_fall_goes_on_in_part() -> None:
+    study = study_of(finished(flat(*[0.9] * 9, 0.5)))
+    falling = trial(flat(0.6, 0.55, 0.5))  # slope of the logit -.2007: a quarter of it, 7 times, is a rate of .413
+    assert PairedPruner(10, patience=0.0, reserve=0.0).prune(study, falling)
+    assert not PairedPruner(10, patience=0.0, reserve=0.0, fall=0.0).prune(study, falling)
+    assert PairedPruner(10, patience=0.0, reserve=0.12).prune(study, falling)  # 0.7 of it is .084
+    assert not PairedPruner(10, patience=0.0, reserve=0.13).prune(study, falling)
+
+
+@pytest.mark.parametrize("rates", [[0.0] * 8, [1.0] * 8])
+def test_rates_at_the_ends_have_no_slope(rates: list[float]) -> None:
+    study = study_of(finished(flat(*[1.0] * 10)))
+    assert keen(10).prune(study, trial(steps(*[rates] * 4))) == (rates[0] == 0)
 
 
 @pytest.mark.parametrize("rates", [(POOR, GOOD), (GOOD, POOR), (POOR, POOR, GOOD), (POOR, GOOD, POOR)])
@@ -217,8 +250,8 @@ def test_rates_that_are_missing_are_passed_over() -> None:
     bare, full = (trial(steps(GOOD, GOOD, GOOD), number, TrialState.COMPLETE) for number in (0, 1))
     del bare.user_attrs[rates_key(20)], full.user_attrs[rates_key(10)]
     poor = trial(steps(POOR, POOR, POOR))
-    assert keen(3).prune(study_of(bare, full), poor)  # one rival is enough, and has what is asked of it
-    assert not PairedPruner(3, patience=0.0).prune(study_of(bare, full), poor)
+    assert keen(3).prune(study_of(bare, full), poor)  # `full` has what is asked of it
+    assert not keen(3).prune(study_of(bare), poor)
     del poor.user_attrs[rates_key(20)]
     assert not keen(3).prune(study_of(bare, full), poor)  # two evaluations are left
 
@@ -232,7 +265,7 @@ def test_the_trial_is_compared_at_the_same_steps() -> None:
 def test_a_whole_study() -> None:
     study = optuna.create_study(direction="maximize", pruner=PairedPruner(looks=6))
     ended: dict[float, int] = {}
-    for chance in (0.7, 0.6, 0.2, 0.9, 0.3):
+    for chance in (0.7, 0.75, 0.2, 0.9, 0.3):
         study.enqueue_trial({"chance": chance})
 
     def objective(trial: optuna.Trial) -> float:
@@ -250,8 +283,8 @@ def test_a_whole_study() -> None:
     study.optimize(objective, n_trials=5)
     states = [one.state for one in study.trials]
     complete, pruned = TrialState.COMPLETE, TrialState.PRUNED
-    assert states == [complete, complete, pruned, complete, pruned]  # pruning begins once there are two rivals
-    assert ended == {0.7: 6, 0.6: 6, 0.2: 4, 0.9: 6, 0.3: 4}
+    assert states == [complete, complete, pruned, complete, pruned]
+    assert ended == {0.7: 6, 0.75: 6, 0.2: 3, 0.9: 6, 0.3: 3}
     assert study.trials[0].distributions == {"chance": FloatDistribution(0, 1)}
 
 
