@@ -129,6 +129,7 @@ class FakeServer:
 
         self._http = Http(("127.0.0.1", self.port), Handler)
         self.port = self._http.server_address[1]
+        self._listens = True
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
@@ -143,6 +144,7 @@ class FakeServer:
         self.stop_listening()
 
     def stop_listening(self) -> None:
+        self._listens = False
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
@@ -178,6 +180,8 @@ class FakeServer:
             self._at_once += path == SAMPLE[self.dialect]
             self.most_at_once = max(self.most_at_once, self._at_once)
         try:
+            if not self._listens:  # over a connection from before
+                raise Dropped
             status, content = self._answer(path, body)
             for fault in struck:
                 status, content = fault.answer(self, (status, content))

@@ -20,13 +20,14 @@ from optuna.trial import TrialState
 
 from grpo_mlflow import sources
 from grpo_mlflow.config import Arguments, Resolved, resolve
-from grpo_mlflow.errors import UserError
+from grpo_mlflow.errors import ServerFailed, UserError
 from grpo_mlflow.search import space_file
 from grpo_mlflow.search.confirm import Finalist
 from grpo_mlflow.search.optimize import optimize
 from grpo_mlflow.search.storage import open_storage
 from grpo_mlflow.search.study import final_trials, objective_value, slots
 from tests.conftest import SMALL
+from tests.fake_server import FakeServer, Fault
 
 ROOT = Path(__file__).parent.parent
 STUDY = ("search.pruner=none", "search.finalists=2", "search.confirm_num_ids=8", "search.confirm_replicates=4")
@@ -57,6 +58,26 @@ def all_runs(store: str, kind: str) -> list[Run]:
     experiment = client.get_experiment_by_name("grpo").experiment_id
     found: list[Run] = client.search_runs([experiment], f"tags.`grpo.kind` = '{kind}'", order_by=["start_time"])
     return found
+
+
+def test_a_study_waits_for_a_server_that_fails_and_goes_on_at_another(
+    store: str, tmp_path: Path, small_model: Path
+) -> None:
+    def served(server: FakeServer) -> Resolved:
+        words = ["generation.backend=vllm_server", f"generation.base_url={server.url}", "generation.retry_seconds=1"]
+        return study_config(store, tmp_path, *words, "search.sampler=grid", "search.space=train.lr=[1e-3,2e-3]")
+
+    with FakeServer("vllm", small_model) as server:
+        server.faults.append(Fault("/v1/completions", lambda server, answer: server.away(10**6) or answer, 7))
+        with pytest.raises(ServerFailed, match=server.url):
+            search(served(server))
+    with FakeServer("vllm", small_model) as server:
+        resolved = served(server)
+        assert search(resolved)
+    study = load(resolved)
+    assert [trial.state for trial in final_trials(study)] == [TrialState.COMPLETE] * 2
+    assert {run.info.status for run in all_runs(store, "train")} == {"FINISHED"}
+    assert len(all_runs(store, "train")) == 2  # the interrupted trial went on in its own run
 
 
 def test_a_grid_leaves_a_run_per_combination_under_one_parent(store: str, tmp_path: Path) -> None:

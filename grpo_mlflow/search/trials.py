@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from grpo_mlflow import interrupts, runs, sources, tracking
 from grpo_mlflow.config import Config, Resolved, overlay
 from grpo_mlflow.console import Console
-from grpo_mlflow.errors import Pruned, StoreAway, UserError
+from grpo_mlflow.errors import Pruned, ServerFailed, StoreAway, UserError
 from grpo_mlflow.evaluation import Evaluation
 from grpo_mlflow.interrupts import Interrupted
 from grpo_mlflow.search import owners
@@ -90,7 +90,7 @@ class Search:
                 values = self._perform(trial)
         except Pruned:
             self._study.tell(trial, state=TrialState.PRUNED)
-        except (Interrupted, KeyboardInterrupt, StoreAway):  # the trials behind it would fare no better
+        except (Interrupted, KeyboardInterrupt, StoreAway, ServerFailed):  # the trials behind it would fare no better
             with interrupts.deferred():  # in this order, its place is never empty
                 studies.put_back(self._study, trial)
                 self._study.tell(trial, state=TrialState.FAIL)
