@@ -26,7 +26,7 @@ check: $(VENV)/.installed-dev
 	$(RUN) mypy
 
 server: $(VENV)/.installed .venv-vllm/.installed  ## a vLLM server on this CPU at port 30000, for the embedded model
-	$(RUN) python -m entrypoints.server $(ARGS)
+	$(RUN) python -m entrypoints.server generation.server.device=cpu $(ARGS)
 
 doctor: $(VENV)/.installed  ## checks everything that a run needs
 	$(RUN) python -m entrypoints.doctor $(ARGS)

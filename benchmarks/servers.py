@@ -136,7 +136,7 @@ def main() -> None:
     source = sources.model_source(config.model.train_id, config)
     actor = policy.load(source, policy.choose_device(config.model.device), config.model.dtype)
     with tempfile.TemporaryDirectory() as folder:
-        with Generators(config, actor, source, Path(folder) / "server.log", print) as generators:
+        with Generators(config, actor, source, source, Path(folder) / "server.log", print) as generators:
             found: dict[str, Any] = {"throughput": throughput(config, actor, generators, arguments.rounds)}
         found["iterations"] = iterations(Path(folder), arguments.iterations, arguments.overrides)
     found["cores"] = os.cpu_count()

@@ -71,8 +71,8 @@ class Collector:
         if self._recorded:
             return self._recorded(version)
         self.settle()
-        settled, self._settled = self._settled, None
         self._generator.sync(version)
+        settled, self._settled = self._settled, None  # not before: what is sampled must outlive a sync that fails
         groups = settled[1] if settled and settled[0] == version else self._sample(version)
         if self._config.generation.async_rollouts and version + 1 < self._config.train.iterations:
             self._begin(version + 1)
@@ -86,8 +86,10 @@ class Collector:
             self._settled = (ahead.version, self._form(ahead.problems, judged))
             self._begun = None
 
-    def cancel(self) -> None:
-        """Drop what is being sampled ahead."""
+    def stop(self) -> None:
+        """Keep what has been sampled ahead, if all of it has; else drop it."""
+        if self._begun is not None and self._begun.begun.succeeded():
+            self.settle()
         if self._begun is not None:
             self._begun.begun.cancel()
             self._begun = None

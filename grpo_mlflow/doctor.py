@@ -176,7 +176,7 @@ class Doctor:
         patient = config.generation.model_copy(update={"retry_seconds": 0.0})  # a failure is news here
         source = sources.model_source(config.model.train_id, config)
         generators = Generators(
-            config.model_copy(update={"generation": patient}), actor, source, self.folder / "server.log", print
+            config.model_copy(update={"generation": patient}), actor, source, source, self.folder / "server.log", print
         )
         held.enter_context(generators)
         served = config.generation.backend != "local"
@@ -262,11 +262,13 @@ class Doctor:
         weight = actor.model.get_input_embeddings().weight
         before = weight.detach().clone()
         try:
-            with torch.no_grad():
-                weight.mul_(1.05)
-            generator.sync(1)
-            with torch.no_grad():
-                weight.copy_(before)
+            try:
+                with torch.no_grad():
+                    weight.mul_(1.05)
+                generator.sync(1)
+            finally:
+                with torch.no_grad():
+                    weight.copy_(before)
             generator.sync(2)
         except UserError as error:
             raise Trouble(one_line(error), "see docs/servers.md, “When weights do not arrive”") from error

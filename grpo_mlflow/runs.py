@@ -108,7 +108,8 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
             console.say(f"resumed at iteration {progress.iteration} of {config.train.iterations}")
             _abandon_later(resumed.iteration, tracker, store)
         task = sources.make_task(config)
-        with _generators(config, actor, source, tracker, console) as generators:
+        first = initial() if resumed and config.generation.sync == "none" else source
+        with _generators(config, actor, source, first, tracker, console) as generators:
             collector = Collector(
                 config,
                 task,
@@ -145,7 +146,7 @@ def evaluate(resolved: Resolved, source: str | Path, nested: Nested | None = Non
         source = source or sources.model_source(config.model.train_id, config, messages.warmup_progress(console))
         tracker.tags({"grpo.evaluated_model": str(source)})
         actor = policy.load(source, accelerator.device, config.model.dtype, config.model.trust_remote_code)
-        with _generators(config, actor, source, tracker, console) as generators:
+        with _generators(config, actor, source, source, tracker, console) as generators:
             generator = generators.evaluation()
             generator.sync(0)
             start = time.perf_counter()
@@ -224,12 +225,17 @@ def session(
 
 @contextmanager
 def _generators(
-    config: Config, actor: policy.Policy, source: str | Path, tracker: NullTracker, console: Console
+    config: Config,
+    actor: policy.Policy,
+    source: str | Path,
+    initial: str | Path,
+    tracker: NullTracker,
+    console: Console,
 ) -> Iterator[generation.Generators]:
     """Open what samples; the log of a server of our own is kept with the run where the server failed."""
     log = tracker.run_dir / "server.log"
     try:
-        with generation.Generators(config, actor, source, log, console.say) as generators:
+        with generation.Generators(config, actor, source, initial, log, console.say) as generators:
             yield generators
     except ServerFailed:
         if log.exists():

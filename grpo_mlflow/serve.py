@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from pathlib import Path
 
 from grpo_mlflow import interrupts, sources
 from grpo_mlflow.config import Config
+from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.generation.server_process import Launch, ServerProcess, launch
 
 
@@ -14,7 +15,7 @@ def serve(config: Config, log: Path) -> None:
     """Start the server that `generation` describes with `model.train_id`, and keep it until a signal.
 
     Raises:
-        ServerFailed: it does not start.
+        ServerFailed: it does not start, or ends by itself.
         Interrupted: at the end.
     """
     settings, backend = config.generation.server, config.generation.backend
@@ -27,6 +28,8 @@ def serve(config: Config, log: Path) -> None:
         try:
             server.start(sources.model_source(config.model.train_id, config))
             print(f"train with: generation.backend={backend} generation.base_url={server.url}", flush=True)
-            threading.Event().wait()
+            while server.alive:
+                time.sleep(1.0)
+            raise ServerFailed(f"the server ended; the end of {log}:\n{server.tail()}")
         finally:
             server.close()

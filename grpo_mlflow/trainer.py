@@ -115,15 +115,16 @@ class Trainer:
                     with interrupts.deferred():
                         self._save(version)
                 if version >= total:
+                    self._track_generators(version)
                     return self.progress
                 self.iterate(version)
         except (interrupts.Interrupted, ServerFailed):  # both only come where a version is whole
-            self._collector.cancel()
+            self._collector.stop()
             with interrupts.deferred():
                 self._save(self.progress.iteration)
             raise
         finally:
-            self._collector.cancel()
+            self._collector.stop()
             self._console.stop()
 
     def iterate(self, version: int) -> None:
@@ -197,6 +198,12 @@ class Trainer:
             self._tracker.remove(f"checkpoints/{name}")
         best = self._store.best()
         self._tracker.tags({"grpo.last_checkpoint": path.name, "grpo.best_checkpoint": best.path.name if best else ""})
+
+    def _track_generators(self, version: int) -> None:
+        """Log what the last evaluation's sampling met; that of the others stands with the iteration after."""
+        met = self._collector.metrics(self._evaluator)
+        if met:
+            self._tracker.metrics({f"perf/{name}": value for name, value in met.items()}, version)
 
     def _write(self, folder: Path) -> None:
         self._policy.save(folder)

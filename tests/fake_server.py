@@ -1,7 +1,8 @@
 """An inference server over real HTTP that speaks vLLM's or SGLang's tongue, with faults on demand.
 
-It loads a model folder with transformers and samples token by token without a cache, so it shares nothing with the
-generator in the package but the rule that turns logits and a uniform number into a token. Answers have the shapes of
+It loads a model folder with transformers and samples token by token, so it shares nothing with the generator in the
+package but the rule that turns logits and a uniform number into a token. Prompts are cached until they are flushed, so
+a missing flush shows as it does on a real server. Answers have the shapes of
 vLLM 0.32 and SGLang 0.5.23, their oddities included: vLLM draws completion j of n with seed + j, SGLang gives all n the
 same seed; SGLang's log-probabilities know only the temperature; unknown remote calls are an error of 500.
 """
@@ -9,6 +10,7 @@ same seed; SGLang's log-probabilities know only the temperature; unknown remote 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import signal
@@ -77,6 +79,8 @@ class Quirks:
     without_extension: bool = False
     without_token_ids: bool = False
     without_logprobs: bool = False
+    without_scores: bool = False
+    keeps_prefixes: bool = False
     other_tokenizer: bool = False
     context: int = 512
 
@@ -96,6 +100,8 @@ class FakeServer:
         self.requests: dict[str, int] = {}
         self.most_at_once = self._at_once = 0
         self.loads: list[str] = []
+        self.calls: list[str] = []  # everything but sampling and scoring
+        self._prefixes: dict[tuple[int, ...], Any] = {}
         self.name = "policy"
         self._lock, self._model_lock = threading.Lock(), threading.Lock()
         self.restart()
@@ -164,6 +170,7 @@ class FakeServer:
         """Come back with the weights of the start, or those of another folder."""
         self._take(folder or self.folder)
         self.label, self.paused = "default", False
+        self._prefixes.clear()
 
     def _take(self, folder: Path) -> None:
         with self._model_lock:
@@ -177,9 +184,13 @@ class FakeServer:
         with self._lock:
             self.requests[path] = self.requests.get(path, 0) + 1
             struck = [fault for fault in self.faults if fault.strikes(path, len(self.loads))]
+            if path != SAMPLE[self.dialect]:
+                self.calls.append(path)
             self._at_once += path == SAMPLE[self.dialect]
             self.most_at_once = max(self.most_at_once, self._at_once)
         try:
+            while self.paused and path == SAMPLE[self.dialect]:
+                time.sleep(0.01)
             if not self._listens:  # over a connection from before
                 raise Dropped
             status, content = self._answer(path, body)
@@ -230,7 +241,10 @@ class FakeServer:
         if path == "/resume":
             self.paused = False
             return 200, {"status": "resumed"}
+        if path == "/is_paused":
+            return 200, {"is_paused": self.paused}
         if path == "/reset_prefix_cache":
+            self._flush()
             return 200, {"success": True}
         if path == "/weight_info":
             return 200, {"weight_version": self.label}
@@ -256,8 +270,8 @@ class FakeServer:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}}
         prompt, choices = body["prompt"], []
         if body.get("echo"):
-            scores = self._score(prompt)
-            return 200, {"choices": [{"index": 0, "logprobs": {"token_logprobs": [None, *scores]}}]}
+            scores = None if self.quirks.without_scores else {"token_logprobs": [None, *self._score(prompt)]}
+            return 200, {"choices": [{"index": 0, "logprobs": scores}]}
         parameters = {**body, "max_new_tokens": body["max_tokens"]}
         for j in range(body["n"]):
             ids, logprobs, reason = self._sample(prompt, parameters, body["seed"] + j)
@@ -285,12 +299,21 @@ class FakeServer:
         if path == "/generate":
             return 200, [self._generate_one(*pair, body) for pair in self._pairs(body)]
         if path == "/flush_cache":
+            self._flush()
             return 200, b"Cache flushed.\nPlease check backend logs for more details.\n"
+        if path in ("/pause_generation", "/continue_generation"):
+            self.paused = path == "/pause_generation"
+            return 200, {"message": "Generation paused or continued successfully.", "status": "ok"}
         if path == "/update_weights_from_disk":
             folder = Path(body["model_path"])
             if not (folder / "config.json").is_file():
                 return 400, {"success": False, "message": f"Failed to get {folder}", "num_paused_requests": 0}
             self._reload(folder)
+            if body.get("flush_cache", True):
+                if self._at_once and not self.paused:
+                    message = "Weights were updated, but the cache was not flushed because requests are still running."
+                    return 400, {"success": False, "message": message, "num_paused_requests": 0}
+                self._flush()
             self.label = body.get("weight_version") or self.label
             return 200, {"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0}
         return None
@@ -307,11 +330,12 @@ class FakeServer:
         kind: dict[str, Any] = {"type": reason}
         kind |= {"matched": ids[-1]} if reason == "stop" else {"length": len(ids)}
         meta: dict[str, Any] = {"finish_reason": kind, "weight_version": self.label, "cached_tokens": 0}
-        if body.get("return_logprob") and not self.quirks.without_logprobs:
-            meta["output_token_logprobs"] = [[p, i, None] for p, i in zip(logprobs, ids, strict=True)]
-            if body.get("logprob_start_len") == 0:
-                scores = [None, *self._score(prompt)]
-                meta["input_token_logprobs"] = [[p, i, None] for p, i in zip(scores, prompt, strict=True)]
+        if body.get("return_logprob"):
+            if not self.quirks.without_logprobs:
+                meta["output_token_logprobs"] = [[p, i, None] for p, i in zip(logprobs, ids, strict=True)]
+            if body.get("logprob_start_len") == 0 and not self.quirks.without_scores:
+                priced = [None, *self._score(prompt)]
+                meta["input_token_logprobs"] = [[p, i, None] for p, i in zip(priced, prompt, strict=True)]
         answer = {"text": self.tokenizer.decode(ids), "meta_info": meta}
         return answer if self.quirks.without_token_ids else {**answer, "output_ids": ids}
 
@@ -321,6 +345,18 @@ class FakeServer:
         self.loads.append(folder.name)
         if not self.quirks.keeps_old_weights:
             self._take(folder)
+
+    def _flush(self) -> None:
+        if not self.quirks.keeps_prefixes:
+            self._prefixes.clear()
+
+    def _prefix(self, prompt: list[int]) -> Any:
+        """Return the key-value cache of all but the last token: of the weights that saw this prompt first."""
+        key = tuple(prompt)
+        if key not in self._prefixes:
+            before = prompt[:-1]
+            self._prefixes[key] = self.model(torch.tensor([before]), use_cache=True).past_key_values if before else None
+        return copy.deepcopy(self._prefixes[key])
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text[1:] if self.quirks.other_tokenizer else text).input_ids
@@ -352,9 +388,12 @@ class FakeServer:
         ids, logprobs = list(prompt), []
         seen = torch.zeros(1, self.model.config.vocab_size, dtype=torch.bool)
         seen[0, prompt] = True
+        with self._model_lock:
+            cache = self._prefix(prompt)
         for uniform in uniforms:
             with self._model_lock:
-                logits = self.model(torch.tensor([ids])).logits[:, -1]
+                out = self.model(torch.tensor([ids[-1:]]), past_key_values=cache, use_cache=True)
+            cache, logits = out.past_key_values, out.logits[:, -1]
             distribution = processed_logprobs(logits, sampling, seen)
             token = int(draw(distribution, torch.tensor([uniform])) if sampling.temperature else distribution.argmax())
             shown = distribution

@@ -19,7 +19,7 @@ def served(policy: Policy, server: FakeServer, **settings: object) -> Generators
     content: dict[str, object] = {"backend": f"{server.dialect}_server", "base_url": server.url, "batch_size": 2}
     content |= {"top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "retry_seconds": 20.0, "timeout": 20.0}
     config = Config(generation=GenerationConfig.model_validate(content | settings))
-    return Generators(config, policy, server.folder, server.folder / "server.log", print)
+    return Generators(config, policy, server.folder, server.folder, server.folder / "server.log", print)
 
 
 class TestLocal(ShapedConformance):

@@ -90,7 +90,7 @@ QUIRKS = {
         ["differ from the trainer's"],
         "--logprobs-mode processed_logprobs",
     ),
-    "a small context": (Quirks(context=66), "vllm", "completions", ["context"], "line says"),
+    "a small context": (Quirks(context=170), "vllm", "completions", ["context"], "line says"),
 }
 
 
@@ -98,7 +98,7 @@ QUIRKS = {
 def test_a_server_that_is_wrong_is_found(small_model: Path, shared_store: str, tmp_path: Path, name: str) -> None:
     quirks, dialect, check, found, remedy = QUIRKS[name]
     with FakeServer(dialect, small_model, quirks=quirks) as server:
-        words = [*words_of(server), "generation.temperature=0.5", "generation.max_new_tokens=100"]
+        words = [*words_of(server), "generation.temperature=0.5", "generation.max_new_tokens=200"]
         first = failed(examine(shared_store, tmp_path, *words))
     assert first.name == check
     assert all(word in first.found for word in found), first.found

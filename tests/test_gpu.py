@@ -61,8 +61,8 @@ def actor(resolved: Resolved) -> Policy:
 
 @pytest.fixture(scope="module")
 def generators(resolved: Resolved, actor: Policy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generators]:
-    log = tmp_path_factory.mktemp("log") / "server.log"
-    with Generators(resolved.config, actor, resolved.config.model.train_id, log, print) as found:
+    log, name = tmp_path_factory.mktemp("log") / "server.log", resolved.config.model.train_id
+    with Generators(resolved.config, actor, name, name, log, print) as found:
         yield found
 
 

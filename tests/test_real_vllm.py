@@ -1,32 +1,28 @@
 """Against a real vLLM, the CPU build in .venv-vllm: `make test-server`.
 
-One server with tied embeddings serves most tests; a second, untied one shows that both kinds take new weights.
+One server with tied embeddings serves most tests; a second, untied one shows that both kinds take new weights. Whole
+runs stand in test_real_vllm_runs.py, so that only one server at a time takes memory.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from grpo_mlflow import runs, tiny
-from grpo_mlflow.config import Config, Resolved, ServerConfig, TinyConfig, resolve
+from grpo_mlflow import tiny
+from grpo_mlflow.config import Config, ServerConfig, TinyConfig, resolve
 from grpo_mlflow.doctor import Doctor
 from grpo_mlflow.generation import Generator, Generators, Sampling
 from grpo_mlflow.generation.remote import ServerGenerator
 from grpo_mlflow.policy import Policy
-from grpo_mlflow.statistics import paired_difference
 from tests.conformance import ShapedConformance, ids_of, prompts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,13 +31,6 @@ pytestmark = [
     pytest.mark.server,
     pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: make .venv-vllm/.installed"),
 ]
-LEARNER = (
-    "train.iterations=10",
-    "train.lr_warmup_steps=2",
-    "eval.interval=10",
-    "checkpoint.save_interval=2",
-    f"generation.server.python={PYTHON}",
-)
 
 
 def build(tied: bool) -> Policy:
@@ -64,7 +53,7 @@ def serving(policy: Policy, folder: Path) -> Generators:
     server = ServerConfig(manage=True, python=str(PYTHON), arguments=("--max-model-len", "512"))
     settings = base.generation.model_copy(update={"server": server, "batch_size": 2})
     config: Config = base.model_copy(update={"generation": settings})
-    return Generators(config, policy, folder / "model", folder / "server.log", print)
+    return Generators(config, policy, folder / "model", folder / "model", folder / "server.log", print)
 
 
 def move(policy: Policy, seed: int) -> None:
@@ -130,64 +119,3 @@ def test_an_untied_model_takes_new_weights(tmp_path: Path) -> None:
         found = generators.training()
         found.sync(0)
         _three_syncs(policy, found)
-
-
-@pytest.fixture(scope="module")
-def local(shared_store: str) -> runs.Finished:
-    return runs.train(resolve("tiny", [*LEARNER, f"tracking.uri={shared_store}"]))
-
-
-def served(shared_store: str, *overrides: str) -> Resolved:
-    words = ["generation.backend=vllm_server", "generation.server.manage=true", f"tracking.uri={shared_store}"]
-    return resolve("tiny", [*LEARNER, *words, *overrides])
-
-
-def test_training_learns_as_in_process_though_the_server_is_killed(
-    local: runs.Finished, shared_store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two things in one run, since a start takes long: the same learning, and a killed server that is replaced."""
-    killed: list[int] = []
-
-    def kill() -> None:
-        while not killed:
-            time.sleep(0.1)
-            for metrics in Path(shared_store.removeprefix("sqlite:///")).parent.rglob("train_iter_003.json"):
-                if metrics.parent.parent != local.run_dir:
-                    children = psutil.Process().children(recursive=True)
-                    for process in children:
-                        if "api_server" in " ".join(process.cmdline()) and "warden.py" not in process.cmdline()[1]:
-                            process.kill()
-                            killed.append(process.pid)
-
-    threading.Thread(target=kill, daemon=True).start()
-    finished = runs.train(served(shared_store))
-    assert killed
-    perf = [json.loads(path.read_text()) for path in sorted((finished.run_dir / "metrics").glob("train_iter_*.json"))]
-    assert len(perf) == 10
-    assert sum(each["server_restarts"] for each in perf) >= 1
-    difference = paired_difference(finished.progress.last_rates, local.progress.last_rates)
-    print(f"after 10 iterations, server minus in-process: {difference.value:+.3f} +- {difference.half_width:.3f}")
-    assert abs(difference.value) <= difference.half_width
-    gain = paired_difference(finished.progress.last_rates, finished.progress.first_rates)
-    assert gain.value > gain.half_width  # it did learn
-
-
-def test_no_process_outlives_a_killed_trainer(tmp_path: Path, local: runs.Finished) -> None:
-    log = tmp_path / "out"
-    command = [sys.executable, "-m", "entrypoints.train", *LEARNER, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
-    command += ["generation.backend=vllm_server", "generation.server.manage=true", "train.iterations=1000"]
-    with log.open("w") as stream:
-        trainer = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream)
-    deadline = time.monotonic() + 300
-    while "iter    1" not in log.read_text() and time.monotonic() < deadline:
-        assert trainer.poll() is None, log.read_text()
-        time.sleep(0.5)
-    family = psutil.Process(trainer.pid).children(recursive=True)
-    assert len(family) >= 3  # warden, server, engine
-    trainer.send_signal(signal.SIGKILL)
-    trainer.wait()
-    left, deadline = family, time.monotonic() + 30
-    while left and time.monotonic() < deadline:
-        time.sleep(0.2)
-        left = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert left == []

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from grpo_mlflow.errors import ServerFailed
-from grpo_mlflow.generation import Sampling
+from grpo_mlflow.generation import Sampling, canary
 from grpo_mlflow.generation.client import Client, Fault, Loop, Refusal
 from grpo_mlflow.generation.retries import Retries
 from grpo_mlflow.policy import Policy
@@ -58,13 +60,95 @@ def test_a_server_that_keeps_old_weights_is_caught_at_once(policy: Policy, folde
             generator.sync(1)
 
 
+@DIALECTS
+def test_prefixes_cached_with_old_weights_are_caught(policy: Policy, folder: Path, dialect: str) -> None:
+    """Scoring a prompt does not read the cache: only what is drawn after it shows the old prefix."""
+    quirks = Quirks(keeps_prefixes=True)
+    with FakeServer(dialect, folder, quirks=quirks) as server, served(policy, server) as generators:
+        generator = generators.training()
+        generator.sync(0)
+        move(policy, 0.05)
+        with pytest.raises(ServerFailed, match="it reads cached prefixes of other weights"):
+            generator.sync(1)
+
+
+ORDER = {
+    "vllm": ["/pause", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/resume"],
+    "sglang": ["/pause_generation", "/update_weights_from_disk", "/continue_generation"],
+}
+
+
+@DIALECTS
+def test_weights_are_loaded_while_the_server_is_paused(policy: Policy, folder: Path, dialect: str) -> None:
+    with FakeServer(dialect, folder) as server, served(policy, server) as generators:
+        generators.training().sync(0)
+        server.calls.clear()
+        move(policy, 0.05)
+        generators.training().sync(1)
+        assert server.calls[: len(ORDER[dialect])] == ORDER[dialect]
+        assert not server.paused
+
+
+def test_a_server_left_paused_by_a_killed_trainer_is_resumed(policy: Policy, folder: Path) -> None:
+    with FakeServer("vllm", folder) as server, served(policy, server, timeout=2.0) as generators:
+        server.paused = True
+        generators.training().sync(0)
+        assert not server.paused
+
+
+@DIALECTS
+def test_a_server_that_cannot_prove_its_weights_is_refused(policy: Policy, folder: Path, dialect: str) -> None:
+    quirks = Quirks(without_scores=True)
+    with FakeServer(dialect, folder, quirks=quirks) as server, served(policy, server) as generators:
+        began = time.monotonic()
+        with pytest.raises(ServerFailed, match="does not score the tokens of a prompt"):
+            generators.training().sync(0)
+        assert time.monotonic() - began < 10  # at once, not after retries
+
+
+def test_a_resumed_run_knows_what_a_static_server_should_serve(policy: Policy, folder: Path) -> None:
+    quirks = Quirks(without_development=True)
+    move(policy, 0.05)  # the policy of version 5; the folder holds version 0
+    with FakeServer("vllm", folder, quirks=quirks) as server, served(policy, server, sync="none") as generators:
+        generator = generators.training()
+        generator.sync(5)
+        found = generator.generate(prompts(policy), 1, Sampling(2), 0, ())
+        assert {c.policy_version for group in found for c in group} == {0}
+    policy.save(folder)
+    with FakeServer("vllm", folder, quirks=quirks) as server:
+        policy.save(folder)
+        with served(policy, server, sync="none") as generators:
+            move_server(server)
+            with pytest.raises(ServerFailed, match="does not serve the policy"):
+                generators.training().sync(5)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 0.02])
+def test_a_change_that_did_not_arrive_is_told_from_noise(noise: float) -> None:
+    random = np.random.default_rng(0)
+    was, steps = random.normal(-3, 1, 159), random.normal(0, 0.01, 159)
+
+    def expected(scores: NDArray[np.float64]) -> canary.Expected:
+        return canary.Expected(tuple(scores), torch.zeros(1))
+
+    def reading(scores: NDArray[np.float64]) -> canary.Reading:
+        return canary.Reading(tuple(scores + noise * random.normal(size=159)), 0, None)
+
+    before = reading(was)
+    assert not canary.stayed(expected(was), expected(was + steps), before, reading(was + steps))
+    assert not canary.stayed(expected(was), expected(was), before, before)  # nothing was to arrive
+    kept = canary.stayed(expected(was), expected(was + steps), before, reading(was))
+    assert kept or noise > 0.01  # noise beyond the step may hide it, but never accuses a server that is right
+    assert canary.stayed(expected(was), expected(was + 10 * steps), before, reading(was))
+
+
 def test_old_weights_are_caught_though_the_step_was_too_small_for_the_tolerance(policy: Policy, folder: Path) -> None:
     quirks = Quirks(keeps_old_weights=True)
     with FakeServer("vllm", folder, quirks=quirks) as server, served(policy, server) as generators:
         generator = generators.training()
         generator.sync(0)
         move(policy, 1e-5)
-        with pytest.raises(ServerFailed, match="those of the old weights to the last digit"):
+        with pytest.raises(ServerFailed, match="stayed where they were with the old weights"):
             generator.sync(1)
 
 
@@ -111,8 +195,7 @@ def test_rollouts_can_be_priced_by_the_trainer_where_a_server_gives_no_logprobs(
     bare = FakeServer(dialect, folder, quirks=Quirks(without_logprobs=True))
     with bare, served(policy, bare) as generators, pytest.raises(ServerFailed, match="behaviour_logprobs=recompute"):
         generators.training().sync(0)
-    quirks = Quirks(without_logprobs=dialect == "vllm")  # SGLang scores the canary by the same switch
-    bare = FakeServer(dialect, folder, quirks=quirks)
+    bare = FakeServer(dialect, folder, quirks=Quirks(without_logprobs=True))
     with bare, served(policy, bare, behaviour_logprobs="recompute") as generators:
         generators.training().sync(0)
         anew = generators.training().generate(prompts(policy), 2, sampling, 0, ("x",))

@@ -170,6 +170,12 @@ FAULTS: dict[str, tuple[str, Callable[[FakeServer, Answer], Answer]]] = {
     "load fails": (L, _status(500)),
     "load dropped": (L, _raising(Dropped)),
     "load without effect": (L, _loses_weights),
+    "load answers null": (L, _status(200, b"null")),
+    "load answers a page": (L, _status(200, b"<html>please log in</html>")),
+    "label cut off": ("label", _status(200, b'{"weight_ver')),
+    "label null": ("label", _status(200, b"null")),
+    "label of another kind": ("label", _status(200, b"[]")),
+    "goes on after its end": (S, _ids(lambda ids: [*ids[:-1], 1, 5][-8:])),
 }
 
 
@@ -177,6 +183,8 @@ def fault_of(name: str, dialect: str) -> Fault:
     where, answer = FAULTS[name]
     if where == S:
         return Fault(SAMPLE[dialect], answer)
+    if where == "label":
+        return Fault({"vllm": "/weight_info", "sglang": "/model_info"}[dialect], answer, nth=0)
     return Fault(LOAD[dialect], answer, loads=1, nth=0)
 
 

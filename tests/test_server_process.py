@@ -46,15 +46,17 @@ def stub(mark: str, source: str = STUB) -> Callable[[str | Path, int], Launch]:
 
 
 def marked(mark: str) -> list[psutil.Process]:
+    """Return the living processes of a stub, without its warden and without us."""
     found = []
     for process in psutil.process_iter():
         try:
             words = " ".join(process.cmdline())
-            if mark in words and "warden.py" not in words and process.status() != psutil.STATUS_ZOMBIE:
+            ours = process.pid != os.getpid() and not any(word in words for word in ("warden.py", "pytest"))
+            if mark in words and ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except psutil.Error:
+        except psutil.Error:  # it ended meanwhile
             continue
-    return [process for process in found if process.pid != os.getpid() and "pytest" not in " ".join(process.cmdline())]
+    return found
 
 
 def gone(mark: str, seconds: float = 15.0) -> bool:

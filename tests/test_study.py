@@ -27,7 +27,7 @@ from grpo_mlflow.search.optimize import optimize
 from grpo_mlflow.search.storage import open_storage
 from grpo_mlflow.search.study import final_trials, objective_value, slots
 from tests.conftest import SMALL
-from tests.fake_server import FakeServer, Fault
+from tests.fake_server import Answer, FakeServer, Fault
 
 ROOT = Path(__file__).parent.parent
 STUDY = ("search.pruner=none", "search.finalists=2", "search.confirm_num_ids=8", "search.confirm_replicates=4")
@@ -63,12 +63,16 @@ def all_runs(store: str, kind: str) -> list[Run]:
 def test_a_study_waits_for_a_server_that_fails_and_goes_on_at_another(
     store: str, tmp_path: Path, small_model: Path
 ) -> None:
+    def leave(server: FakeServer, answer: Answer) -> Answer:
+        server.away(10**6)
+        return answer
+
     def served(server: FakeServer) -> Resolved:
         words = ["generation.backend=vllm_server", f"generation.base_url={server.url}", "generation.retry_seconds=1"]
         return study_config(store, tmp_path, *words, "search.sampler=grid", "search.space=train.lr=[1e-3,2e-3]")
 
     with FakeServer("vllm", small_model) as server:
-        server.faults.append(Fault("/v1/completions", lambda server, answer: server.away(10**6) or answer, 7))
+        server.faults.append(Fault("/v1/completions", leave, loads=7))
         with pytest.raises(ServerFailed, match=server.url):
             search(served(server))
     with FakeServer("vllm", small_model) as server:

@@ -98,18 +98,25 @@ def _models(config: Config) -> Iterator[str]:
 
 def _servers(config: Config) -> Iterator[str]:
     generation, evaluation = config.generation, config.eval
-    managed = generation.server.manage
+    managed, local = generation.server.manage, generation.backend == "local"
+    backend = evaluation.backend or generation.backend
+    borrows = backend == generation.backend and evaluation.base_url in (None, generation.base_url)
     needed = ""
-    if generation.backend != "local" and not generation.base_url and not managed:
+    if not local and not generation.base_url and not managed:
         needed = f"generation.base_url = null: generation.backend = {generation.backend!r}"
-    elif evaluation.backend not in (None, "local") and not (evaluation.base_url or generation.base_url or managed):
-        needed = f"eval.base_url = null: eval.backend = {evaluation.backend!r}"
+    elif backend not in ("local", generation.backend) and not evaluation.base_url:
+        needed = f"eval.base_url = null: eval.backend = {backend!r}"
     if needed:
         yield f"{needed} needs the server's address; allowed: http://HOST:PORT, or generation.server.manage=true"
     for key, value in (("generation.base_url", generation.base_url), ("eval.base_url", evaluation.base_url)):
         if value is not None and not value.startswith(("http://", "https://")):
             yield f"{key} = {value!r}: not an address; allowed: http://HOST:PORT or https://HOST:PORT"
-    if managed and generation.backend == "local":
+    if generation.sync == "restart" and managed and backend != "local" and not borrows:
+        yield (
+            f"generation.sync = 'restart': the run did not start the server at eval.base_url = {evaluation.base_url!r} "
+            "and cannot restart it; allowed: reload"
+        )
+    if managed and local:
         yield (
             "generation.server.manage = true: generation.backend = 'local' has no server to start; allowed: "
             "generation.backend vllm_server or sglang_server"
@@ -119,15 +126,16 @@ def _servers(config: Config) -> Iterator[str]:
             "generation.sync = 'restart': only a server that the run started can be restarted by it; allowed: reload, "
             "none, or generation.server.manage=true"
         )
-    if generation.async_rollouts and generation.backend == "local":
+    if generation.async_rollouts and local:
         yield (
             "generation.async_rollouts = 1: generation.backend = 'local' samples with the weights that are being "
             "trained; allowed: 0, or a server backend"
         )
-    if generation.async_rollouts and generation.behaviour_logprobs == "recompute":
+    older = "async_rollouts = 1" if generation.async_rollouts else "sync = 'none'" if generation.sync == "none" else ""
+    if older and generation.behaviour_logprobs == "recompute" and not local:
         yield (
-            "generation.behaviour_logprobs = 'recompute': with generation.async_rollouts = 1 the trainer's weights are "
-            "not those that sampled; allowed: server"
+            f"generation.behaviour_logprobs = 'recompute': with generation.{older} the trainer's weights are not those "
+            "that sampled; allowed: server"
         )
     if generation.backend == "sglang_server" and generation.behaviour_logprobs == "server":
         shaping = {"top_p": (1.0, generation.top_p < 1), "top_k": (-1, generation.top_k > 0)}
@@ -155,6 +163,11 @@ def unsearchable(config: Config) -> list[str]:
         lines.append(
             f"search.n_jobs = {search.n_jobs}: trials at once would load their weights into the same server; allowed: "
             "1, or generation.server.manage=true (a server per trial)"
+        )
+    if search.n_jobs > 1 and config.generation.server.manage and config.generation.server.port:
+        lines.append(
+            f"generation.server.port = {config.generation.server.port}: with search.n_jobs = {search.n_jobs} each "
+            "trial has a server of its own; allowed: 0 (free ports)"
         )
     if search.objective == "best" and search.k != 1:
         lines.append(
@@ -223,6 +236,9 @@ def warnings(config: Config, origins: Mapping[str, str]) -> Iterator[str]:
         yield from idle(keys, "generation.server.manage is false")
     if config.eval.enabled and (config.eval.backend or config.generation.backend) == "local":
         yield from idle(("eval.base_url",), "evaluation samples in this process")
+    older = not local and (config.generation.async_rollouts or config.generation.sync == "none")
+    if older and config.train.sampler_correction_cap is None:
+        yield "train.sampler_correction_cap is off while rollouts come from older weights: the gradient is biased"
     shaped = config.generation.top_p < 1 or config.generation.top_k > 0 or config.generation.repetition_penalty != 1
     if shaped and config.train.sampler_correction_cap is None:
         yield (

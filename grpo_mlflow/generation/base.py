@@ -49,6 +49,10 @@ class Begun(Protocol):
         """Wait, and return what `Generator.generate` would."""
         ...
 
+    def succeeded(self) -> bool:
+        """Return whether all are there, without waiting."""
+        ...
+
     def cancel(self) -> None: ...
 
 

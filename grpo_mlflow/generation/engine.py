@@ -64,6 +64,9 @@ class Engine(Protocol):
         ...
 
 
+NO_SCORES = "it does not score the tokens of a prompt, which is how it proves whose weights it serves"
+
+
 class Incapable(Fault):
     """A part of the answer is missing: from a server that has given it before a failure, else beyond this server."""
 
@@ -107,6 +110,8 @@ def check(draws: Sequence[Draw], ask: Ask, vocabulary: int) -> None:
             raise Fault(f"a completion of {count} tokens instead of 1 to {most}")
         if draw.logprobs is not None and len(draw.logprobs) != count:
             raise Fault(f"{len(draw.logprobs)} log-probabilities for {count} tokens")
+        if set(draw.token_ids[:-1]) & set(ask.stop_ids):
+            raise Fault("a completion that goes on after its end token")
         if not all(0 <= token < vocabulary for token in draw.token_ids):
             raise Fault(f"a token id outside 0 to {vocabulary - 1}")
         if not all(math.isfinite(value) and value <= 1e-3 for value in draw.logprobs or ()):  # rounding may exceed 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -16,7 +17,7 @@ from grpo_mlflow.generation.server import PolicyServer
 from grpo_mlflow.generation.server_process import Launch, ServerProcess, launch
 from grpo_mlflow.generation.sglang import SGLang
 from grpo_mlflow.generation.vllm import VLLM
-from grpo_mlflow.policy import Policy
+from grpo_mlflow.policy import Policy, load
 
 ENGINES: dict[str, type[VLLM] | type[SGLang]] = {"vllm_server": VLLM, "sglang_server": SGLang}
 
@@ -28,14 +29,22 @@ class Generators:
         config: which backends, where.
         policy: the model that is trained or measured.
         source: the folder or hub id that it was loaded from: what a server of our own starts with.
+        initial: where version 0 was loaded from: what it starts with, and keeps, without `generation.sync`.
         log: the file for the output of a server of our own.
         say: takes lines about its progress.
     """
 
     def __init__(
-        self, config: Config, policy: Policy, source: str | Path, log: Path, say: Callable[[str], None]
+        self,
+        config: Config,
+        policy: Policy,
+        source: str | Path,
+        initial: str | Path,
+        log: Path,
+        say: Callable[[str], None],
     ) -> None:
-        self._config, self._policy, self._source, self._log, self._say = config, policy, source, log, say
+        self._config, self._policy, self._log, self._say = config, policy, log, say
+        self._source, self._initial = source, initial
         self._process: ServerProcess | None = None
         self._servers: dict[tuple[str, str], PolicyServer] = {}
 
@@ -45,13 +54,16 @@ class Generators:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for server in self._servers.values():
-            server.close()
-        if self._process is not None:
-            self._process.close()
+        with ExitStack() as all_of_them:
+            for server in self._servers.values():
+                all_of_them.callback(server.close)
+            if self._process is not None:
+                all_of_them.callback(self._process.close)
 
     def training(self) -> Generator:
-        """Return what samples rollouts."""
+        """Return what samples rollouts; recorded ones need no server."""
+        if self._config.data.source != "live":
+            return LocalGenerator(self._policy, 1)
         return self._generator(
             self._config.generation.backend, self._config.generation.base_url, self._config.generation.batch_size
         )
@@ -74,8 +86,12 @@ class Generators:
         address = process.url if process else str(base_url)
         if (backend, address) not in self._servers:
             engine: Engine = ENGINES[backend](Client(address, settings.timeout))
-            self._servers[backend, address] = PolicyServer(engine, self._policy, settings, process)
+            self._servers[backend, address] = PolicyServer(engine, self._policy, settings, self._load_initial, process)
         return self._servers[backend, address]
+
+    def _load_initial(self) -> Policy:
+        model = self._config.model
+        return load(self._initial, self._policy.device, model.dtype, model.trust_remote_code)
 
     def _managed(self) -> ServerProcess:
         if self._process is None:
@@ -85,5 +101,5 @@ class Generators:
                 return launch(settings.backend, settings.server, model, port, dtype)
 
             self._process = ServerProcess(start, settings.server, self._log, self._say)
-            self._process.start(self._source)
+            self._process.start(self._initial if settings.sync == "none" else self._source)
         return self._process

@@ -33,6 +33,9 @@ class _Begun:
             raise
         return [self.generator.completions(a, d, self.version) for a, d in zip(self.asks, found, strict=True)]
 
+    def succeeded(self) -> bool:
+        return self.draws.done() and not self.draws.cancelled() and self.draws.exception() is None
+
     def cancel(self) -> None:
         self.draws.cancel()
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import tempfile
 import time
-import uuid
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +25,7 @@ from grpo_mlflow.generation.client import Fault, Loop, Refusal
 from grpo_mlflow.generation.engine import Ask, Draw, Engine, Incapable, check
 from grpo_mlflow.generation.retries import Retries
 from grpo_mlflow.generation.server_process import ServerProcess
+from grpo_mlflow.generation.weights import WeightsFolder
 from grpo_mlflow.policy import Policy
 
 T = TypeVar("T")
@@ -45,24 +44,28 @@ class PolicyServer:
         engine: how to speak to it.
         policy: the trainer's model, whose weights it gets.
         settings: sync, timeouts, retries.
-        process: the server, where this run started it, with the policy's present weights.
+        initial: loads the policy of version 0, which a server without `sync` keeps serving.
+        process: the server, where this run started it: with the policy's present weights, without `sync` the initial.
     """
 
     def __init__(
-        self, engine: Engine, policy: Policy, settings: GenerationConfig, process: ServerProcess | None = None
+        self,
+        engine: Engine,
+        policy: Policy,
+        settings: GenerationConfig,
+        initial: Callable[[], Policy],
+        process: ServerProcess | None = None,
     ) -> None:
         self._engine, self._policy, self._settings, self._process = engine, policy, settings, process
+        self._initial = initial
         self._loop = Loop()
         self._retries = Retries(settings.retry_seconds)
         self._mending = asyncio.Lock()
-        self._run = uuid.uuid4().hex[:8]
-        self._root = Path(settings.sync_dir).absolute() if settings.sync_dir else None
-        self._temporary = ""
-        self.folder: Path | None = None  # the weights that it was last given
-        self._label: str | None = None  # what it calls them
+        self._weights = WeightsFolder(settings.sync_dir)
+        self._label: str | None = None  # what the server calls the weights that it was given
         self._canary = canary.tokens(policy)
-        self._expected: list[float] | None = None
-        self._scores: list[float] | None = None
+        self._expected: canary.Expected | None = None
+        self._reading: canary.Reading | None = None
         self._connected = False
         self.version: int | None = None
         self._loads = self._restarts = self._redraws = self._reported_retries = 0
@@ -72,6 +75,11 @@ class PolicyServer:
     @property
     def url(self) -> str:
         return self._engine.client.root
+
+    @property
+    def folder(self) -> Path | None:
+        """The weights that the server was last given."""
+        return self._weights.newest
 
     def connect(self) -> str:
         """Make sure that the server gives what training needs, and return its name for what it serves.
@@ -83,7 +91,11 @@ class PolicyServer:
 
     def tokenize(self, text: str) -> list[int]:
         """Return the server's tokens of a text."""
-        return self._loop.run(self._guarded(_shaped(self._engine.tokenize(text))))
+
+        async def work() -> list[int]:
+            return await _shaped(self._engine.tokenize(text))
+
+        return self._loop.run(self._guarded(self._retries.ask("tokenizing", work, self._mend)))
 
     # Weights
 
@@ -97,38 +109,21 @@ class PolicyServer:
         if version == self.version or (static and self._connected):
             return
         began = time.perf_counter()
-        before, self._expected = self._expected, canary.expected(self._policy, self._canary)
         if not self._connected:
             self.connect()
-            if static and version:
-                self._expected = None  # the initial weights are gone: its own first scores must do
+        before, policy = self._expected, self._initial() if static and version else self._policy
+        self._expected = canary.expected(policy, self._canary)
         if static:
-            self._loop.run(self._guarded(self._prove(None)))
+            self._loop.run(self._guarded(self._prove()))
         else:
-            self._write(version)
+            folder = self._weights.write(self._policy, version)
+            self._label = folder.name if self._settings.sync == "reload" else None
             started_with_them = self._settings.sync == "restart" and not self._connected
             self._loop.run(self._guarded(self._deliver(before, started_with_them)))
-        self._connected, self.version = True, version if not static else 0
+        self._connected, self.version = True, 0 if static else version
         self._seconds += time.perf_counter() - began
 
-    def _write(self, version: int) -> None:
-        """Save the weights to a folder of their own; the one before stays until the server has the new ones."""
-        if self._root is None:
-            self._temporary = tempfile.mkdtemp(prefix="grpo-weights-")
-            self._root = Path(self._temporary)
-        folder = self._root / f"{self._run}-{version}"
-        partial = folder.with_name(f".{folder.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        self._policy.save(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-        former, self.folder = self.folder, folder
-        self._label = folder.name if self._settings.sync == "reload" else None
-        if former is not None and former != folder:
-            shutil.rmtree(former, ignore_errors=True)
-
-    async def _deliver(self, before: list[float] | None, has_them: bool) -> None:
+    async def _deliver(self, before: canary.Expected | None, has_them: bool) -> None:
         """Give the server the newest weights and let it prove them; once more where something came between."""
         for last in (False, True) if self._settings.retry_seconds else (True,):
             if not has_them:
@@ -153,30 +148,30 @@ class PolicyServer:
         if self._settings.sync == "restart":
             await self._restart(self.folder)
         else:
-            await self._engine.load(self.folder, str(self._label))
+            await _shaped(self._engine.load(self.folder, str(self._label)))
 
-    async def _prove(self, before: list[float] | None = None) -> None:
-        """Raise _WrongWeights unless the server scores the canary as the trainer does, and not as it did `before`."""
-        label = await self._retries.ask("asking for the weights' label", self._engine.label, self._mend)
+    async def _prove(self, before: canary.Expected | None = None) -> None:
+        """Raise _WrongWeights unless the server prices the canary as the trainer does, and not as it did `before`."""
+        assert self._expected is not None
+        label = await self._retries.ask("asking for the weights' label", self._read_label, self._mend)
         if self._label is not None and label is not None and label != self._label:
             raise _WrongWeights(f"it serves weights labelled {label!r} instead of {self._label!r}")
-        scores = await self._retries.ask("scoring the canary", self._score, self._mend)
-        known = self._expected
-        if known is None:  # nothing to compare with but the server itself
-            known = self._expected = scores
-        self._error = canary.error(scores, known)
-        allowed = canary.TOLERANCE[self._policy.dtype]
-        if not self._error <= allowed:
-            raise _WrongWeights(
-                f"its log-probabilities of fixed tokens differ from the trainer's by {self._error:.2g} on average "
-                f"(allowed: {allowed:g})"
-            )
-        if before is not None and scores == self._scores and canary.error(before, known) > 1e-6:
-            raise _WrongWeights("its log-probabilities of fixed tokens are those of the old weights to the last digit")
-        self._scores = scores
+        reading = await self._retries.ask("scoring the canary", self._read, self._mend)
+        self._error = canary.error(reading, self._expected)
+        if found := canary.trouble(reading, self._expected, self._policy.dtype):
+            raise _WrongWeights(found)
+        if before and self._reading and canary.stayed(before, self._expected, self._reading, reading):
+            raise _WrongWeights("its log-probabilities of fixed tokens stayed where they were with the old weights")
+        self._reading = reading
 
-    async def _score(self) -> list[float]:
-        return await _shaped(self._engine.score(self._canary))
+    async def _read_label(self) -> str | None:
+        return await _shaped(self._engine.label())
+
+    async def _read(self) -> canary.Reading:
+        priced = self._settings.behaviour_logprobs == "server"
+        scores = await _shaped(self._engine.score(self._canary))
+        drawn = (await self._complete(Ask(self._canary, 1, Sampling(1), 1, self._policy.eos_ids, priced)))[0]
+        return canary.Reading(tuple(scores), drawn.token_ids[0], drawn.logprobs[0] if drawn.logprobs else None)
 
     # Completions
 
@@ -216,11 +211,10 @@ class PolicyServer:
     # Faults
 
     async def _connect(self) -> str:
+        """Learn what is served, and that it gives what training needs."""
         name = await _shaped(self._engine.connect())
-        with_logprobs = self._settings.behaviour_logprobs == "server"
-        ask = Ask(self._canary[:8], 2, Sampling(2), 1, self._policy.eos_ids, with_logprobs)
         try:
-            await self._complete(ask)
+            await self._read()
         except Incapable as lacks:
             raise Refusal(f"{name} cannot be trained with: {lacks}") from None
         return name
@@ -228,11 +222,9 @@ class PolicyServer:
     async def _mend(self) -> None:
         """Before a request is repeated: restart a dead server of ours, and give a restarted one its weights again."""
         async with self._mending:
-            if self._process is not None and not self._process.alive:
-                await self._restart(self.folder or self._process.model)
             await self._reconnect()
             if self._label is not None and self._connected:
-                label = await self._engine.label()
+                label = await self._read_label()
                 if label is not None and label != self._label:
                     await self._load()
 
@@ -245,7 +237,10 @@ class PolicyServer:
         assert self._process is not None
         self._restarts += 1
         self._loads += 1  # what was drawn before may be lost with the connection: the batch is drawn again
-        await asyncio.to_thread(self._process.start, model)
+        try:
+            await asyncio.to_thread(self._process.start, model)
+        except ServerFailed as failed:
+            raise Fault(str(failed)) from failed
 
     async def _guarded(self, work: Awaitable[T]) -> T:
         try:
@@ -281,13 +276,11 @@ class PolicyServer:
             self._process.close()
         try:
             self._loop.start(self._engine.client.close()).result(timeout=5)
-        except TimeoutError:
+        except FutureTimeout:
             log.warning("connections to %s did not close in time", self.url)
-        self._loop.close()
-        if self._temporary:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-        elif self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        finally:
+            self._loop.close()
+            self._weights.close()
 
 
 async def _shaped(answer: Awaitable[T]) -> T:

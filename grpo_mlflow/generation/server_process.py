@@ -41,7 +41,9 @@ def launch(backend: str, settings: ServerConfig, model: str | Path, port: int, d
     if Path(model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
     if settings.device.startswith("cuda:"):
-        environment["CUDA_VISIBLE_DEVICES"] = settings.device.removeprefix("cuda:")
+        number = int(settings.device.removeprefix("cuda:"))
+        granted = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        environment["CUDA_VISIBLE_DEVICES"] = granted[number] if number < len(granted) else str(number)
     words = _vllm if backend == "vllm_server" else _sglang
     ours = words(settings, str(model), port, dtype, on_cpu, environment)
     return Launch((settings.python, *ours, *settings.arguments), environment)
@@ -117,6 +119,10 @@ class ServerProcess:
                 f"generation.server.python = {launched.command[0]!r}: no such program; `make server` sets up a vLLM "
                 "environment in .venv-vllm"
             )
+        if self._answers():
+            raise ServerFailed(
+                f"{self.url} is in use by another program; allowed: generation.server.port=0 (a free one)"
+            )
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._say(f"server: starts at {self.url}, log in {self.log}")
         with self.log.open("ab") as stream:
@@ -151,7 +157,7 @@ class ServerProcess:
     def _await_health(self) -> None:
         began = time.monotonic()
         news_at = began + _NEWS_SECONDS
-        while not self._healthy():
+        while not (self._healthy() and self.alive):
             spent = time.monotonic() - began
             if not self.alive:
                 raise ServerFailed(f"the server ended while it started; the end of {self.log}:\n{self.tail()}")
@@ -174,6 +180,11 @@ class ServerProcess:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(5)
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
 
     def tail(self, lines: int = 8) -> str:
         """Return the last lines of the log."""

@@ -3,7 +3,8 @@
 Read in SGLang 0.5.23: `n` copies of a request share one sampling seed, so with deterministic inference all K
 completions would be the same; K requests in one call, each with its own seed, are asked for instead. Seeds act only
 with `--enable-deterministic-inference`. Log-probabilities know the temperature, not top-k, top-p and penalties. A
-prompt with a token outside the vocabulary hangs the server. Its OpenAI endpoint cannot score a prompt.
+prompt with a token outside the vocabulary hangs the server. Its OpenAI endpoint cannot score a prompt. An update of
+weights flushes the prefix cache, and answers 400 if requests that still run kept it from doing so.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.generation.client import Client, Fault, Refusal
-from grpo_mlflow.generation.engine import Ask, Draw, draw_of
+from grpo_mlflow.generation.engine import NO_SCORES, Ask, Draw, Incapable, draw_of
 
 
 class SGLang:
@@ -59,23 +60,28 @@ class SGLang:
             sampling_params=[{"max_new_tokens": 1, "temperature": 1.0}],
             logprob_start_len=0,
         )
-        return [float(triple[0]) for triple in answer[0]["meta_info"]["input_token_logprobs"][1:]]
+        triples = answer[0]["meta_info"].get("input_token_logprobs")
+        if triples is None:
+            raise Incapable(NO_SCORES)
+        return [float(triple[0]) for triple in triples[1:]]
 
     async def load(self, folder: Path, label: str) -> None:
+        body = {"model_path": str(folder), "weight_version": label, "flush_cache": True}
         try:
-            answer = await self.client.post(
-                "/update_weights_from_disk", {"model_path": str(folder), "weight_version": label}
-            )
+            await self.client.post("/pause_generation", {"mode": "abort"})
+            answer = await self.client.post("/update_weights_from_disk", body)
         except Refusal as refusal:
-            raise Refusal(
-                f"it cannot load the weights ({refusal}); it must see the folder generation.sync_dir"
-            ) from None
-        if not answer.get("success"):
-            raise Fault(f"/update_weights_from_disk: {answer.get('message')}")
-        await self.client.post("/flush_cache")
+            if "not flushed" in str(refusal):
+                raise Fault(str(refusal)) from refusal
+            message = f"it cannot load the weights ({refusal}); it must see the folder generation.sync_dir"
+            raise Refusal(message) from None
+        finally:
+            await self.client.post("/continue_generation", {})
+        if not answer["success"]:
+            raise Fault(f"/update_weights_from_disk: {answer['message']}")
 
     async def label(self) -> str | None:
-        return str((await self.client.get("/model_info")).get("weight_version"))
+        return str((await self.client.get("/model_info"))["weight_version"])
 
     async def tokenize(self, text: str) -> list[int]:
         answer = await self.client.post("/tokenize", {"prompt": text, "add_special_tokens": False})

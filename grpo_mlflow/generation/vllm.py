@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.generation.client import Client, Fault, Refusal
-from grpo_mlflow.generation.engine import Ask, Draw, draw_of
+from grpo_mlflow.generation.engine import NO_SCORES, Ask, Draw, Incapable, draw_of
 
 _DEV_MODE = (
     "it was started without its development endpoints, which load new weights; start it with VLLM_SERVER_DEV_MODE=1, "
@@ -32,6 +32,7 @@ class VLLM:
         if not base:
             raise Fault("/v1/models lists no model")
         self._model = base[0]["id"]
+        await self._resume_if_paused()
         return f"{base[0].get('root') or self._model}"
 
     def request(self, ask: Ask) -> dict[str, Any]:
@@ -67,16 +68,27 @@ class VLLM:
             for choice in choices
         ]
 
+    async def _resume_if_paused(self) -> None:
+        """Undo the pause of a trainer that was killed while it loaded weights: nothing would be answered."""
+        try:
+            paused = (await self.client.get("/is_paused"))["is_paused"]
+        except Refusal:  # no development endpoints, and so no pauses
+            return
+        if paused:
+            await self.client.post("/resume")
+
     async def score(self, token_ids: Sequence[int]) -> list[float]:
         body = {"model": self._model, "prompt": list(token_ids), "echo": True, "max_tokens": 0, "logprobs": 0}
-        logprobs = (await self._completions(body))[0]["logprobs"]["token_logprobs"]
-        return [float(value) for value in logprobs[1 : len(token_ids)]]
+        logprobs = (await self._completions(body))[0].get("logprobs")
+        if logprobs is None:
+            raise Incapable(NO_SCORES)
+        return [float(value) for value in logprobs["token_logprobs"][1 : len(token_ids)]]
 
     async def load(self, folder: Path, label: str) -> None:
-        await self._develop("/pause", query={"mode": "wait"})
         try:
+            await self._develop("/pause", query={"mode": "wait"})
             await self._load(folder)
-            if not (await self._develop("/reset_prefix_cache") or {}).get("success", True):
+            if not (await self._develop("/reset_prefix_cache"))["success"]:
                 raise Fault("/reset_prefix_cache refused: requests are in flight")
             await self._develop("/update_weight_version", {"new_version": label})
         finally:

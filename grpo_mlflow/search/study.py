@@ -67,8 +67,10 @@ def open_study(storage: BaseStorage, config: Config, space: Space) -> optuna.Stu
 def _comparable(config: Config) -> dict[str, str]:
     """Return what must be the same for trials to be comparable, as text."""
     flat = flatten(config.model_dump(mode="json"))
-    apart = ("search.", "tracking.", "checkpoint.", "resume", "model.device", "eval.base_url", "generation.base_url")
-    apart += ("generation.server.", "generation.sync_dir", "generation.timeout", "generation.retry_seconds")
+    apart = (
+        *("search.", "tracking.", "checkpoint.", "resume", "model.device", "eval.base_url", "generation.base_url"),
+        *("generation.server.", "generation.sync_dir", "generation.timeout", "generation.retry_seconds"),
+    )
     return {k: json.dumps(v) for k, v in flat.items() if k in _MEASURING or not k.startswith(apart)}
 
 

@@ -34,7 +34,7 @@ def main() -> int:
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # not through sys.stdin, whose lock would abort the interpreter's end
         end(child)
 
     threading.Thread(target=watch, daemon=True).start()
