@@ -18,28 +18,17 @@ import psutil
 import torch
 
 from grpo_mlflow import policy, sources, tracking
+from grpo_mlflow.checkup import ServerCheckup, Trouble
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import UserError, one_line
-from grpo_mlflow.generation import Generators, Sampling
-from grpo_mlflow.generation.recompute import behaviour_logprobs
+from grpo_mlflow.generation import Generators
 from grpo_mlflow.generation.remote import ServerGenerator
 from grpo_mlflow.policy import Policy
-from grpo_mlflow.rollouts import training_sampling
-from grpo_mlflow.types import Completion, Prompt
+from grpo_mlflow.types import Prompt
 
 _PACKAGES = ("torch", "transformers", "accelerate", "mlflow", "optuna", "openai")
 _STATE_BYTES = 16  # per parameter: float32 weights, gradient, two moments of AdamW
 _REFERENCE_BYTES = 4
-_SAMPLER_GAP = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # as in `generation.canary`
-_TEXT = "What is 12 + 34? (x1 OR NOT x2)\n<SOLUTION>01</SOLUTION> naïve 東京"
-
-
-class Trouble(Exception):
-    """A check found something wrong: what, and what to do."""
-
-    def __init__(self, found: str, remedy: str) -> None:
-        super().__init__(found)
-        self.remedy = remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +60,6 @@ class Doctor:
             yield from self._examine(held)
 
     def _examine(self, held: ExitStack) -> Iterator[Check]:
-        config = self.config
         yield self._check("packages", self._packages)
         yield self._check("MLflow store", self._store)
         yield self._check("device", self._device)
@@ -79,20 +67,27 @@ class Doctor:
         yield self._check("model", lambda: self._model(actor), needs=("device",))
         yield self._check("memory", lambda: self._memory(actor[0]), needs=("model",))
         yield self._check("disk", lambda: self._disk(actor[0]), needs=("model",))
-        backends = {config.generation.backend, config.eval.backend or config.generation.backend}
-        if backends == {"local"}:
+        if "model" in self._missing or not self._names_a_server:
             return
-        opened: list[ServerGenerator] = []
-        yield self._check("server", lambda: self._server(held, actor[0], opened), needs=("model",))
-        yield self._check("tokenizer", lambda: self._tokenizer(actor[0], opened[0]), needs=("model", "server"))
-        yield self._check("weights", lambda: self._weights(opened[0]), needs=("model", "server"))
-        drawn: list[tuple[Prompt, list[Completion]]] = []
-        needs: tuple[str, ...] = ("model", "server", "tokenizer", "weights")
-        yield self._check("completions", lambda: self._completions(actor[0], opened[0], drawn), needs)
-        yield self._check("log-probabilities", lambda: self._logprobs(actor[0], drawn), (*needs, "completions"))
-        yield self._check("seeds", lambda: self._seeds(actor[0], opened[0], drawn), (*needs, "completions"))
-        if config.generation.sync != "none":
-            yield self._check("new weights", lambda: self._new_weights(actor[0], opened[0]), needs)
+        started: list[tuple[str, ServerGenerator]] = []
+        if self.config.generation.server.manage:
+            yield self._check("server start", lambda: self._start(held, actor[0], started))
+        else:
+            started = self._generators(held, actor[0])
+        for word, generator in started:
+            yield from self._examine_server(word, actor[0], generator)
+
+    @property
+    def _names_a_server(self) -> bool:
+        backends = {self.config.generation.backend, self.config.eval.backend or self.config.generation.backend}
+        return backends != {"local"}
+
+    def _start(self, held: ExitStack, actor: Policy, started: list[tuple[str, ServerGenerator]]) -> str:
+        try:
+            started += self._generators(held, actor)
+        except UserError as error:
+            raise Trouble(str(error), "its log above says why; generation.server.* say how it is started") from error
+        return "by the run itself"
 
     def _check(self, name: str, examine: Callable[[], str], needs: tuple[str, ...] = ()) -> Check:
         if missing := [need for need in needs if need in self._missing]:
@@ -171,108 +166,33 @@ class Doctor:
 
     # With one
 
-    def _server(self, held: ExitStack, actor: Policy, opened: list[ServerGenerator]) -> str:
-        config = self.config
-        patient = config.generation.model_copy(update={"retry_seconds": 0.0})  # a failure is news here
+    def _generators(self, held: ExitStack, actor: Policy) -> list[tuple[str, ServerGenerator]]:
+        """Return the servers that the config names, each once, with a word that tells them apart."""
+        patient = self.config.generation.model_copy(update={"retry_seconds": 0.0})  # a failure is news here
+        config, log = self.config.model_copy(update={"generation": patient}), self.folder / "server.log"
         source = sources.model_source(config.model.train_id, config)
-        generators = Generators(
-            config.model_copy(update={"generation": patient}), actor, source, source, self.folder / "server.log", print
+        generators = held.enter_context(Generators(config, actor, source, source, log, print))
+        named = [("", generators.training()), ("evaluation ", generators.evaluation())]
+        found: list[tuple[str, ServerGenerator]] = []
+        for name, generator in named:
+            known = [other.server for _, other in found]
+            if isinstance(generator, ServerGenerator) and generator.server not in known:
+                found.append((name, generator))
+        return found
+
+    def _examine_server(self, word: str, actor: Policy, generator: ServerGenerator) -> Iterator[Check]:
+        checkup = ServerCheckup(self.config, actor, generator, self._prompt(actor))
+        server, tokenizer, weights, drawn = (
+            f"{word}{name}" for name in ("server", "tokenizer", "weights", "completions")
         )
-        held.enter_context(generators)
-        served = config.generation.backend != "local"
-        generator = generators.training() if served else generators.evaluation()
-        assert isinstance(generator, ServerGenerator)
-        try:
-            name = generator.server.connect()
-        except UserError as error:
-            url = generator.server.url
-            raise Trouble(
-                one_line(error),
-                f"is it up, and at this address? `curl {url}/v1/models`; `make server` starts one; docs/servers.md "
-                "says which versions and options it needs",
-            ) from error
-        opened.append(generator)
-        return f"{generator.server.url} serves {name}, with token ids and log-probabilities"
-
-    def _tokenizer(self, actor: Policy, generator: ServerGenerator) -> str:
-        ours: list[int] = actor.tokenizer(_TEXT, add_special_tokens=False).input_ids
-        theirs = generator.server.tokenize(_TEXT)
-        if ours != theirs:
-            place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
-            raise Trouble(
-                f"differs from the trainer's at token {place} of a test text",
-                "serve the very model that is trained: start the server with model.train_id",
-            )
-        return f"equal on {len(ours)} tokens"
-
-    def _weights(self, generator: ServerGenerator) -> str:
-        try:
-            generator.sync(0)
-        except UserError as error:
-            raise Trouble(
-                one_line(error),
-                "start the server with model.train_id and --dtype like model.dtype; for generation.sync=reload with "
-                "VLLM_SERVER_DEV_MODE=1 and our worker extension; it must see generation.sync_dir (docs/servers.md)",
-            ) from error
-        error_found = generator.metrics()["server_canary_error"]
-        return f"the policy's: log-probabilities of fixed tokens differ by {error_found:.1e} on average"
-
-    def _completions(
-        self, actor: Policy, generator: ServerGenerator, drawn: list[tuple[Prompt, list[Completion]]]
-    ) -> str:
-        prompt = self._prompt(actor)
-        try:
-            found = generator.generate([prompt], 2, training_sampling(self.config.generation), 0, ("doctor",))[0]
-        except UserError as error:
-            raise Trouble(one_line(error), "as the line says; the server's log may say more") from error
-        drawn.append((prompt, found))
-        return f"{len(found)} of {', '.join(str(len(c.token_ids)) for c in found)} tokens"
-
-    def _logprobs(self, actor: Policy, drawn: list[tuple[Prompt, list[Completion]]]) -> str:
-        prompt, found = drawn[0]
-        sampling = training_sampling(self.config.generation)
-        anew = behaviour_logprobs(actor, prompt.token_ids, [c.token_ids for c in found], sampling)
-        pairs = [
-            pair
-            for c, values in zip(found, anew, strict=True)
-            for pair in zip(c.behaviour_logprobs, values, strict=True)
-        ]
-        gap = sum(abs(a - b) for a, b in pairs) / len(pairs)
-        if gap > _SAMPLER_GAP[actor.dtype]:
-            raise Trouble(
-                f"those of sampled tokens differ from the trainer's by {gap:.2g} on average",
-                "start vLLM with --logprobs-mode processed_logprobs, or set generation.behaviour_logprobs=recompute",
-            )
-        return f"those of sampled tokens differ from the trainer's by {gap:.1e} on average"
-
-    def _seeds(self, actor: Policy, generator: ServerGenerator, drawn: list[tuple[Prompt, list[Completion]]]) -> str:
-        prompt, sampling = drawn[0][0], Sampling(min(16, self.config.generation.max_new_tokens), 1.5)
-        first, again = (generator.generate([prompt], 8, sampling, 1, ("doctor",))[0] for _ in range(2))
-        if len({c.token_ids for c in first}) == 1:
-            raise Trouble("8 completions of one prompt are all the same", "raise generation.temperature")
-        if [c.token_ids for c in first] != [c.token_ids for c in again]:
-            raise Trouble(
-                "the same request twice gives different completions: runs cannot be repeated",
-                "start SGLang with --enable-deterministic-inference; another user of the server also changes batches",
-            )
-        return "repeat completions; different ones differ"
-
-    def _new_weights(self, actor: Policy, generator: ServerGenerator) -> str:
-        """Give the server other weights and the old ones again; both times it must prove them."""
-        weight = actor.model.get_input_embeddings().weight
-        before = weight.detach().clone()
-        try:
-            try:
-                with torch.no_grad():
-                    weight.mul_(1.05)
-                generator.sync(1)
-            finally:
-                with torch.no_grad():
-                    weight.copy_(before)
-            generator.sync(2)
-        except UserError as error:
-            raise Trouble(one_line(error), "see docs/servers.md, “When weights do not arrive”") from error
-        return f"arrive, proven twice, in {generator.metrics()['seconds_sync'] / 2:.2f} s each"
+        yield self._check(server, checkup.connect)
+        yield self._check(tokenizer, checkup.tokenizer, (server,))
+        yield self._check(weights, checkup.weights, (server, tokenizer))
+        yield self._check(drawn, checkup.completions, (weights,))
+        yield self._check(f"{word}log-probabilities", checkup.logprobs, (drawn,))
+        yield self._check(f"{word}seeds", checkup.seeds, (drawn,))
+        if self.config.generation.sync != "none":
+            yield self._check(f"{word}new weights", checkup.new_weights, (weights,))
 
     def _prompt(self, actor: Policy) -> Prompt:
         task = sources.make_task(self.config)

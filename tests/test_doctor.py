@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from entrypoints import doctor as command
+from grpo_mlflow.checkup import Trouble
 from grpo_mlflow.config import resolve
-from grpo_mlflow.doctor import Check, Doctor, Trouble, enough
+from grpo_mlflow.doctor import Check, Doctor, enough
 from tests.conftest import SMALL
 from tests.fake_server import FakeServer, Quirks
 
@@ -113,6 +114,24 @@ def test_another_model_on_a_static_server_is_found(small_model: Path, shared_sto
         first = failed(examine(shared_store, tmp_path, *words))
     assert first.name == "weights"
     assert "model.train_id" in first.found
+
+
+def test_a_server_of_its_own_for_evaluation_is_examined_too(
+    small_model: Path, shared_store: str, tmp_path: Path
+) -> None:
+    with FakeServer("vllm", small_model) as one, FakeServer("sglang", small_model) as other:
+        words = [*words_of(one), "eval.backend=sglang_server", f"eval.base_url={other.url}"]
+        checks = examine(shared_store, tmp_path, *words)
+        assert {check.state for check in checks} == {"ok"}
+        assert {"new weights", "evaluation new weights"} <= {check.name for check in checks}
+        other.quirks = Quirks(other_tokenizer=True)
+        assert failed(examine(shared_store, tmp_path, *words)).name == "evaluation tokenizer"
+
+
+def test_a_server_that_does_not_start_is_found(shared_store: str, tmp_path: Path) -> None:
+    words = ["generation.backend=vllm_server", "generation.server.manage=true", "generation.server.python=/bin/false"]
+    first = failed(examine(shared_store, tmp_path, *words))
+    assert (first.name, "ended while it started" in first.found) == ("server start", True)
 
 
 def test_no_server_is_found(shared_store: str, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["statistics", "interrupts", "serverside"], 0),
     **dict.fromkeys(["tasks", "policy", "tiny", "generation", "checkpoint", "tracking", "console"], 1),
     **dict.fromkeys(["rollouts", "batching", "sources"], 2),
-    **dict.fromkeys(["update", "evaluation", "collector", "trainer", "messages", "runs", "doctor", "serve"], 3),
+    **dict.fromkeys(
+        ["update", "evaluation", "collector", "trainer", "messages", "runs", "checkup", "doctor", "serve"], 3
+    ),
     "search": 4,
 }
 SAME_FLOOR: dict[str, set[str]] = {
@@ -25,6 +27,7 @@ SAME_FLOOR: dict[str, set[str]] = {
     "sources": {"rollouts"},
     "trainer": {"update", "evaluation", "collector"},
     "messages": {"trainer"},
+    "doctor": {"checkup"},
     "runs": {"trainer", "evaluation", "update", "collector", "messages"},
 }
 EVERYONES = {"errors", "types"}

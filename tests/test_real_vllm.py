@@ -50,7 +50,7 @@ def build(tied: bool) -> Policy:
 def serving(policy: Policy, folder: Path) -> Generators:
     policy.save(folder / "model")
     base = resolve("tiny", ["generation.backend=vllm_server", "generation.server.manage=true"]).config
-    server = ServerConfig(manage=True, python=str(PYTHON), arguments=("--max-model-len", "512"))
+    server = ServerConfig(manage=True, python=str(PYTHON), device="cpu", arguments=("--max-model-len", "512"))
     settings = base.generation.model_copy(update={"server": server, "batch_size": 2})
     config: Config = base.model_copy(update={"generation": settings})
     return Generators(config, policy, folder / "model", folder / "model", folder / "server.log", print)

@@ -29,6 +29,7 @@ LEARNER = (
     "eval.interval=10",
     "checkpoint.save_interval=2",
     f"generation.server.python={PYTHON}",
+    "generation.server.device=cpu",
 )
 
 
