@@ -11,24 +11,28 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, TOP = "grpo_mlflow", "entrypoints"
 
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(["errors", "types", "config", "seeding", "advantages", "losses", "schedules"], 0),
+    **dict.fromkeys(["errors", "types", "config", "seeding", "advantages", "losses", "token_head", "schedules"], 0),
     **dict.fromkeys(["statistics", "interrupts"], 0),
-    **dict.fromkeys(["tasks", "policy", "tiny", "generation", "checkpoint", "tracking", "console"], 1),
-    **dict.fromkeys(["rollouts", "batching", "sources"], 2),
+    **dict.fromkeys(
+        ["tasks", "attention", "policy", "shared_prefix", "tiny", "generation", "checkpoint", "tracking", "console"], 1
+    ),
+    **dict.fromkeys(["rollouts", "batching", "scoring", "sources"], 2),
     **dict.fromkeys(["update", "evaluation", "trainer", "messages", "runs"], 3),
     "search": 4,
 }
 SAME_FLOOR: dict[str, set[str]] = {
     "config": {"errors"},
+    "shared_prefix": {"policy", "attention"},
     "tiny": {"policy", "tasks"},
-    "generation": {"policy"},
+    "generation": {"policy", "attention"},
+    "scoring": {"batching"},
     "sources": {"rollouts"},
     "trainer": {"update", "evaluation"},
     "messages": {"trainer"},
     "runs": {"trainer", "evaluation", "update", "messages"},
 }
 EVERYONES = {"errors", "types"}
-WITHOUT_CONFIG = {"losses", "advantages", "statistics", "schedules"}
+WITHOUT_CONFIG = {"losses", "advantages", "statistics", "schedules", "token_head"}
 WITH_MLFLOW = {"tracking"}
 
 
