@@ -34,8 +34,11 @@ def allow_packing(model: Any) -> bool:
     return bool(model.config._attn_implementation == _NAME)
 
 
-def packed_forward(model: Any, ids: Tensor, positions: Tensor, packed: Packed, picks: Tensor) -> Tensor:
-    """Run the model on packed tokens `ids` (N,) at `positions` (N,); return the logits (len(picks), V) at `picks`."""
+def packed_forward(model: Any, ids: Tensor, positions: Tensor, packed: Packed, picks: Tensor | int) -> Tensor:
+    """Run the model on packed tokens `ids` (N,) at `positions` (N,); return the logits (len(picks), V) at `picks`.
+
+    `picks` 0 means all of them, as it does to transformers.
+    """
     nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)  # 4-d masks are taken as they are: none made
     out = model(
         input_ids=ids[None],

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from grpo_mlflow.policy import completion_logprobs
 from grpo_mlflow.token_head import token_logprobs
 
 Ids = Sequence[int]
+_REASONS: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
 
 class Prefixes(Packed):
@@ -175,9 +177,16 @@ def _output_layer(model: Any) -> nn.Linear:
     return layer
 
 
-@torch.no_grad()
 def reason_against(model: Any) -> str | None:
-    """Return why the model cannot share prompts, None if it can: both ways are tried on ragged random tokens."""
+    """Return why the model cannot share prompts, None if it can; found out once per model."""
+    if model not in _REASONS:
+        _REASONS[model] = _try(model)
+    return _REASONS[model]
+
+
+@torch.no_grad()
+def _try(model: Any) -> str | None:
+    """Take both ways with a few ragged random tokens."""
     try:
         if not allow_packing(model):
             return f"its attention is {model.config._attn_implementation}"

@@ -24,7 +24,7 @@ SAME_FLOOR: dict[str, set[str]] = {
     "config": {"errors"},
     "shared_prefix": {"policy", "attention"},
     "tiny": {"policy", "tasks"},
-    "generation": {"policy", "attention"},
+    "generation": {"policy", "attention", "shared_prefix"},
     "scoring": {"batching"},
     "sources": {"rollouts"},
     "trainer": {"update", "evaluation"},
