@@ -16,7 +16,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(
         ["tasks", "attention", "policy", "shared_prefix", "tiny", "generation", "checkpoint", "tracking", "console"], 1
     ),
-    **dict.fromkeys(["rollouts", "batching", "scoring", "sources"], 2),
+    **dict.fromkeys(["rollouts", "batching", "scoring", "sources", "throughput"], 2),
     **dict.fromkeys(["update", "evaluation", "trainer", "messages", "runs"], 3),
     "search": 4,
 }
