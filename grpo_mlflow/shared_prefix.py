@@ -88,8 +88,8 @@ class Prefixes(Packed):
             own_q, own_k, own_v = (part[1].view(rows, long, *part[1].shape[1:]).transpose(1, 2) for part in parts)
             on_completions = scaled_dot_product_attention(
                 own_q,
-                torch.cat([k.index_select(0, self.owners), own_k], dim=2),
-                torch.cat([v.index_select(0, self.owners), own_v], dim=2),
+                torch.cat([_expand(k, self.owners), own_k], dim=2),
+                torch.cat([_expand(v, self.owners), own_v], dim=2),
                 attn_mask=self._visible.to(query.dtype),
                 scale=scaling,
                 enable_gqa=shared,
@@ -133,6 +133,30 @@ class _LookUp(torch.autograd.Function):
         if unused is not None:
             gradient.index_fill_(0, unused, 0.0)
         return gradient, None, None, None
+
+
+def _expand(prompts: Tensor, owners: Tensor) -> Tensor:
+    """Return (R, ...) from (G, ...): each completion's own copy of what its prompt holds."""
+    apply: Any = _Expand.apply
+    found: Tensor = apply(prompts, owners)
+    return found
+
+
+class _Expand(torch.autograd.Function):
+    """Rows by index, with the gradient as a matrix product, which adds up far faster than `index_add`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.count = len(rows)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (index,), (gradient,) = ctx.saved_tensors, grads
+        belongs = torch.zeros(ctx.count, len(index), dtype=gradient.dtype, device=gradient.device)
+        belongs[index, torch.arange(len(index), device=index.device)] = 1.0
+        return (belongs @ gradient.flatten(1)).view(ctx.count, *gradient.shape[1:]), None
 
 
 class _Head:

@@ -51,7 +51,7 @@ class Learner:
         if self._policy.reason is not None:
             _LOG.warning("each completion repeats the computation of its prompt: %s", self._policy.reason)
         parameters = [p for p in policy.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self._model, self.optimizer = accelerator.prepare(policy.model, optimizer)
         self._model.eval()  # dropout would make sampled and trained log-probs differ
         self.step = 0
