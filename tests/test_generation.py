@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -200,3 +201,28 @@ def test_models_that_cannot_be_packed_use_their_own_cache(policy: Policy) -> Non
     plain = replace(policy, model=grouped_heads(policy).model)
     plain.model.set_attn_implementation("eager")
     assert isinstance(decoding.start(plain, [[5, 6]], 2), decoding.CacheDecoder)
+
+
+class Casts(TorchDispatchMode):
+    """Counts conversions of tensors of one shape."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        casts = (torch.ops.aten._to_copy, torch.ops.aten.to)
+        if function.overloadpacket in casts and args[0].shape == self.shape and args[0].dtype == torch.float32:
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_low_precision_casts_the_weights_once_per_call(policy: Policy) -> None:
+    low = replace(policy, dtype=torch.bfloat16)
+    assert reason_against(low.model) is None
+    with Casts(low.model.model.layers[0].mlp.up_proj.weight.shape) as casts:
+        completions = LocalGenerator(low, batch_size=3).generate(prompts(low), 2, Sampling(12), 0, ())[0]
+    assert max(len(completion.token_ids) for completion in completions) > 3
+    projections = 2 * len(low.model.model.layers)  # gate and up have this shape
+    assert casts.count == projections
+    assert {parameter.dtype for parameter in low.model.parameters()} == {torch.float32}

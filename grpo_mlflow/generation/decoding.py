@@ -2,7 +2,7 @@
 
 `PackedDecoder` keeps keys and values in buffers of its own: nothing is concatenated or masked anew for a token, prompts
 are prefilled without padding, and grouped key heads are never repeated. `CacheDecoder` uses the model's own cache and
-serves every architecture. Both give the same logits up to rounding.
+serves every architecture. Both give the same logits up to rounding, in the type of the autocast block around them.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ class PackedDecoder(Packed):
         ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)
         positions = torch.cat([torch.arange(int(n)) for n in lengths]).to(device)
         self._packed += torch.arange(len(ids), device=device)
-        with policy.autocast():
-            logits = packed_forward(policy.model, ids, positions, self, (starts + lengths - 1).to(device))
+        logits = packed_forward(policy.model, ids, positions, self, (starts + lengths - 1).to(device))
         self.logits = logits.repeat_interleave(k, dim=0)
         self._prefilling = False
 
@@ -74,8 +73,7 @@ class PackedDecoder(Packed):
         """See `Decoder.step`."""
         if self._mask is not None and self._mask.shape[-1] == self._column:
             self._mask = torch.nn.functional.pad(self._mask, (0, _GROWTH))
-        with self._policy.autocast():
-            self.logits = packed_forward(self._policy.model, tokens, self._positions, self, 0)
+        self.logits = packed_forward(self._policy.model, tokens, self._positions, self, 0)
         self._column += 1
         self._positions = self._positions + 1
 
@@ -151,10 +149,7 @@ class CacheDecoder:
         return "cache" if "cache" in forward.parameters else "past_key_values"
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, **others: Any) -> Any:
-        with self._policy.autocast():
-            return self._policy.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **others
-            )
+        return self._policy.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **others)
 
     def step(self, tokens: Tensor) -> None:
         """See `Decoder.step`."""

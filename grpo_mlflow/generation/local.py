@@ -54,11 +54,17 @@ class LocalGenerator:
             groups += [completions[i * k : (i + 1) * k] for i in range(len(batch))]
         return groups
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode autocast would cast the weights anew for every token
     def _sample(
         self, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, uniforms: Tensor
     ) -> list[tuple[list[int], list[float]]]:
         """Return token ids and log-probs of len(prompts) * k rows; `uniforms` is (rows, max_new_tokens)."""
+        with self._policy.autocast():  # one block for all tokens: the weights are cast when they are first met
+            return self._loop(prompts, k, sampling, uniforms)
+
+    def _loop(
+        self, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, uniforms: Tensor
+    ) -> list[tuple[list[int], list[float]]]:
         policy, device = self._policy, self._policy.device
         decoder = decoding.start(policy, prompts, k)
         rows, most = len(prompts) * k, sampling.max_new_tokens
