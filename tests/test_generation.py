@@ -181,14 +181,14 @@ def test_both_decoders_draw_the_same(
 ) -> None:
     used = grouped_heads(policy) if grouped else policy
     questions = prompts(used) if given == "ragged" else prompts(used)[:1]
-    sampling = Sampling(150)  # longer than the buffers grow at once
+    packer, sampling = decoding.PackedDecoder, Sampling(150)  # longer than the buffers grow at once
 
     def sample(kind: Any) -> list[list[Completion]]:
-        monkeypatch.setattr(decoding, "start", kind)
+        monkeypatch.setattr(decoding, "start", lambda *given: kind(*given) if kind is packer else kind(*given[:3]))
         return LocalGenerator(used, batch_size=3).generate(questions, 6, sampling, 0, ())
 
     assert reason_against(used.model) is None
-    packed, cached = sample(decoding.PackedDecoder), sample(decoding.CacheDecoder)
+    packed, cached = sample(packer), sample(decoding.CacheDecoder)
     assert len({len(completion.token_ids) for row in packed for completion in row}) > 2
     for one, other in zip(packed, cached, strict=True):
         assert [c.token_ids for c in one] == [c.token_ids for c in other]
@@ -197,10 +197,10 @@ def test_both_decoders_draw_the_same(
 
 
 def test_models_that_cannot_be_packed_use_their_own_cache(policy: Policy) -> None:
-    assert isinstance(decoding.start(policy, [[5, 6]], 2), decoding.PackedDecoder)
+    assert isinstance(decoding.start(policy, [[5, 6]], 2, 4), decoding.PackedDecoder)
     plain = replace(policy, model=grouped_heads(policy).model)
     plain.model.set_attn_implementation("eager")
-    assert isinstance(decoding.start(plain, [[5, 6]], 2), decoding.CacheDecoder)
+    assert isinstance(decoding.start(plain, [[5, 6]], 2, 4), decoding.CacheDecoder)
 
 
 class Casts(TorchDispatchMode):

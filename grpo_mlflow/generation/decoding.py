@@ -36,16 +36,17 @@ class Decoder(Protocol):
         ...
 
 
-def start(policy: Policy, prompts: Sequence[Sequence[int]], k: int) -> Decoder:
-    """Prefill each prompt once and return a decoder of len(prompts) * k rows, k after k."""
-    kind = PackedDecoder if reason_against(policy.model) is None else CacheDecoder
-    return kind(policy, prompts, k)
+def start(policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> Decoder:
+    """Prefill each prompt once and return a decoder of len(prompts) * k rows, k after k, for `most` tokens at most."""
+    if reason_against(policy.model) is None:
+        return PackedDecoder(policy, prompts, k, most)
+    return CacheDecoder(policy, prompts, k)
 
 
 class PackedDecoder(Packed):
     """Rows packed without padding; keys and values (R, key heads, columns, D) per layer, prompts flush right."""
 
-    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], k: int) -> None:
+    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> None:
         self._policy, device = policy, policy.device
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         starts, width = lengths.cumsum(0) - lengths, int(lengths.max())
@@ -56,6 +57,7 @@ class PackedDecoder(Packed):
         self._right = (places - shift).where(torch.arange(width)[None, :] >= shift, 0).to(device)
         self._packed = (torch.arange(len(prompts)) * width - starts).repeat_interleave(lengths).to(device)
         self._k, self._column, self._prefilling = k, width, True
+        self._room = width + min(most, _GROWTH)
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._positions = lengths.repeat_interleave(k).to(device)
@@ -111,10 +113,9 @@ class PackedDecoder(Packed):
     def _prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Return the attention of prompts to themselves, and fill the buffers of the next layer."""
         count, width = self._left.shape
-        room = width + _GROWTH
         for buffers, new in ((self._keys, key), (self._values, value)):
             placed = new[self._right].transpose(1, 2)  # (G, key heads, P, D)
-            buffer = new.new_empty(count, self._k, new.shape[1], room, new.shape[2])
+            buffer = new.new_empty(count, self._k, new.shape[1], self._room, new.shape[2])
             buffer[:, :, :, :width] = placed[:, None]
             buffers.append(buffer.flatten(0, 1))
         q, k, v = (part[self._left].transpose(1, 2) for part in (query, key, value))

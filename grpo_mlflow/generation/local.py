@@ -66,8 +66,8 @@ class LocalGenerator:
         self, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, uniforms: Tensor
     ) -> list[tuple[list[int], list[float]]]:
         policy, device = self._policy, self._policy.device
-        decoder = decoding.start(policy, prompts, k)
         rows, most = len(prompts) * k, sampling.max_new_tokens
+        decoder = decoding.start(policy, prompts, k, most)
         uniforms = uniforms.to(device)
         seen = _seen(prompts, k, decoder.logits) if sampling.repetition_penalty != 1.0 else None
         tokens = torch.full((most, rows), policy.pad_id, device=device)
