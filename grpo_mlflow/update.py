@@ -6,11 +6,11 @@ the step is split into micro-batches; so neither the split nor the skipping of f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,9 +21,12 @@ from grpo_mlflow.batching import Batch, Row, collate, micro_batches, pad, rows_o
 from grpo_mlflow.checkpoint import load_optimizer, save_optimizer
 from grpo_mlflow.config import TrainConfig
 from grpo_mlflow.errors import UserError
-from grpo_mlflow.policy import Policy, completion_logprobs
+from grpo_mlflow.policy import Policy
 from grpo_mlflow.schedules import adapt_kl_coef, learning_rate
+from grpo_mlflow.scoring import Scorer
 from grpo_mlflow.types import Group
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,13 @@ class Learner:
     def __init__(
         self, policy: Policy, reference: Policy | None, accelerator: Accelerator, config: TrainConfig, sizes: Sizes
     ) -> None:
-        self._policy, self._reference, self._accelerator = policy, reference, accelerator
-        self._config, self._sizes = config, sizes
+        self._accelerator, self._config, self._sizes = accelerator, config, sizes
+        self._policy = Scorer(policy, sizes.temperature)
+        self._reference = Scorer(reference, sizes.temperature) if reference is not None else None
+        if self._policy.reason is not None:
+            _LOG.warning("each completion repeats the computation of its prompt: %s", self._policy.reason)
         parameters = [p for p in policy.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self._model, self.optimizer = accelerator.prepare(policy.model, optimizer)
         self._model.eval()  # dropout would make sampled and trained log-probs differ
         self.step = 0
@@ -61,8 +67,8 @@ class Learner:
         per_step = self._sizes.rollouts_per_step // self._accelerator.num_processes
         steps = self._config.epochs * (len(rows) // per_step)
         active = [i for i, row in enumerate(rows) if not row.flat]
-        old = self._score(self._policy.model, rows, active) if steps > 1 else None
-        reference = self._score(self._reference.model, rows, active) if self._reference and self.kl_coef > 0 else None
+        old = self._score(self._policy, rows, active) if steps > 1 else None
+        reference = self._score(self._reference, rows, active) if self._reference and self.kl_coef > 0 else None
         totals = Totals(self._accelerator.device)
         for number in range(steps):
             epoch, place = divmod(number * per_step, len(rows))
@@ -85,29 +91,15 @@ class Learner:
         load_optimizer(self.optimizer, path)
         self.step, self.kl_coef = step, kl_coef
 
-    def _score(self, model: Any, rows: Sequence[Row], indices: Sequence[int]) -> dict[int, list[float]]:
+    @torch.no_grad()
+    def _score(self, scorer: Scorer, rows: Sequence[Row], indices: Sequence[int]) -> dict[int, list[float]]:
         """Return the log-probs of completions under a frozen model, by row."""
         found: dict[int, list[float]] = {}
-        for chosen in micro_batches(rows, indices, self._config.batch_size):
-            batch = collate([rows[i] for i in chosen], self._policy.pad_id, self._accelerator.device)
-            with torch.no_grad():
-                logprobs, _ = self._forward(model, batch)
+        for chosen in scorer.split(rows, indices, self._config.batch_size):
+            logprobs, _ = scorer.score([rows[i] for i in chosen])
             for i, values in zip(chosen, logprobs.tolist(), strict=True):
                 found[i] = values[: len(rows[i].completion_ids)]
         return found
-
-    def _forward(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        with self._policy.autocast():
-            logprobs, entropy = completion_logprobs(
-                model,
-                batch.input_ids,
-                batch.prompt_lengths,
-                batch.mask.shape[1],
-                self._sizes.temperature,
-                entropy_gradient=self._config.entropy_coef > 0,
-            )
-        padding = batch.mask == 0
-        return logprobs.masked_fill(padding, 0.0), entropy.masked_fill(padding, 0.0)
 
     def _weights(self, rows: Sequence[Row], indices: Sequence[int]) -> dict[int, float]:
         """Return the token weight of each row of one optimizer step, flat ones counted."""
@@ -138,13 +130,15 @@ class Learner:
         totals: Totals,
     ) -> None:
         weights = self._weights(rows, indices)
-        batches = micro_batches(rows, [i for i in indices if not rows[i].flat], self._config.batch_size)
+        active = [i for i in indices if not rows[i].flat]
+        batches = self._policy.split(rows, active, self._config.batch_size)
         # Processes must run backward equally often; and a step without signal still is one, for Adam's momentum.
         most = torch.tensor([len(batches)], device=self._accelerator.device)
         needed = max(1, int(self._accelerator.gather(most).max()))
         idle = needed - len(batches)
         for number, chosen in enumerate([*batches, *[[indices[0]]] * idle]):
-            batch = collate([rows[i] for i in chosen], self._policy.pad_id, self._accelerator.device)
+            own = [rows[i] for i in chosen]
+            batch = collate(own, self._accelerator.device)
             width = batch.mask.shape[1]
             weight = torch.tensor([weights[i] for i in chosen], device=self._accelerator.device)
             if number >= len(batches):
@@ -153,7 +147,7 @@ class Learner:
             with context:
                 stored_old = pad([old[i] for i in chosen], width) if old and number < len(batches) else None
                 stored_ref = pad([reference[i] for i in chosen], width) if reference and number < len(batches) else None
-                loss = self._loss(batch, weight, stored_old, stored_ref, totals)
+                loss = self._loss(own, batch, weight, stored_old, stored_ref, totals)
                 self._accelerator.backward(self._undo_averaging(loss))
         limit = self._config.grad_clip
         norm = self._accelerator.clip_grad_norm_(self._model.parameters(), float("inf") if limit is None else limit)
@@ -181,10 +175,16 @@ class Learner:
         return loss * int(self._accelerator.num_processes * self._accelerator.gradient_accumulation_steps)
 
     def _loss(
-        self, batch: Batch, weights: Tensor, old: Tensor | None, reference: Tensor | None, totals: Totals
+        self,
+        rows: Sequence[Row],
+        batch: Batch,
+        weights: Tensor,
+        old: Tensor | None,
+        reference: Tensor | None,
+        totals: Totals,
     ) -> Tensor:
         config, mask = self._config, batch.mask
-        policy, entropy = self._forward(self._model, batch)
+        policy, entropy = self._policy.score(rows, self._model, entropy_gradient=config.entropy_coef > 0)
         old = policy.detach() if old is None else old.to(policy.device)
         ratio = losses.log_ratio(policy, old, mask, config.ratio_level).exp()
         terms = losses.surrogate_terms(

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -14,9 +21,10 @@ from transformers import (
 )
 
 from grpo_mlflow import seeding
-from grpo_mlflow.generation import LocalGenerator, Sampling
+from grpo_mlflow.generation import LocalGenerator, Sampling, decoding
 from grpo_mlflow.generation.sampling import draw, processed_logprobs
 from grpo_mlflow.policy import Policy, completion_logprobs
+from grpo_mlflow.shared_prefix import reason_against
 from grpo_mlflow.tasks import Arithmetic, Sat
 from grpo_mlflow.types import Completion, Prompt
 
@@ -81,6 +89,18 @@ def test_an_excluded_token_is_never_drawn() -> None:
     assert drawn == [1, 2, 2]
 
 
+@pytest.mark.parametrize("vocabulary", [1, 10, 256, 257, 5000])
+def test_draws_invert_the_cumulative_distribution(vocabulary: int) -> None:
+    rows = 200
+    logits = 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(0))
+    logprobs = logits.masked_fill(logits < -2, -torch.inf).double().log_softmax(-1)
+    logprobs[logprobs.isnan().any(dim=1)] = -math.log(vocabulary)
+    uniforms = torch.from_numpy(seeding.stream(0, "inverse").random(rows))
+    cumulative = logprobs.exp().cumsum(dim=1)
+    expected = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(dim=1)
+    assert torch.equal(draw(logprobs, uniforms), expected)
+
+
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.4])
 def test_behaviour_logprobs_equal_the_trainers(policy: Policy, temperature: float) -> None:
     given = prompts(policy)
@@ -138,3 +158,71 @@ def test_completions_carry_the_version_that_sampled_them(policy: Policy) -> None
     generator = LocalGenerator(policy, batch_size=2)
     generator.sync(7)
     assert generator.generate(prompts(policy)[:1], 1, Sampling(2), 0, ())[0][0].policy_version == 7
+
+
+def grouped_heads(policy: Policy) -> Policy:
+    """A model with two query heads for each key head."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "initializer_range": 0.2,
+    }
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(policy.tokenizer), **sizes, **heads)).eval()
+    return replace(policy, model=model)
+
+
+@pytest.mark.parametrize("given", ["one length", "ragged"])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_both_decoders_draw_the_same(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, given: str, grouped: bool
+) -> None:
+    used = grouped_heads(policy) if grouped else policy
+    questions = prompts(used) if given == "ragged" else prompts(used)[:1]
+    packer, sampling = decoding.PackedDecoder, Sampling(150)  # longer than the buffers grow at once
+
+    def sample(kind: Any) -> list[list[Completion]]:
+        monkeypatch.setattr(decoding, "start", lambda *given: kind(*given) if kind is packer else kind(*given[:3]))
+        return LocalGenerator(used, batch_size=3).generate(questions, 6, sampling, 0, ())
+
+    assert reason_against(used.model) is None
+    packed, cached = sample(packer), sample(decoding.CacheDecoder)
+    assert len({len(completion.token_ids) for row in packed for completion in row}) > 2
+    for one, other in zip(packed, cached, strict=True):
+        assert [c.token_ids for c in one] == [c.token_ids for c in other]
+        for a, b in zip(one, other, strict=True):
+            assert a.behaviour_logprobs == pytest.approx(b.behaviour_logprobs, abs=1e-4)
+
+
+def test_models_that_cannot_be_packed_use_their_own_cache(policy: Policy) -> None:
+    assert isinstance(decoding.start(policy, [[5, 6]], 2, 4), decoding.PackedDecoder)
+    plain = replace(policy, model=grouped_heads(policy).model)
+    plain.model.set_attn_implementation("eager")
+    assert isinstance(decoding.start(plain, [[5, 6]], 2, 4), decoding.CacheDecoder)
+
+
+class Casts(TorchDispatchMode):
+    """Counts conversions of tensors of one shape."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        casts = (torch.ops.aten._to_copy, torch.ops.aten.to)
+        if function.overloadpacket in casts and args[0].shape == self.shape and args[0].dtype == torch.float32:
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_low_precision_casts_the_weights_once_per_call(policy: Policy) -> None:
+    low = replace(policy, dtype=torch.bfloat16)
+    assert reason_against(low.model) is None
+    with Casts(low.model.model.layers[0].mlp.up_proj.weight.shape) as casts:
+        completions = LocalGenerator(low, batch_size=3).generate(prompts(low), 2, Sampling(12), 0, ())[0]
+    assert max(len(completion.token_ids) for completion in completions) > 3
+    projections = 2 * len(low.model.model.layers)  # gate and up have this shape
+    assert casts.count == projections
+    assert {parameter.dtype for parameter in low.model.parameters()} == {torch.float32}

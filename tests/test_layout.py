@@ -11,10 +11,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, TOP = "grpo_mlflow", "entrypoints"
 
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(["errors", "types", "config", "seeding", "advantages", "losses", "schedules"], 0),
+    **dict.fromkeys(["errors", "types", "config", "seeding", "advantages", "losses", "token_head", "schedules"], 0),
     **dict.fromkeys(["statistics", "interrupts", "serverside"], 0),
-    **dict.fromkeys(["tasks", "policy", "tiny", "generation", "checkpoint", "tracking", "console"], 1),
-    **dict.fromkeys(["rollouts", "batching", "sources"], 2),
+    **dict.fromkeys(
+        ["tasks", "attention", "policy", "shared_prefix", "tiny", "generation", "checkpoint", "tracking", "console"], 1
+    ),
+    **dict.fromkeys(["rollouts", "batching", "scoring", "sources", "throughput"], 2),
     **dict.fromkeys(
         ["update", "evaluation", "collector", "trainer", "messages", "runs", "checkup", "doctor", "serve"], 3
     ),
@@ -22,8 +24,10 @@ FLOORS: dict[str, int] = {
 }
 SAME_FLOOR: dict[str, set[str]] = {
     "config": {"errors"},
+    "shared_prefix": {"policy", "attention"},
     "tiny": {"policy", "tasks"},
-    "generation": {"policy"},
+    "generation": {"policy", "attention", "shared_prefix"},
+    "scoring": {"batching"},
     "sources": {"rollouts"},
     "trainer": {"update", "evaluation", "collector"},
     "messages": {"trainer"},
@@ -31,7 +35,7 @@ SAME_FLOOR: dict[str, set[str]] = {
     "runs": {"trainer", "evaluation", "update", "collector", "messages"},
 }
 EVERYONES = {"errors", "types"}
-WITHOUT_CONFIG = {"losses", "advantages", "statistics", "schedules"}
+WITHOUT_CONFIG = {"losses", "advantages", "statistics", "schedules", "token_head"}
 WITH_MLFLOW = {"tracking"}
 
 

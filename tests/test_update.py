@@ -178,6 +178,20 @@ def test_an_update_makes_good_completions_likelier_and_bad_ones_less_likely() ->
     assert sum(c * a for c, a in zip(changes, advantages, strict=True)) > 0
 
 
+def test_a_model_that_cannot_share_prompts_learns_the_same_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    groups, gradients = make_groups(4, flat=(1,)), []
+    for attention in ("sdpa", "eager"):
+        policy, reference = fresh(), fresh(seed=4)
+        for model in (policy.model, reference.model):
+            model.set_attn_implementation(attention)
+        made = learner(policy, 16, reference, grad_clip=None, batch_size=3, **ALL_TERMS)
+        made.update(groups, 0, 0)
+        moments = [entry["exp_avg"] for entry in made.optimizer.state_dict()["state"].values()]
+        gradients.append(torch.cat([moment.flatten() for moment in moments]) / 0.1)
+    assert len(caplog.records) == 1
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()
+
+
 def test_steps_and_epochs_are_counted_and_the_ratio_moves_only_after_the_first() -> None:
     groups = make_groups(4)
     one = learner(fresh(), 16)

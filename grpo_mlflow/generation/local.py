@@ -1,6 +1,6 @@
 """Sampling in this process, from the very weights that are trained.
 
-Each prompt is prefilled once and its key-value cache is expanded K-fold; rows that have ended leave the batch.
+Each prompt is prefilled once for its K completions; rows that have ended leave the batch.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from grpo_mlflow import seeding
+from grpo_mlflow.generation import decoding
 from grpo_mlflow.generation.base import Sampling
-from grpo_mlflow.generation.sampling import draw, processed_logprobs
-from grpo_mlflow.policy import Policy, keeps_logits
+from grpo_mlflow.generation.sampling import choose
+from grpo_mlflow.policy import Policy
 from grpo_mlflow.types import Completion, Prompt
+
+_IDLE = 0.1  # share of ended rows that are carried along: to take rows out copies all keys and values
 
 
 class LocalGenerator:
@@ -54,79 +57,55 @@ class LocalGenerator:
             groups += [completions[i * k : (i + 1) * k] for i in range(len(batch))]
         return groups
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode autocast would cast the weights anew for every token
     def _sample(
         self, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, uniforms: Tensor
     ) -> list[tuple[list[int], list[float]]]:
         """Return token ids and log-probs of len(prompts) * k rows; `uniforms` is (rows, max_new_tokens)."""
-        policy, device = self._policy, self._policy.device
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), policy.pad_id)
-        mask = torch.zeros(len(prompts), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        ids, mask, uniforms = ids.to(device), mask.to(device), uniforms.to(device)
-        last = {"logits_to_keep": 1} if keeps_logits(policy.model) else {}
-        with policy.autocast():
-            out = policy.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-                use_cache=True,
-                **last,
-            )
-        cache = out.past_key_values
-        cache.batch_repeat_interleave(k)
-        logits = out.logits[:, -1].repeat_interleave(k, dim=0)
-        mask = mask.repeat_interleave(k, dim=0)
-        lengths = mask.sum(dim=1)
-        seen = _seen(ids, mask[::k], logits.shape[-1], k) if sampling.repetition_penalty != 1.0 else None
+        with self._policy.autocast():  # one block for all tokens: the weights are cast when they are first met
+            return self._loop(prompts, k, sampling, uniforms)
 
-        rows = len(prompts) * k
-        tokens = torch.full((rows, sampling.max_new_tokens), policy.pad_id, device=device)
-        logprobs = torch.zeros(rows, sampling.max_new_tokens, device=device)
-        ends = torch.full((rows,), sampling.max_new_tokens, device=device)
-        eos = torch.tensor(policy.eos_ids, device=device)
-        alive = torch.arange(rows, device=device)
-        for place in range(sampling.max_new_tokens):
-            distribution = processed_logprobs(logits, sampling, seen)
-            if sampling.temperature == 0:
-                chosen = distribution.argmax(dim=-1)
-            else:
-                chosen = draw(distribution, uniforms[alive, place])
-            tokens[alive, place] = chosen
-            logprobs[alive, place] = distribution.gather(1, chosen[:, None]).squeeze(1)
-            going = ~torch.isin(chosen, eos)
-            ends[alive[~going]] = place + 1
-            if place + 1 == sampling.max_new_tokens or not going.any():
+    def _loop(
+        self, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, uniforms: Tensor
+    ) -> list[tuple[list[int], list[float]]]:
+        policy, device = self._policy, self._policy.device
+        rows, most = len(prompts) * k, sampling.max_new_tokens
+        decoder = decoding.start(policy, prompts, k, most)
+        uniforms = uniforms.to(device)
+        seen = _seen(prompts, k, decoder.logits) if sampling.repetition_penalty != 1.0 else None
+        tokens = torch.full((most, rows), policy.pad_id, device=device)
+        logprobs = torch.zeros(most, rows, device=device)
+        ends = torch.full((rows,), most, device=device)
+        eos = torch.zeros(decoder.logits.shape[-1], dtype=torch.bool, device=device)
+        eos[list(policy.eos_ids)] = True
+        alive = torch.arange(rows, device=device)  # the rows that the decoder holds
+        ended = torch.zeros(rows, dtype=torch.bool, device=device)  # of these, those that need no more tokens
+        for place in range(most):
+            chosen, likelihood = choose(decoder.logits, sampling, uniforms[alive, place], seen)
+            tokens[place, alive], logprobs[place, alive] = chosen, likelihood
+            stops = eos[chosen] & ~ended
+            ends[alive[stops]] = place + 1
+            ended |= stops
+            left = len(ended) - int(ended.sum())
+            if place + 1 == most or not left:
                 break
             if seen is not None:
                 seen.scatter_(1, chosen[:, None], True)
-            if not going.all():
-                index = going.nonzero().squeeze(1)
-                cache.batch_select_indices(index)
-                alive, chosen, mask, lengths = alive[index], chosen[index], mask[index], lengths[index]
+            if len(ended) - left > _IDLE * len(ended):
+                index = (~ended).nonzero().squeeze(1)
+                decoder.keep(index)
+                alive, chosen, ended = alive[index], chosen[index], ended[index]
                 seen = seen[index] if seen is not None else None
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            with policy.autocast():
-                out = policy.model(
-                    input_ids=chosen[:, None],
-                    attention_mask=mask,
-                    position_ids=(lengths + place)[:, None],
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-            logits = out.logits[:, -1]
+            decoder.step(chosen)
         return [
             (row[:end], values[:end])
-            for row, values, end in zip(tokens.tolist(), logprobs.tolist(), ends.tolist(), strict=True)
+            for row, values, end in zip(tokens.T.tolist(), logprobs.T.tolist(), ends.tolist(), strict=True)
         ]
 
 
-def _seen(ids: Tensor, mask: Tensor, vocabulary: int, k: int) -> Tensor:
-    """Return which tokens each row's prompt holds, (B * k, V); padding does not count."""
-    seen = torch.zeros(len(ids), vocabulary, dtype=torch.bool, device=ids.device)
-    rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
-    seen[rows[mask == 1], ids[mask == 1]] = True
+def _seen(prompts: Sequence[Sequence[int]], k: int, like: Tensor) -> Tensor:
+    """Return which tokens each row's prompt holds, (B * k, V)."""
+    seen = torch.zeros(len(prompts), like.shape[-1], dtype=torch.bool, device=like.device)
+    for row, prompt in enumerate(prompts):
+        seen[row, torch.tensor(prompt, device=like.device)] = True
     return seen.repeat_interleave(k, dim=0)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from grpo_mlflow.generation.base import Sampling
+
+_BLOCK = 256  # tokens per block of the cumulative distribution
 
 
 def processed_logprobs(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
@@ -21,7 +24,7 @@ def processed_logprobs(logits: Tensor, sampling: Sampling, seen: Tensor | None =
     if seen is not None and sampling.repetition_penalty != 1.0:
         penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
         logits = torch.where(seen, penalised, logits)
-    if sampling.temperature > 0:
+    if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         threshold = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
@@ -38,8 +41,30 @@ def processed_logprobs(logits: Tensor, sampling: Sampling, seen: Tensor | None =
 def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     """Return one token per row (R,) by inverting the cumulative distribution at `uniforms` (R,) in [0, 1).
 
-    In float64, so that a large vocabulary does not shift the boundaries.
+    Probabilities are summed in float64, so that a large vocabulary does not shift the boundaries: over blocks of tokens
+    first, then within the block that holds the target. A token of probability 0 is never drawn.
     """
-    cumulative = logprobs.double().exp().cumsum(dim=-1)
-    targets = uniforms.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, targets, right=True).squeeze(1).clamp(max=logprobs.shape[-1] - 1)
+    probabilities = logprobs.exp()
+    short = -probabilities.shape[1] % _BLOCK
+    blocks = functional.pad(probabilities, (0, short)).view(len(probabilities), -1, _BLOCK)
+    totals = blocks.sum(dim=2, dtype=torch.float64).cumsum(dim=1)
+    targets = uniforms.double()[:, None] * totals[:, -1:]
+    block = _first_above(totals, targets)
+    before = totals.gather(1, (block - 1).clamp(min=0)).masked_fill(block == 0, 0.0)
+    rows = torch.arange(len(blocks), device=blocks.device)
+    within = blocks[rows, block.squeeze(1)].double().cumsum(dim=1)
+    return (block * _BLOCK + _first_above(within, targets - before)).squeeze(1)
+
+
+def _first_above(cumulative: Tensor, targets: Tensor) -> Tensor:
+    """Return the first place (R, 1) where `cumulative` (R, n) exceeds `targets` (R, 1); rounding may reach the end."""
+    most = cumulative[:, -1:]
+    lowered = torch.minimum(targets, torch.nextafter(most, torch.zeros_like(most)))
+    return torch.searchsorted(cumulative, lowered, right=True)
+
+
+def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return one token per row and its log-probability, both (R,), from `logits` (R, V) and `uniforms` (R,)."""
+    logprobs = processed_logprobs(logits, sampling, seen)
+    chosen = logprobs.argmax(dim=-1) if sampling.temperature == 0 else draw(logprobs, uniforms)
+    return chosen, logprobs.gather(1, chosen[:, None]).squeeze(1)

@@ -1,0 +1,81 @@
+"""Our side of `benchmarks.compare_trl`: sample, reward, score under the reference, one optimizer step per turn."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+
+from benchmarks import workloads
+from benchmarks.workloads import KL_COEF, LR, Workload
+from grpo_mlflow import policy, rollouts
+from grpo_mlflow.config import TrainConfig
+from grpo_mlflow.generation import LocalGenerator, Sampling
+from grpo_mlflow.throughput import Costs, gemm_peak
+from grpo_mlflow.types import Group, Problem, Verdict
+from grpo_mlflow.update import Learner, Sizes
+
+
+class Hashes:
+    """The workload as a task: problems by number, rewards by the hash of the text."""
+
+    name = "hashes"
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+
+    def problem(self, _: str, seed: int) -> Problem:
+        return Problem(f"p{seed}", seed, ({"role": "user", "content": self._workload.prompt(seed)},))
+
+    def verify(self, problem: Problem, text: str) -> Verdict:
+        return Verdict(self._workload.reward(problem.seed, text), {}, False, None)
+
+
+def side(workload: Workload, folder: str, threads: int, iterations: int, dtype: str) -> None:
+    torch.set_num_threads(threads)
+    device = torch.device("cpu")
+    actor, reference = (policy.load(folder, device, dtype) for _ in range(2))
+    actor.tokenizer.chat_template = None  # both sides take the text as it is
+    reference.model.requires_grad_(False)
+    total = workload.prompts * workload.k
+    config = TrainConfig(batch_size=min(total, 64 if workload.model == "tiny" else 8), kl_coef=KL_COEF, lr=LR)
+    sizes = Sizes(1.0, workload.tokens, total, iterations)
+    learner = Learner(actor, reference, Accelerator(cpu=True), config, sizes)
+    sampler = replace(actor, eos_ids=()) if workload.fixed else actor
+    generator, task = LocalGenerator(sampler, workload.prompts), Hashes(workload)
+    phases, all_groups = {"generate": 0.0, "update": 0.0}, list[Group]()
+    for iteration, turn in enumerate(workloads.turns()):
+        began = time.perf_counter()
+        numbers = range(iteration * workload.prompts, (iteration + 1) * workload.prompts)
+        problems = [task.problem("train", number) for number in numbers]
+        judged = rollouts.collect(
+            task, actor, generator, problems, workload.k, Sampling(workload.tokens), 0, ("train", iteration)
+        )
+        groups = rollouts.form_groups(problems, judged, "group")
+        sampled = time.perf_counter()
+        learner.update(groups, 0, iteration)
+        ended = time.perf_counter()
+        turn.done()
+        if iteration:  # the first one is not counted
+            phases["generate"] += sampled - began
+            phases["update"] += ended - sampled
+            all_groups += groups
+    costs, counted = Costs.of(actor.model), len(all_groups) // workload.prompts
+    floors = {
+        "generate": costs.forward(all_groups),
+        "update": 4 * costs.forward(group for group in all_groups if not group.is_flat),
+    }
+    lengths = [len(r.completion.token_ids) for group in all_groups for r in group.rollouts]
+    workloads.leave(
+        phases={name: seconds / counted for name, seconds in phases.items()},
+        useful_gflop={name: flops / counted / 1e9 for name, flops in floors.items()},
+        peak_gflops=gemm_peak(device, actor.dtype) / 1e9,
+        tokens=sum(lengths) / counted,
+        mean_length=sum(lengths) / len(lengths),
+    )
+
+
+if __name__ == "__main__":
+    workloads.main(side)

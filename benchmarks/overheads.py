@@ -1,0 +1,126 @@
+"""What a default run spends beside its iterations: starting up, tracking, and how cost grows with the work.
+
+    python -m benchmarks.overheads --output benchmarks/results/overheads.json --model build/bench-models/tiny
+
+Processor seconds of the main thread (of a child process for imports): other processes disturb them less than wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parent.parent
+_CONFIG = "from grpo_mlflow.config import resolve; resolve('tiny', ['train.lr=1e-4']).config"
+
+
+def startup() -> dict[str, float]:
+    """Return processor seconds of: reading the settings; importing what a run needs."""
+    found = {}
+    for name, code in {"config": _CONFIG, "imports": "import grpo_mlflow.runs"}.items():
+        command = [sys.executable, "-c", f"import time\n{code}\nprint(time.process_time())"]
+        environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+        runs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(3)]
+        found[name] = min(float(run.stdout.split()[-1]) for run in runs)
+    return found
+
+
+def tracking(folder: Path, iterations: int) -> dict[str, float]:
+    """Return processor seconds per iteration of the default run: the iteration itself, and its tracking."""
+    from grpo_mlflow import runs
+    from grpo_mlflow.config import resolve
+    from grpo_mlflow.trainer import Trainer
+
+    clock: dict[str, list[float]] = {"iterate": [], "track": []}
+
+    def timed(name: str, method: Any) -> Any:
+        def wrapper(*arguments: Any) -> Any:
+            began = time.thread_time()
+            result = method(*arguments)
+            clock[name].append(time.thread_time() - began)
+            return result
+
+        return wrapper
+
+    for name, method in {"iterate": "iterate", "track": "_track_iteration"}.items():
+        setattr(Trainer, method, timed(name, getattr(Trainer, method)))
+    store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
+    os.chdir(folder)
+    runs.train(resolve("tiny", [store, f"train.iterations={iterations}", "eval.enabled=false"]))
+    return {name: sum(seconds[2:]) / (iterations - 2) for name, seconds in clock.items()}
+
+
+def scaling(folder: str) -> dict[str, list[dict[str, float]]]:
+    """Return processor seconds of an iteration by rollouts, prompt length and K, on a model of a million weights."""
+    from dataclasses import replace
+
+    import torch
+    from accelerate import Accelerator
+
+    from grpo_mlflow import policy, rollouts
+    from grpo_mlflow.config import TrainConfig
+    from grpo_mlflow.generation import LocalGenerator, Sampling
+    from grpo_mlflow.types import Completion, Problem, Prompt, Rollout, Verdict
+    from grpo_mlflow.update import Learner, Sizes
+
+    actor = policy.load(folder, torch.device("cpu"))
+    sampler = replace(actor, eos_ids=())
+
+    def seconds(prompts: int, k: int, length: int, tokens: int = 16) -> float:
+        config = TrainConfig(batch_size=64, kl_coef=0.0, lr=1e-6, grad_accum_steps="auto")
+        learner = Learner(actor, None, Accelerator(cpu=True), config, Sizes(1.0, tokens, prompts * k, 10))
+        asked = [Prompt(f"p{i}", (), tuple(4 + (i + 7 * j) % 60 for j in range(length))) for i in range(prompts)]
+        spent = []
+        for turn in range(4):
+            began = time.process_time()
+            found: list[list[Completion]] = []
+            for start in range(0, prompts, 16):
+                found += LocalGenerator(sampler, 16).generate(
+                    asked[start : start + 16], k, Sampling(tokens), 0, (turn,)
+                )
+            judged = [
+                [Rollout(prompt, c, Verdict(float(j % 2), {}, False, None)) for j, c in enumerate(row)]
+                for prompt, row in zip(asked, found, strict=True)
+            ]
+            problems = [Problem(prompt.problem_id, i, ()) for i, prompt in enumerate(asked)]
+            learner.update(rollouts.form_groups(problems, judged, "group"), 0, turn)
+            spent.append(time.process_time() - began)
+        return min(spent[1:])
+
+    seconds(4, 8, 16)
+    return {
+        "rollouts": [{"rollouts": 64 * n, "seconds": seconds(8 * n, 8, 32)} for n in (1, 2, 4, 8, 16)],
+        "prompt_length": [{"tokens": n, "seconds": seconds(8, 8, n)} for n in (32, 64, 128, 256, 512)],
+        "k": [{"k": n, "seconds": seconds(64 // n, n, 128)} for n in (2, 4, 8, 16, 32)],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--model", type=Path, required=True, help="the model `tiny` of benchmarks.models")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    output = arguments.output.absolute() if arguments.output else None
+    model = str(arguments.model.absolute())
+    started = startup()
+    with tempfile.TemporaryDirectory() as folder:
+        tracked = tracking(Path(folder), arguments.iterations)
+        os.chdir(_ROOT)
+    result = {"startup": started, "tracking": tracked, **scaling(model)}
+    result["tracking_share"] = tracked["track"] / tracked["iterate"]
+    text = json.dumps(result, indent=1)
+    print(text)
+    if output:
+        output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

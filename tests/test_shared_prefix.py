@@ -1,0 +1,179 @@
+"""Computing each prompt once: the same log-probabilities and gradients as computing it for every completion."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from grpo_mlflow import shared_prefix
+from grpo_mlflow.batching import Row, prompt_batches
+from grpo_mlflow.policy import Policy
+from grpo_mlflow.scoring import Scorer
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 200,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+MODELS: dict[str, Any] = {
+    "qwen2": lambda **kw: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True, **kw)),
+    "llama": lambda **kw: LlamaForCausalLM(LlamaConfig(**SIZES, **kw)),
+    "qwen3": lambda **kw: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, **kw)),
+    "gpt2": lambda **kw: GPT2LMHeadModel(GPT2Config(vocab_size=200, n_embd=48, n_layer=3, n_head=6, **kw)),
+}
+# prompt lengths, and for each prompt the lengths of its completions
+SHAPES: dict[str, tuple[list[int], list[list[int]]]] = {
+    "ragged": ([3, 9, 1, 6], [[4, 1, 7], [2, 2], [5], [1, 8, 3]]),
+    "equal": ([5, 5], [[4, 4, 4], [4, 4, 4]]),
+    "one token each": ([4, 2], [[1, 1], [1]]),
+}
+
+
+def build(name: str, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    return MODELS[name](**settings).eval()
+
+
+def scorer(model: Any, temperature: float = 0.7, dtype: torch.dtype = torch.float32) -> Scorer:
+    return Scorer(Policy(model, None, torch.device("cpu"), dtype, (2,), 0), temperature)
+
+
+def rows(shape: str) -> list[Row]:
+    rng = random.Random(0)
+    prompts, completions = SHAPES[shape]
+    found = []
+    for length, group in zip(prompts, completions, strict=True):
+        prompt = tuple(rng.randrange(3, 200) for _ in range(length))
+        for size in group:
+            found.append(Row(prompt, tuple(rng.randrange(3, 200) for _ in range(size)), (0.0,) * size, 0.0, False))
+    rng.shuffle(found)
+    return found
+
+
+def results(made: Scorer, given: list[Row], shares: bool, entropy_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    model = made._policy.model
+    made.shares = shares
+    logprobs, entropy = made.score(given, entropy_gradient=entropy_gradient)
+    coefficients = torch.randn(2, *logprobs.shape, generator=torch.Generator().manual_seed(2))
+    loss = (logprobs * coefficients[0]).sum()
+    if entropy_gradient:
+        loss = loss + (entropy * coefficients[1]).sum()
+    model.zero_grad()
+    loss.backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    return logprobs.detach(), entropy.detach(), gradient
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("entropy_gradient", [True, False])
+def test_shared_prompts_equal_padded_rows(name: str, shape: str, entropy_gradient: bool) -> None:
+    made, given = scorer(build(name)), rows(shape)
+    assert made.shares
+    expected = results(made, given, False, entropy_gradient)
+    found = results(made, given, True, entropy_gradient)
+    for one, other in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    assert expected[2].norm() > 1
+    assert (found[2] - expected[2]).norm() < 1e-5 * expected[2].norm()
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    made, given = scorer(build("llama")), rows("ragged")
+    expected = results(made, given, True, True)
+    model = made._policy.model
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()  # checkpointing is off in evaluation mode; this model has no dropout
+    for one, other in zip(results(made, given, True, True), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
+
+
+def test_each_prompt_is_computed_once_and_no_last_token() -> None:
+    made, given, seen = scorer(build("llama")), rows("ragged"), []
+    made._policy.model.model.layers[0].mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    made.score(given)
+    prompts, completions = SHAPES["ragged"]
+    assert seen == [(1, sum(prompts) + sum(size - 1 for group in completions for size in group), 48)]
+
+
+def test_no_logits_are_computed_but_a_single_token() -> None:
+    made, seen = scorer(build("llama")), []
+    made._policy.model.lm_head.register_forward_hook(lambda _, __, output: seen.append(output.shape))
+    made.score(rows("ragged"))
+    assert seen == [(1, 1, 200)]
+
+
+def test_low_precision_shares_as_well() -> None:
+    made = scorer(build("llama"), 1.0, torch.bfloat16)
+    given = rows("ragged")
+    found, expected = (results(made, given, shares, True) for shares in (True, False))
+    assert found[0].dtype == torch.float32
+    assert (found[0] - expected[0]).abs().max() < 0.5
+    assert (found[0] - expected[0]).abs().mean() < 0.1
+    assert found[2].dtype == torch.float32
+    assert (found[2] - expected[2]).norm() < 0.05 * expected[2].norm()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)),
+        lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, sliding_window=4)),
+        lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attn_implementation="eager")),
+    ],
+    ids=["sliding window", "soft-capped logits", "eager attention"],
+)
+def test_other_models_take_the_padded_path_and_say_why(model: Any) -> None:
+    made = scorer(model().eval())
+    assert not made.shares
+    assert made.reason
+    assert "\n" not in made.reason
+    logprobs, _ = made.score(rows("ragged"))
+    assert logprobs.isfinite().all()
+
+
+def test_generation_is_left_as_it_was() -> None:
+    model, ids = build("llama"), torch.randint(3, 200, (2, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    before = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    assert shared_prefix.reason_against(model) is None
+    assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False), before)
+
+
+def test_batches_keep_prompts_together_within_the_row_limit() -> None:
+    given = rows("ragged")
+    for size in (1, 2, 3, 4, 100):
+        batches = prompt_batches(given, range(len(given)), size)
+        assert sorted(i for batch in batches for i in batch) == list(range(len(given)))
+        assert max(map(len, batches)) <= size
+        pieces = [len({given[i].prompt_ids for i in batch}) for batch in batches]
+        largest = max(sum(row.prompt_ids == other.prompt_ids for row in given) for other in given)
+        if size >= largest:  # then no prompt is computed twice
+            assert sum(pieces) == len({row.prompt_ids for row in given})

@@ -1,0 +1,56 @@
+"""Useful work: what it counts, and that it does not count what need not be done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from grpo_mlflow import throughput
+from grpo_mlflow.batching import rows_of
+from grpo_mlflow.config import resolve
+from grpo_mlflow.policy import Policy
+from grpo_mlflow.scoring import Scorer
+from grpo_mlflow.throughput import Costs, Meter
+from tests.test_update import make_groups
+
+
+def test_costs_are_those_that_torch_counts(policy: Policy) -> None:
+    groups, scorer = make_groups(5), Scorer(policy, 1.0)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        scorer.score(rows_of(groups))
+    counted = counter.get_flop_counts()["Global"]
+    products = sum(flops for name, flops in counted.items() if "attention" not in str(name))
+    costs = replace(Costs.of(policy.model), pair=0.0)  # of attention torch counts padding and what is hidden
+    # one more prediction: what the output layer is given to spend its time on
+    assert products == pytest.approx(costs.forward(groups) + costs.prediction, rel=1e-6)
+
+
+def test_flat_groups_are_no_useful_update() -> None:
+    meter = object.__new__(Meter)
+    meter._device, meter._costs, meter._peak = torch.device("cpu"), Costs(2.0, 3.0, 0.0), 1e3
+    meter._samples_here, meter._passes = True, 4
+    groups = make_groups(4)
+    half = make_groups(4, flat=(0, 2))
+    phases = {"generate": 1.0, "update": 2.0}
+    whole, part = (meter.metrics(given, phases, 4.0) for given in (groups, half))
+    assert part["mfu_update"] == pytest.approx(4 * meter._costs.forward(half[i] for i in (1, 3)) / 2.0 / 1e3)
+    assert part["mfu_update"] < whole["mfu_update"]
+    assert part["mfu_generate"] == pytest.approx(meter._costs.forward(half) / 1e3)
+    assert part["share_generate"] + part["share_update"] + part["share_other"] == pytest.approx(1.0)
+
+
+def test_the_update_counts_its_passes(policy: Policy) -> None:
+    def passes(*overrides: str) -> int:
+        return Meter(policy, resolve("tiny", list(overrides)).config, 1)._passes
+
+    assert passes() == 3
+    assert passes("train.kl_coef=0.1") == 4
+    assert passes("train.epochs=2") == 7  # old log-probs, and two epochs
+
+
+def test_measurements_are_plausible() -> None:
+    assert throughput.gemm_peak(torch.device("cpu"), torch.float32) > 1e8
+    assert throughput.peak_memory(torch.device("cpu")) > 50
