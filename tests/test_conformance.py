@@ -22,6 +22,14 @@ def served(policy: Policy, server: FakeServer, **settings: object) -> Generators
     return Generators(config, policy, server.folder, server.folder, server.folder / "server.log", print)
 
 
+def speaking(dialect: str, policy: Policy, folder: Path) -> Iterator[Generator]:
+    """Yield a generator that samples from a fake server of this tongue, which has the policy's weights."""
+    with FakeServer(dialect, folder) as server, served(policy, server) as generators:
+        generator = generators.training()
+        generator.sync(0)
+        yield generator
+
+
 class TestLocal(ShapedConformance):
     @pytest.fixture
     def generator(self, policy: Policy) -> Generator:
@@ -31,16 +39,10 @@ class TestLocal(ShapedConformance):
 class TestVLLM(ShapedConformance):
     @pytest.fixture
     def generator(self, policy: Policy, folder: Path) -> Iterator[Generator]:
-        with FakeServer("vllm", folder) as server, served(policy, server) as generators:
-            generator = generators.training()
-            generator.sync(0)
-            yield generator
+        yield from speaking("vllm", policy, folder)
 
 
 class TestSGLang(Conformance):
     @pytest.fixture
     def generator(self, policy: Policy, folder: Path) -> Iterator[Generator]:
-        with FakeServer("sglang", folder) as server, served(policy, server) as generators:
-            generator = generators.training()
-            generator.sync(0)
-            yield generator
+        yield from speaking("sglang", policy, folder)

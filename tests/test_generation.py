@@ -23,7 +23,7 @@ from transformers import (
 from grpo_mlflow import seeding
 from grpo_mlflow.generation import LocalGenerator, Sampling, decoding
 from grpo_mlflow.generation.sampling import draw, processed_logprobs
-from grpo_mlflow.policy import Policy, completion_logprobs
+from grpo_mlflow.policy import Policy
 from grpo_mlflow.shared_prefix import reason_against
 from grpo_mlflow.tasks import Arithmetic, Sat
 from grpo_mlflow.types import Completion, Prompt
@@ -99,28 +99,6 @@ def test_draws_invert_the_cumulative_distribution(vocabulary: int) -> None:
     cumulative = logprobs.exp().cumsum(dim=1)
     expected = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(dim=1)
     assert torch.equal(draw(logprobs, uniforms), expected)
-
-
-@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.4])
-def test_behaviour_logprobs_equal_the_trainers(policy: Policy, temperature: float) -> None:
-    given = prompts(policy)
-    groups = LocalGenerator(policy, batch_size=3).generate(given, 4, Sampling(12, temperature), 0, ("x",))
-    for prompt, completions in zip(given, groups, strict=True):
-        for completion in completions:
-            ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
-            starts, width = torch.tensor([len(prompt.token_ids)]), len(completion.token_ids)
-            logprobs, _ = completion_logprobs(policy.model, ids, starts, width, temperature)
-            torch.testing.assert_close(logprobs[0], torch.tensor(completion.behaviour_logprobs), atol=1e-4, rtol=0)
-
-
-def test_draws_depend_on_the_problem_and_replicate_alone(policy: Policy) -> None:
-    given, sampling = prompts(policy), Sampling(10)
-    together = LocalGenerator(policy, batch_size=3).generate(given, 4, sampling, 0, ("train", 1))
-    alone = [LocalGenerator(policy, 1).generate([p], 2, sampling, 0, ("train", 1))[0] for p in given]
-    assert [[c.token_ids for c in row[:2]] for row in together] == [[c.token_ids for c in row] for row in alone]
-    assert len({c.token_ids for row in together for c in row}) > 6
-    other = LocalGenerator(policy, batch_size=3).generate(given, 4, sampling, 0, ("train", 2))
-    assert [c.token_ids for c in other[0]] != [c.token_ids for c in together[0]]
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.4])

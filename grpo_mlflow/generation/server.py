@@ -1,9 +1,9 @@
 """A server that samples from the policy: weights that provably arrive, faults that cost time and nothing else.
 
 Whatever fails is asked for again with the same seeds, so the rollouts of a run do not depend on what went wrong on the
-way; where they cannot be had, the run stops. After each load, and after each batch, the server proves that it serves
-the weights it should (`canary`). If it lost them in the middle of a batch, by a restart, it gets them again and the
-whole batch is drawn again.
+way; where they cannot be had, the run stops. After each load the server proves that it serves the weights it should
+(`canary`), and after each batch that it still does. If it lost them in the middle of a batch, by a restart, it gets
+them again and the whole batch is drawn again.
 """
 
 from __future__ import annotations
@@ -153,9 +153,7 @@ class PolicyServer:
     async def _prove(self, before: canary.Expected | None = None) -> None:
         """Raise _WrongWeights unless the server prices the canary as the trainer does, and not as it did `before`."""
         assert self._expected is not None
-        label = await self._retries.ask("asking for the weights' label", self._read_label, self._mend)
-        if self._label is not None and label is not None and label != self._label:
-            raise _WrongWeights(f"it serves weights labelled {label!r} instead of {self._label!r}")
+        await self._check_label()
         reading = await self._retries.ask("scoring the canary", self._read, self._mend)
         self._error = canary.error(reading, self._expected)
         if found := canary.trouble(reading, self._expected, self._policy.dtype):
@@ -164,14 +162,29 @@ class PolicyServer:
             raise _WrongWeights("its log-probabilities of fixed tokens stayed where they were with the old weights")
         self._reading = reading
 
+    async def _check_label(self) -> bool:
+        """Return whether the server still goes by the label of its load; raise _WrongWeights where by another."""
+        label = await self._retries.ask("asking for the weights' label", self._read_label, self._mend)
+        if self._label is None or label is None:
+            return False
+        if label != self._label:
+            raise _WrongWeights(f"it serves weights labelled {label!r} instead of {self._label!r}")
+        return True
+
+    async def _prove_still(self) -> None:
+        """As `_prove`, after a batch. Only a load can change weights, and it sets a label: that one is enough."""
+        if not await self._check_label():
+            await self._prove()
+
     async def _read_label(self) -> str | None:
         return await _shaped(self._engine.label())
 
     async def _read(self) -> canary.Reading:
         priced = self._settings.behaviour_logprobs == "server"
-        scores = await _shaped(self._engine.score(self._canary))
-        drawn = (await self._complete(Ask(self._canary, 1, Sampling(1), 1, self._policy.eos_ids, priced)))[0]
-        return canary.Reading(tuple(scores), drawn.token_ids[0], drawn.logprobs[0] if drawn.logprobs else None)
+        ask = Ask(self._canary, 1, Sampling(1), 1, self._policy.eos_ids, priced)
+        scores, draws = await asyncio.gather(_shaped(self._engine.score(self._canary)), self._complete(ask))
+        logprobs = draws[0].logprobs
+        return canary.Reading(tuple(scores), draws[0].token_ids[0], logprobs[0] if logprobs else None)
 
     # Completions
 
@@ -189,7 +202,7 @@ class PolicyServer:
 
             found = await _all([draw(ask) for ask in asks])
             try:
-                await self._prove()
+                await self._prove_still()
             except _WrongWeights as wrong:
                 if self._settings.sync == "none" or not self._settings.retry_seconds:
                     raise
