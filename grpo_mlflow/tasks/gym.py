@@ -43,6 +43,8 @@ _FULL = 1 - 1e-9
 _ROOM = 400  # characters that an answer may have beyond four times the generator's own: some judges take n^2 steps
 _MEANINGLESS = ("?", "banana")
 _HUGE = re.compile(r"(?<![0-9A-Za-z.])[0-9.]+[eE]\+?[0-9]{4,}")  # 1e999999999 as an exact fraction fills the memory
+_COUNTS = {"rubiks_cube": re.compile("[0-9]"), "rush_hour": re.compile("[0-9]{2}")}
+"""Counts that no right answer has, and that the judges would carry out one by one: U999999999."""
 _INSTRUCTION = "\n\nGive the final answer alone inside <SOLUTION></SOLUTION>."
 _log = logging.getLogger(__name__)
 
@@ -113,9 +115,7 @@ class ReasoningGym(Task):
     def _is_right(self, answer: str, entry: Mapping[str, Any]) -> bool:
         if len(answer) > 4 * len(_own_answer(entry) or "") + _ROOM or _HUGE.search(answer):
             return False
-        if self.generator == "rubiks_cube" and re.search(
-            "[0-9]", answer
-        ):  # its prompt forbids U2; U999999999 is a bomb
+        if (counts := _COUNTS.get(self.generator)) and counts.search(answer):
             return False
         try:
             if self.generator in JUDGES:

@@ -2,13 +2,14 @@
 
 `eval` or sympy's parser (which calls it) see the text in string_insertion, spiral_matrix, binary_matrix, n_queens,
 puzzle24, countdown, simple_integration, intermediate_integration and polynomial_multiplication. game_of_life_halting
-passes any text, letter_jumble one that goes on after the answer, gsm_symbolic one that names several numbers, puzzle24
-one with other numbers than those given, the integrations one that only names the integral.
+passes any text, letter_jumble one that goes on after the answer, gsm_symbolic one that names several numbers, coin_flip
+"0" for 0.89, puzzle24 one with other numbers than those given, the integrations one that only names the integral.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 from grpo_mlflow.tasks.expressions import arithmetic, same_derivative, symbolic
@@ -27,6 +28,12 @@ def _same_words(answer: str, entry: Mapping[str, Any]) -> bool:
 
 def _same_number(answer: str, entry: Mapping[str, Any]) -> bool:
     return is_number(answer) and final_number(answer) == final_number(entry["answer"])
+
+
+def _close_number(answer: str, entry: Mapping[str, Any]) -> bool:
+    """Return whether two probabilities agree to four digits, as the generator means it."""
+    found, wanted = final_number(answer), final_number(str(entry["answer"]))
+    return is_number(answer) and found is not None and wanted is not None and abs(found - wanted) <= Fraction(1, 10**4)
 
 
 def _valid_board(answer: str, entry: Mapping[str, Any]) -> bool:
@@ -62,6 +69,7 @@ JUDGES: dict[str, Judge] = {
     **dict.fromkeys(("string_insertion", "spiral_matrix", "binary_matrix"), _same_text),
     **dict.fromkeys(("game_of_life_halting", "letter_jumble"), _same_words),
     **dict.fromkeys(("simple_integration", "intermediate_integration"), _antiderivative),
+    "coin_flip": _close_number,
     "gsm_symbolic": _same_number,
     "n_queens": _valid_board,
     "countdown": _reaches(None),
