@@ -224,7 +224,8 @@ def test_a_single_file_is_split_by_content(tmp_path: Path) -> None:
 )
 def test_rewards(folder: Path, text: str, success: bool, reward: float) -> None:
     verdict = Gsm8k(str(folder)).verify(Problem("p", 0, (), {"answer": "1450"}), text)
-    assert (verdict.success, verdict.reward) == (success, pytest.approx(reward))
+    assert verdict.success == success
+    assert verdict.reward == pytest.approx(reward)
     assert verdict.reward == pytest.approx(sum(verdict.parts.values()))
     assert set(verdict.parts) == {"correct", "tags", "only_number"}
 

@@ -89,7 +89,13 @@ def test_a_plain_task_is_not_wrapped() -> None:
 
 def test_what_decides_prompts_decides_the_embedded_model() -> None:
     mix = ["data.task=mix", "data.mix={arithmetic: 1, sat: 1}"]
-    words = ([], ["data.system_prompt=Hi"], mix, [*mix, "data.sat.difficulty=[0,0]"], [*mix, "data.mix={sat: 1}"])
+    words: list[list[str]] = [
+        [],
+        ["data.system_prompt=Hi"],
+        mix,
+        [*mix, "data.sat.difficulty=[0,0]"],
+        [*mix, "data.mix={sat: 1}"],
+    ]
     found = [json.dumps(sources.task_settings(resolve("tiny", each).config)) for each in words]
     assert len(set(found)) == len(found)
     longer = resolve("tiny", ["data.overlong_buffer=2"]).config

@@ -2,8 +2,9 @@
 
 `eval` or sympy's parser (which calls it) see the text in string_insertion, spiral_matrix, binary_matrix, n_queens,
 puzzle24, countdown, simple_integration, intermediate_integration and polynomial_multiplication. game_of_life_halting
-passes any text, letter_jumble one that goes on after the answer, gsm_symbolic one that names several numbers, coin_flip
-"0" for 0.89, puzzle24 one with other numbers than those given, the integrations one that only names the integral.
+passes any text, letter_jumble and spell_backward one that goes on after the answer, gsm_symbolic one that names several
+numbers, coin_flip "0" for 0.89, puzzle24 one with other numbers than those given, the integrations one that only names
+the integral.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _same_polynomial(answer: str, entry: Mapping[str, Any]) -> bool:
 
 JUDGES: dict[str, Judge] = {
     **dict.fromkeys(("string_insertion", "spiral_matrix", "binary_matrix"), _same_text),
-    **dict.fromkeys(("game_of_life_halting", "letter_jumble"), _same_words),
+    **dict.fromkeys(("game_of_life_halting", "letter_jumble", "spell_backward"), _same_words),
     **dict.fromkeys(("simple_integration", "intermediate_integration"), _antiderivative),
     "coin_flip": _close_number,
     "gsm_symbolic": _same_number,
