@@ -24,6 +24,13 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(130)
 
 
+def require_task(resolved: Resolved) -> None:
+    """Make the task, so that what only the task can refuse is refused before anything heavy is imported."""
+    from grpo_mlflow import tasks
+
+    tasks.of(resolved.config)
+
+
 def show(resolved: Resolved) -> None:
     """Print every setting with its origin, and on stderr what cannot act."""
     print(render(resolved), end="")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from entrypoints.command import run, show
+from entrypoints.command import require_task, run, show
 from grpo_mlflow.config import parse_arguments, resolve
 
 OPTIONS = {
@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.print_config:
         show(resolved)
         return
+    require_task(resolved)
     from grpo_mlflow import runs
 
     runs.evaluate(resolved, source)

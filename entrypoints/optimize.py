@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from entrypoints.command import run, show
+from entrypoints.command import require_task, run, show
 from grpo_mlflow.config import parse_arguments, resolve
 
 OPTIONS = {
@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> None:
         return
     resolved.require_trainable()
     resolved.require_searchable()
+    require_task(resolved)
     from grpo_mlflow.search import space_file
     from grpo_mlflow.search.storage import open_storage
 

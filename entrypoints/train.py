@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from entrypoints.command import run, show
+from entrypoints.command import require_task, run, show
 from grpo_mlflow.config import parse_arguments, resolve
 
 
@@ -21,6 +21,7 @@ def main(argv: Sequence[str]) -> None:
         show(resolved)
         return
     resolved.require_trainable()
+    require_task(resolved)
     from grpo_mlflow import runs
 
     runs.train(resolved, stored)

@@ -7,6 +7,7 @@ problem.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from grpo_mlflow.generation import Generator, Sampling
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.rollouts import collect, record_of, rollout_of
 from grpo_mlflow.statistics import Estimate, mean, mean_at_k, mean_interval, pass_at_k, rate_interval
-from grpo_mlflow.tasks import Task
+from grpo_mlflow.tasks import Task, member_of
 from grpo_mlflow.tracking import NullTracker
 from grpo_mlflow.types import Prompt, Rollout
 
@@ -59,7 +60,28 @@ class Evaluation:
         return mean_interval([mean_at_k([r.verdict.reward for r in o.rollouts], k) for o in self.outcomes])
 
     def metrics(self) -> dict[str, float]:
-        """Return every figure under its name in the metrics files, `pass@1` among them."""
+        """Return every figure under its name in the metrics files, `pass@1` among them.
+
+        Of a mix also each task's own figures, as `TASK/pass@1` and so on.
+        """
+        rollouts = [rollout for outcome in self.outcomes for rollout in outcome.rollouts]
+        figures = self._figures() | {
+            "completion_length_mean": mean([len(r.completion.token_ids) for r in rollouts]),
+            "truncated_frac": mean([r.completion.finish_reason == "length" for r in rollouts]),
+            "chance_pass@1": mean([outcome.chance for outcome in self.outcomes]),
+            "tasks": float(len(self.outcomes)),
+            "replicates": float(len(self.outcomes[0].rollouts)),
+        }
+        of_tasks: dict[str, list[Outcome]] = {}
+        for outcome in self.outcomes:
+            if name := member_of(outcome.problem_id):
+                of_tasks.setdefault(name, []).append(outcome)
+        for name, outcomes in sorted(of_tasks.items()):
+            own = Evaluation(tuple(outcomes), self.ks)._figures() | {"tasks": float(len(outcomes))}
+            figures |= {f"{name}/{key}": value for key, value in own.items() if math.isfinite(value)}
+        return figures
+
+    def _figures(self) -> dict[str, float]:
         rollouts = [rollout for outcome in self.outcomes for rollout in outcome.rollouts]
         figures: dict[str, float] = {}
         for k in self.ks:
@@ -72,11 +94,6 @@ class Evaluation:
             "success_rate_all": mean([r.verdict.success for r in rollouts]),
             "reward_mean_all": mean([r.verdict.reward for r in rollouts]),
             "format_rate": mean([r.verdict.parsed is not None for r in rollouts]),
-            "completion_length_mean": mean([len(r.completion.token_ids) for r in rollouts]),
-            "truncated_frac": mean([r.completion.finish_reason == "length" for r in rollouts]),
-            "chance_pass@1": mean([outcome.chance for outcome in self.outcomes]),
-            "tasks": float(len(self.outcomes)),
-            "replicates": float(len(self.outcomes[0].rollouts)),
         }
 
     def summary(self) -> str:
@@ -122,11 +139,12 @@ def evaluate(
     sampling = evaluation_sampling(config)
     first = config.eval.id_seed_start
     problems = [task.problem("eval", first + i) for i in range(config.eval.num_ids)][rank::world]
-    sampled = collect(task, policy, generator, problems, config.eval.replicates, sampling, config.seed, ("eval",))
+    key = ("eval",)
+    sampled = collect(task, policy, generator, problems, config.eval.replicates, sampling, config.seed, key, False)
     greedy: Sequence[Rollout | None] = [None] * len(problems)
     if config.eval.greedy:
         likeliest = Sampling(sampling.max_new_tokens, 0.0, repetition_penalty=sampling.repetition_penalty)
-        rows = collect(task, policy, generator, problems, 1, likeliest, config.seed, ("eval",))
+        rows = collect(task, policy, generator, problems, 1, likeliest, config.seed, key, False)
         greedy = [row[0] for row in rows]
     outcomes = [
         Outcome(problem.id, tuple(rollouts), best, task.chance(problem))

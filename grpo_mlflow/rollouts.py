@@ -17,7 +17,7 @@ from grpo_mlflow.config import GenerationConfig
 from grpo_mlflow.generation import Generator, Sampling
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.statistics import mean
-from grpo_mlflow.tasks import Task
+from grpo_mlflow.tasks import Posed, Task, member_of
 from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout, Verdict
 
 
@@ -51,18 +51,32 @@ def collect(
     sampling: Sampling,
     seed: int,
     key: tuple[str | int, ...],
+    training: bool = True,
 ) -> list[list[Rollout]]:
-    """Return K judged completions for each problem."""
+    """Return K judged completions for each problem; `training` as in `judge`."""
     prompts = [policy.prompt(problem) for problem in problems]
-    return judge(task, problems, prompts, generator.generate(prompts, k, sampling, seed, key))
+    return judge(task, problems, prompts, generator.generate(prompts, k, sampling, seed, key), training)
 
 
 def judge(
-    task: Task, problems: Sequence[Problem], prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]
+    task: Task,
+    problems: Sequence[Problem],
+    prompts: Sequence[Prompt],
+    sampled: Sequence[Sequence[Completion]],
+    training: bool = True,
 ) -> list[list[Rollout]]:
-    """Return the completions of each problem with the task's verdict on each."""
+    """Return the completions of each problem with the task's verdict on each.
+
+    With `training` a completion that runs too long costs what the run's task asks for that.
+    """
+    overlong = task.overlong if training and isinstance(task, Posed) else None
+
+    def verdict(problem: Problem, completion: Completion) -> Verdict:
+        judged = task.verify(problem, completion.text)
+        return overlong.penalise(judged, completion) if overlong else judged
+
     return [
-        [Rollout(prompt, completion, task.verify(problem, completion.text)) for completion in completions]
+        [Rollout(prompt, completion, verdict(problem, completion)) for completion in completions]
         for problem, prompt, completions in zip(problems, prompts, sampled, strict=True)
     ]
 
@@ -126,11 +140,32 @@ def tokens(groups: Sequence[Group]) -> int:
 
 
 def metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Return what the rollouts say before any update: rewards, advantages, lengths."""
+    """Return what the rollouts say before any update: rewards, advantages, lengths.
+
+    Of a mix also each task's own rewards and rates, as `TASK/success_rate` and so on.
+    """
     judged = [rollout for group in groups for rollout in group.rollouts]
-    rewards = [rollout.verdict.reward for rollout in judged]
     advantages = [value for group in groups for value in group.advantages]
     lengths = [len(rollout.completion.token_ids) for rollout in judged]
+    of_tasks: dict[str, list[Rollout]] = {}
+    for group in groups:
+        if name := member_of(group.problem.id):
+            of_tasks.setdefault(name, []).extend(group.rollouts)
+    return {
+        **_rewards(judged),
+        "advantage_mean": mean(advantages),
+        "advantage_std": _std(advantages),
+        "completion_length_mean": mean(lengths),
+        "completion_length_max": float(max(lengths)),
+        "truncated_frac": mean([rollout.completion.finish_reason == "length" for rollout in judged]),
+        "flat_group_frac": mean([group.is_flat for group in groups]),
+        **{f"{name}/{key}": value for name, own in sorted(of_tasks.items()) for key, value in _rewards(own).items()},
+    }
+
+
+def _rewards(judged: Sequence[Rollout]) -> dict[str, float]:
+    """Return the reward and its parts (0 where a rollout lacks one), and the shares right and well formed."""
+    rewards = [rollout.verdict.reward for rollout in judged]
     parts = {name for rollout in judged for name in rollout.verdict.parts}
     return {
         "reward_mean": mean(rewards),
@@ -138,12 +173,6 @@ def metrics(groups: Sequence[Group]) -> dict[str, float]:
         **{f"reward_{part}": mean([r.verdict.parts.get(part, 0.0) for r in judged]) for part in sorted(parts)},
         "success_rate": mean([rollout.verdict.success for rollout in judged]),
         "format_rate": mean([rollout.verdict.parsed is not None for rollout in judged]),
-        "advantage_mean": mean(advantages),
-        "advantage_std": _std(advantages),
-        "completion_length_mean": mean(lengths),
-        "completion_length_max": float(max(lengths)),
-        "truncated_frac": mean([rollout.completion.finish_reason == "length" for rollout in judged]),
-        "flat_group_frac": mean([group.is_flat for group in groups]),
     }
 
 

@@ -105,13 +105,19 @@ def resolve_evaluation(arguments: Arguments, model: str, checkpoint: str) -> tup
 
 
 def make_task(config: Config) -> tasks.Task:
-    """Return the config's task with its own section as settings."""
-    return tasks.create(config.data.task, task_settings(config))
+    """Return the config's task as its run poses it."""
+    return tasks.of(config)
 
 
 def task_settings(config: Config) -> dict[str, Any]:
-    settings: dict[str, Any] = getattr(config.data, config.data.task).model_dump()
-    return settings
+    """Return what, beside the task's name, decides its problems and prompts: equal settings, equal problems."""
+    data = config.data
+    settings = tasks.settings_of(config, data.task) if data.task != "mix" else {"mix": data.mix}
+    for name in data.mix if data.task == "mix" else ():
+        settings[name] = tasks.settings_of(config, name)
+    if data.task.startswith("python:"):
+        settings = {"class": data.task, "settings": settings}
+    return settings if data.system_prompt is None else {**settings, "system_prompt": data.system_prompt}
 
 
 def recorded(config: Config) -> Callable[[int], list[Group]] | None:

@@ -75,6 +75,18 @@ def test_any_text_survives_dump_and_render(name: str, tmp_path: Path) -> None:
         assert resolve(_file(tmp_path, "again.yaml", write)).config == first.config
 
 
+def test_a_setting_that_is_a_mapping_is_one_value(tmp_path: Path) -> None:
+    mix = {"python:a.b:C": 2.0, "reasoning_gym/gcd": 1.0}
+    first = resolve("tiny", [f"data.mix={mix}", "data.settings={a.b: [1, {c: null}]}"])
+    assert _flat(first)["data.mix"] == first.config.data.mix == mix
+    assert first.config.data.settings == {"a.b": [1, {"c": None}]}
+    for text in (dump(first.config), render(first)):
+        assert resolve(_file(tmp_path, "again.yaml", text)).config == first.config
+    assert resolve(_file(tmp_path, "again.yaml", dump(first.config)), ["data.mix={sat: 1}"]).config.data.mix == {
+        "sat": 1
+    }
+
+
 def test_qwen_holds_the_guides_settings() -> None:
     found, guide = _flat(resolve("qwen")), flatten(yaml.safe_load(GUIDE))
     assert len(guide) == 31
@@ -227,6 +239,11 @@ def test_a_config_cannot_be_changed() -> None:
         (["model.train_id=a/b", "model.tiny.steps=10"], "model.tiny.steps"),
         (["data.sat.difficulty=[0.1,0.2]"], "data.sat.difficulty"),
         (["data.task=sat", "data.arithmetic.digits=3"], "data.arithmetic.digits"),
+        (["data.gsm8k.path=rows"], "data.gsm8k.path"),
+        (["data.reasoning_gym={max_terms: 3}"], "data.reasoning_gym"),
+        (["data.settings={length: 3}"], "data.settings"),
+        (["data.mix={sat: 1}"], "data.mix"),
+        (["data.task=mix", "data.mix={sat: 1}", "data.arithmetic.digits=3"], "data.arithmetic.digits"),
         (["eval.enabled=false", "eval.interval=7"], "eval.interval"),
         (["generation.base_url=http://127.0.0.1:1"], "generation.base_url"),
         (["eval.base_url=http://127.0.0.1:1"], "eval.base_url"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 import re
 import time
@@ -11,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grpo_mlflow.config import Config
+from grpo_mlflow import sources, tiny
+from grpo_mlflow.config import Config, resolve
 from grpo_mlflow.tasks import TASKS, Task, create
 from grpo_mlflow.types import Problem, Split
 
@@ -38,6 +41,20 @@ GARBAGE = [
     "<SOLUTION>" + " " * 99_000 + "x</SOLUTION>",
     *("<SOLUTION>" * 10_000, "</SOLUTION>" * 9_000, "<SOLUTION>0</SOLUTION>" * 4_500, "(" * 100_000),
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "problems", "recipe"),
+    [("arithmetic", "0bcefeedb8eee5ee", "8322c347de597a00"), ("sat", "f368d9d2f1be1ebb", "a4cecc6ccf931e29")],
+)
+def test_default_problems_and_the_embedded_model_stay_what_they_are(name: str, problems: str, recipe: str) -> None:
+    config = resolve("tiny", [f"data.task={name}"]).config
+    task, first = sources.make_task(config), config.data.train_seed_start
+    made = [task.problem(split, first + i) for split in SPLITS for i in range(300)]
+    text = repr([(p.id, p.seed, p.messages, p.payload) for p in made])
+    key = [tiny._RECIPE, config.model.tiny.model_dump(), task.name, sources.task_settings(config), tiny._corpus()]
+    digests = [hashlib.blake2b(t.encode(), digest_size=8).hexdigest() for t in (text, json.dumps(key, sort_keys=True))]
+    assert digests == [problems, recipe]
 
 
 def _content(problem: Problem) -> str:

@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from grpo_mlflow.config import task_checks
 from grpo_mlflow.config.schema import Config
 
 
 def errors(config: Config) -> list[str]:
     """Return one line per contradiction: the key, its value and what is allowed."""
-    return [*_seeds(config), *_batches(config), *_models(config), *_servers(config)]
+    return [*_seeds(config), *task_checks.errors(config), *_batches(config), *_models(config), *_servers(config)]
 
 
 def _seeds(config: Config) -> Iterator[str]:
@@ -219,10 +220,8 @@ def warnings(config: Config, origins: Mapping[str, str]) -> Iterator[str]:
         yield from idle(("train.lr_schedule",), "the run has one optimizer step")
     if config.model.train_id != "tiny":
         yield from idle(tuple(k for k in origins if k.startswith("model.tiny.")), "model.train_id is not tiny")
-    for task in ("arithmetic", "sat"):
-        if task != config.data.task:
-            keys = tuple(k for k in origins if k.startswith(f"data.{task}."))
-            yield from idle(keys, f"data.task is {config.data.task}")
+    for keys in task_checks.idle(config, origins):
+        yield from idle(keys, f"data.task is {config.data.task}")
     if not config.eval.enabled:
         yield from idle(tuple(k for k in origins if k.startswith("eval.") and k != "eval.enabled"), "eval is disabled")
     local = config.generation.backend == "local"

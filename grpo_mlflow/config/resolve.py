@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -58,7 +58,7 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
     found: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, BaseModel):
             found |= _leaves(kind, f"{prefix}{name}.")
         else:
             found[prefix + name] = field
@@ -69,6 +69,7 @@ DEFAULT = "tiny"
 _FIELDS = _leaves(Config)
 KEYS = {key: field.description for key, field in _FIELDS.items()}
 _TEXT = {key for key, field in _FIELDS.items() if field.annotation in (str, str | None)}
+_MAPPINGS = {key for key, field in _FIELDS.items() if get_origin(field.annotation) is dict}  # one value, not a section
 SECTIONS = sorted({key.rsplit(".", depth)[0] for key in KEYS for depth in range(1, key.count(".") + 1)})
 
 
@@ -79,10 +80,10 @@ def presets() -> list[str]:
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested mappings into dotted keys."""
+    """Turn nested mappings into dotted keys; a setting whose value is itself a mapping keeps it whole."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and f"{prefix}{key}" not in _MAPPINGS:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
@@ -100,7 +101,7 @@ def render(resolved: Resolved) -> str:
 
     def walk(nested: Mapping[str, Any], prefix: str, indent: str) -> None:
         for name, value in nested.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and prefix + name not in _MAPPINGS:
                 lines.append((f"{indent}{name}:", ""))
                 walk(value, f"{prefix}{name}.", indent + "  ")
             else:
@@ -181,6 +182,9 @@ def _unknown(key: str, value: Any, origin: str) -> str:
     start = f"{key} = {_short(value)} ({origin})"
     if key in SECTIONS:
         return f"{start}: is a section; set a key in it: {', '.join(k for k in KEYS if k.startswith(f'{key}.'))}"
+    for mapping in _MAPPINGS:
+        if key.startswith(f"{mapping}."):
+            return f"{start}: unknown key; {mapping} takes a whole mapping: {mapping}='{{NAME: VALUE}}'"
     name, section = key.rsplit(".", 1)[-1], key.rpartition(".")[0]
     close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.85) + [k for k in KEYS if k.rsplit(".", 1)[-1] == name]
     if close:

@@ -6,9 +6,10 @@ a laptop. Fields are strict (the text "8" is not a number) and frozen.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
 Backend = Literal["local", "vllm_server", "sglang_server"]
@@ -154,8 +155,27 @@ class SatConfig(Section):
     ] = (0.3, 0.7)
 
 
+class Gsm8kConfig(Section):
+    path: str | None = Field(
+        None, description="folder or file with question and answer, parquet or jsonl; null: openai/gsm8k from the hub"
+    )
+
+
+TASK_NAMES = "'arithmetic' or 'sat', 'gsm8k', 'mix', reasoning_gym/NAME or python:MODULE:CLASS"
+_TASK_NAME = re.compile(r"arithmetic|sat|gsm8k|mix|reasoning_gym/[a-z0-9_]+|python:[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def _task_name(name: str) -> str:
+    if not _TASK_NAME.fullmatch(name):
+        raise PydanticCustomError("task_name", "input should be {names}", {"names": TASK_NAMES})
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_task_name)]
+
+
 class DataConfig(Section):
-    task: Literal["arithmetic", "sat"] = Field("sat", description="what the model learns")
+    task: TaskName = Field("sat", description="what the model learns")
     source: Annotated[str, Field(pattern=r"^(live|runs:/[0-9a-f]{32})$")] = Field(
         "live", description="live, or runs:/RUN_ID to train on the rollouts that a run has kept"
     )
@@ -163,8 +183,21 @@ class DataConfig(Section):
     rollouts_per_problem: Annotated[int, Field(ge=2)] = Field(4, description="K: completions per problem")
     train_seed_start: NonNegative = Field(1000, description="first training problem")
     num_train_seeds: Positive = Field(64, description="number of training problems")
+    system_prompt: str | None = Field(None, description="first message of every prompt; null: the task's own, or none")
+    overlong_buffer: NonNegative = Field(
+        0, description="last tokens before max_new_tokens over which a training reward falls by up to 1 (DAPO); 0: off"
+    )
+    mix: dict[str, PositiveFloat] = Field({}, description="task = mix: names of tasks and their weights")
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     sat: SatConfig = SatConfig()
+    gsm8k: Gsm8kConfig = Gsm8kConfig()
+    reasoning_gym: dict[str, JsonValue] = Field({}, description="settings of the generator, as a mapping")
+    settings: dict[str, JsonValue] = Field({}, description="keyword arguments of a python: task, as a mapping")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks that problems come from."""
+        return tuple(self.mix) if self.task == "mix" else (self.task,)
 
 
 class EvalConfig(Section):

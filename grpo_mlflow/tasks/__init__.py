@@ -4,15 +4,94 @@ from __future__ import annotations
 
 from typing import Any
 
+from grpo_mlflow.config import Config
+from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.tasks.arithmetic import Arithmetic
-from grpo_mlflow.tasks.base import Task
+from grpo_mlflow.tasks.base import Task, draw, split_of, tagged, untagged
+from grpo_mlflow.tasks.gsm8k import Gsm8k
+from grpo_mlflow.tasks.gym import PREFIX, ReasoningGym
+from grpo_mlflow.tasks.mix import Mix, member_of
+from grpo_mlflow.tasks.own import load as load_own
+from grpo_mlflow.tasks.posed import Overlong, Posed
 from grpo_mlflow.tasks.sat import Sat
 
-__all__ = ["TASKS", "Arithmetic", "Sat", "Task", "create"]
+__all__ = [
+    "TASKS",
+    "Arithmetic",
+    "Gsm8k",
+    "Mix",
+    "Overlong",
+    "Posed",
+    "ReasoningGym",
+    "Sat",
+    "Task",
+    "create",
+    "draw",
+    "member_of",
+    "of",
+    "settings_of",
+    "split_of",
+    "tagged",
+    "untagged",
+]
 
 TASKS: dict[str, type[Arithmetic] | type[Sat]] = {"arithmetic": Arithmetic, "sat": Sat}
+"""The tasks whose words the embedded model's tokenizer keeps whole; another one here is another tokenizer."""
 
 
 def create(name: str, settings: dict[str, Any]) -> Task:
-    """Return the task of this name with its own section of the config as keyword arguments."""
+    """Return the task of this name with its own settings.
+
+    Raises:
+        ConfigError: there is no such task, or it refuses the settings.
+    """
+    if name.startswith(PREFIX):
+        return ReasoningGym(name.removeprefix(PREFIX), settings)
+    if name.startswith("python:"):
+        return load_own(name, settings)
+    if name == "gsm8k":
+        return Gsm8k(**settings)
     return TASKS[name](**settings)
+
+
+def settings_of(config: Config, name: str) -> dict[str, Any]:
+    """Return what the config's `data` says of the task of this name."""
+    data = config.data
+    if name.startswith(PREFIX):
+        return dict(data.reasoning_gym)
+    if name.startswith("python:"):
+        return dict(data.settings)
+    settings: dict[str, Any] = getattr(data, name).model_dump()
+    return settings
+
+
+def of(config: Config) -> Task:
+    """Return the task that a run with this config has.
+
+    Raises:
+        ConfigError: a task cannot be made, or its rows are too few for the config's seeds.
+    """
+    data = config.data
+    made = {name: create(name, settings_of(config, name)) for name in data.tasks}
+    for task in made.values():
+        if isinstance(task, Gsm8k):
+            _require_rows(task, config)
+    task = Mix(made, data.mix) if data.task == "mix" else made[data.task]
+    if data.system_prompt is None and data.overlong_buffer == 0:
+        return task
+    limit, buffer = config.generation.max_new_tokens, data.overlong_buffer
+    return Posed(task, data.system_prompt, Overlong(limit, buffer) if buffer else None)
+
+
+def _require_rows(task: Gsm8k, config: Config) -> None:
+    """Raise ConfigError where two seeds would name the same row: problems would count twice."""
+    train, held_out = (len(task.splits[split]) for split in ("train", "eval"))
+    if config.data.num_train_seeds > train:
+        raise ConfigError(
+            f"data.num_train_seeds = {config.data.num_train_seeds}: gsm8k has {train} training rows; allowed: 1 to "
+            f"{train}"
+        )
+    if config.eval.enabled and config.eval.num_ids > held_out:
+        raise ConfigError(
+            f"eval.num_ids = {config.eval.num_ids}: gsm8k has {held_out} evaluation rows; allowed: 2 to {held_out}"
+        )

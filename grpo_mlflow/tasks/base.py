@@ -9,6 +9,7 @@ training range shares a problem with an evaluation range, whatever the seeds.
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -19,35 +20,62 @@ from grpo_mlflow.types import Problem, Split, Verdict
 
 Content = TypeVar("Content")
 EVAL_SHARE = 0.2
+OPEN, CLOSE = "<SOLUTION>", "</SOLUTION>"
 _MOST_DRAWS = 10_000
 
 
 class Task(Protocol):
-    """Makes problems from integer seeds and judges texts."""
+    """Makes problems from integer seeds and judges texts.
+
+    A class that names this one as its base has the members below that have a body.
+    """
 
     name: str
-    phrases: tuple[str, ...]
-    """The wording of prompts and answers: the embedded model's tokenizer keeps these words whole."""
+    phrases: tuple[str, ...] = ()
+    """The wording of prompts and answers; the embedded model's tokenizer keeps that of arithmetic and sat whole."""
 
+    @abstractmethod
     def problem(self, split: Split, seed: int) -> Problem:
         """Return the problem of this seed, always the same one."""
-        ...
 
+    @abstractmethod
     def verify(self, problem: Problem, text: str) -> Verdict:
-        """Judge a completion. Never raises, whatever the text; `success` needs exactly one final answer."""
-        ...
+        """Judge a completion by the problem's payload. Never raises; `success` needs exactly one final answer."""
 
+    @abstractmethod
     def reference_answer(self, problem: Problem) -> str:
         """Return a completion that succeeds."""
-        ...
 
     def demonstration(self, problem: Problem, rng: np.random.Generator, error_rate: float) -> str:
-        """Return a well-formed completion that is wrong with probability `error_rate`, for a warm-up."""
-        ...
+        """Return a well-formed completion that is wrong with probability `error_rate`, for a warm-up.
+
+        Unless a task knows better, a wrong one is the answer to another problem (which may happen to be right here).
+        """
+        if rng.random() >= error_rate:
+            return self.reference_answer(problem)
+        return self.reference_answer(self.problem("train", int(rng.integers(2**40))))
 
     def chance(self, problem: Problem) -> float:
-        """Return the success probability of a well-formed answer drawn at random: the floor to compare with."""
-        ...
+        """Return the success probability of a well-formed answer drawn at random: the floor to compare with.
+
+        0 unless a task knows better: open answers are not guessed.
+        """
+        return 0.0
+
+
+def tagged(answer: str) -> str:
+    """Return an answer in the form that prompts ask for."""
+    return f"{OPEN}{answer}{CLOSE}"
+
+
+def untagged(text: str) -> str | None:
+    """Return what stands in the one pair of tags of a text, the whole text where it has no tag, or None: no answer."""
+    if OPEN not in text and CLOSE not in text:
+        return text.strip() or None
+    start, end = text.find(OPEN), text.find(CLOSE)
+    if not 0 <= start < end or text.count(OPEN) > 1 or text.count(CLOSE) > 1:
+        return None
+    return text[start + len(OPEN) : end].strip() or None
 
 
 def split_of(task: str, content: str) -> Split:

@@ -1,0 +1,65 @@
+"""Settings of tasks that contradict each other or name what is not there, told without importing a task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from grpo_mlflow.config.schema import TASK_NAMES, Config, TaskName
+
+_EXAMPLE = "data.mix='{arithmetic: 0.7, sat: 0.3}'"
+
+
+def errors(config: Config) -> Iterator[str]:
+    """Yield one line per mistake: the key, its value and what is allowed."""
+    data = config.data
+    if data.task == "mix" and not data.mix:
+        yield f"data.mix = {{}}: data.task = 'mix' needs tasks with their weights; allowed: {_EXAMPLE}"
+    for name in data.mix:
+        try:
+            valid = TypeAdapter(TaskName).validate_python(name) != "mix"
+        except ValidationError:
+            valid = False
+        if not valid:
+            yield f"data.mix = {data.mix}: {name!r} is no task; allowed: {TASK_NAMES}, without 'mix'"
+    if any(name.startswith("reasoning_gym/") for name in data.tasks) and find_spec("reasoning_gym") is None:
+        yield (
+            f"data.task = {data.task!r}: the package reasoning-gym is not installed; allowed: after "
+            "pip install 'reasoning-gym>=0.1.25'"
+        )
+    if "gsm8k" in data.tasks:
+        yield from _gsm8k(data.gsm8k.path)
+    limit = config.generation.max_new_tokens
+    if data.overlong_buffer > limit:
+        yield (
+            f"data.overlong_buffer = {data.overlong_buffer}: more than generation.max_new_tokens = {limit}; allowed: "
+            f"0 to {limit}"
+        )
+
+
+def idle(config: Config, keys: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the keys of each task that no problem comes from."""
+    tasks = config.data.tasks
+    sections = {name: f"data.{name}." for name in ("arithmetic", "sat", "gsm8k") if name not in tasks}
+    for prefix in sections.values():
+        yield tuple(key for key in keys if key.startswith(prefix))
+    for key, prefix in (("data.reasoning_gym", "reasoning_gym/"), ("data.settings", "python:")):
+        if not any(name.startswith(prefix) for name in tasks):
+            yield (key,)
+    if config.data.task != "mix":
+        yield ("data.mix",)
+
+
+def _gsm8k(path: str | None) -> Iterator[str]:
+    if path is None:
+        if find_spec("datasets") is None:
+            yield (
+                "data.gsm8k.path = null: openai/gsm8k comes from the hub through the package datasets, which is not "
+                "installed; allowed: a folder or file (parquet or jsonl), or null after pip install datasets"
+            )
+    elif not Path(os.path.expanduser(path)).exists():
+        yield f"data.gsm8k.path = {path!r}: no such folder or file; allowed: one with parquet or jsonl, or null"

@@ -1,0 +1,62 @@
+"""A task of the user's own: `python:module:Class`, imported from the current folder or PYTHONPATH."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from grpo_mlflow.errors import ConfigError, one_line
+from grpo_mlflow.tasks.base import Task
+from grpo_mlflow.types import Problem
+
+_MEMBERS = ("name", "phrases", "problem", "verify", "reference_answer", "demonstration", "chance")
+
+
+def load(task: str, settings: Mapping[str, Any]) -> Task:
+    """Return an instance of the class with the settings as keyword arguments.
+
+    Raises:
+        ConfigError: it cannot be imported or made, lacks a member of `Task`, or fails on its own problem.
+    """
+    _, module, name = task.split(":")
+    start = f"data.task = {task!r}"
+    try:
+        if os.getcwd() not in sys.path:  # a console script has its own folder there instead
+            sys.path.insert(0, os.getcwd())
+        kind = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise ConfigError(f"{start}: {module} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(kind, type):
+        raise ConfigError(f"{start}: {module} has no class {name}; allowed: the name of a class in it")
+    lacks = [m for m in _MEMBERS if not hasattr(kind, m) or m in getattr(kind, "__abstractmethods__", ())]
+    if lacks:
+        raise ConfigError(
+            f"{start}: {name} lacks {', '.join(lacks)}; allowed: a class with {', '.join(_MEMBERS)} (docs/own_task.md)"
+        )
+    try:
+        made: Task = kind(**settings)
+    except Exception as error:
+        raise ConfigError(f"data.settings = {dict(settings)}: {name} refuses: {one_line(error)}") from error
+    _try(made, f"{start}: {name}")
+    return made
+
+
+def _try(task: Task, start: str) -> None:
+    """Make one problem of each split and judge its own answer: what is wrong here would spoil a whole run."""
+    for split in ("train", "eval"):
+        try:
+            problem, again = task.problem(split, 0), task.problem(split, 0)
+            verdict = task.verify(problem, task.reference_answer(problem))
+        except Exception as error:
+            raise ConfigError(f"{start} fails on its own problem: {type(error).__name__}: {one_line(error)}") from error
+        if not isinstance(problem, Problem) or problem != again:
+            raise ConfigError(
+                f"{start}: problem({split!r}, 0) is not always the same Problem; allowed: draws from its seed"
+            )
+        if not verdict.success:
+            raise ConfigError(
+                f"{start}: reference_answer of problem({split!r}, 0) does not succeed; allowed: one that does"
+            )
