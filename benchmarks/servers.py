@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import statistics
@@ -21,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import torch
 
 from grpo_mlflow import policy, runs, seeding, sources
 from grpo_mlflow.config import Config, resolve
@@ -32,6 +35,7 @@ from grpo_mlflow.generation.vllm import VLLM
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.types import Prompt
 
+WORKLOADS = {"short answers": Sampling(8), "long answers": Sampling(32)}
 MANAGED = ("generation.backend=vllm_server", "generation.server.manage=true")
 
 
@@ -54,14 +58,17 @@ async def bare_load(url: str, bodies: list[bytes], at_once: int) -> None:
 
 
 def throughput(config: Config, actor: Policy, generators: Generators, rounds: int) -> list[dict[str, Any]]:
-    """Return one record per concurrency."""
+    """Return one record per workload and concurrency."""
     task, table = sources.make_task(config), []
     prompts = [actor.prompt(task.problem("train", seed)) for seed in range(config.data.problems_per_iteration)]
-    k, sampling = config.data.rollouts_per_problem, Sampling(config.generation.max_new_tokens)
+    k = config.data.rollouts_per_problem
     first = generators.training()
     assert isinstance(first, ServerGenerator)
     first.sync(0)
-    for at_once in (4, 16, 64):
+    for (name, sampling), at_once in itertools.product(WORKLOADS.items(), (4, 16, 64)):
+        if name == "long answers" and first.server.version == 0:
+            _never_end(actor)
+            first.sync(1)
         generator = ServerGenerator(first.server, actor, at_once, recompute=False)
         bare, ours, tokens = [], [], 0
         for number in range(rounds + 1):
@@ -81,8 +88,10 @@ def throughput(config: Config, actor: Policy, generators: Generators, rounds: in
                 tokens += sum(len(c.token_ids) for group in found for c in group)
         table.append(
             {
+                "workload": name,
                 "prompts_in_flight": at_once,
                 "rollouts": len(prompts) * k,
+                "tokens_per_completion": tokens / (rounds * len(prompts) * k),
                 "bare_tokens_per_sec": tokens / sum(bare),
                 "ours_tokens_per_sec": tokens / sum(ours),
                 "ours_over_bare": statistics.median(b / o for b, o in zip(bare, ours, strict=True)),
@@ -90,6 +99,12 @@ def throughput(config: Config, actor: Policy, generators: Generators, rounds: in
         )
         print(json.dumps(table[-1]), flush=True)
     return table
+
+
+def _never_end(actor: Policy) -> None:
+    """Change the embedded model, which ends its answers after four tokens, so that it hardly ever does."""
+    with torch.no_grad():
+        actor.model.get_input_embeddings().weight[list(actor.eos_ids)] *= -1
 
 
 def _bodies(
