@@ -198,7 +198,7 @@ def configured(server: FakeServer, shared_store: str, *overrides: str) -> Resolv
 def numbers(run_dir: Path) -> list[dict[str, Any]]:
     """The training metrics of all iterations, without times and what says how the server fared."""
     found = [json.loads(path.read_text()) for path in sorted((run_dir / "metrics").glob("train_iter_*.json"))]
-    timed = ("seconds_", "server_")
+    timed = ("seconds_", "server_", "share_", "mfu", "peak_")
     return [{k: v for k, v in each.items() if not k.startswith(timed) and "per_sec" not in k} for each in found]
 
 
