@@ -40,6 +40,8 @@ LOAD = {"vllm": "/collective_rpc", "sglang": "/update_weights_from_disk"}
 class Fault:
     """What goes wrong, once: with the `nth` request of a path since weights were loaded `loads` times.
 
+    Of the path that samples only requests for several completions count, not those that prove weights.
+
     `answer` gets the server and the right answer and returns another one; it may sleep, restart the server, or raise
     `Dropped` or `Truncated`.
     """
@@ -50,8 +52,9 @@ class Fault:
     nth: int = 1
     met: int = 0
 
-    def strikes(self, path: str, loads: int) -> bool:
-        if path != self.path or loads < self.loads:
+    def strikes(self, path: str, loads: int, body: dict[str, Any]) -> bool:
+        several = body.get("n", 1) > 1 or len(body.get("input_ids", ())) > 1
+        if path != self.path or loads < self.loads or (path in SAMPLE.values() and not several):
             return False
         self.met += 1
         return self.met == self.nth + 1
@@ -103,6 +106,7 @@ class FakeServer:
         self.calls: list[str] = []  # everything but sampling and scoring
         self._prefixes: dict[tuple[int, ...], Any] = {}
         self.name = "policy"
+        self._closed = False
         self._lock, self._model_lock = threading.Lock(), threading.Lock()
         self.restart()
         self._listen()
@@ -147,6 +151,7 @@ class FakeServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed = True
         self.stop_listening()
 
     def stop_listening(self) -> None:
@@ -161,8 +166,9 @@ class FakeServer:
         def leave() -> None:
             self.stop_listening()
             time.sleep(seconds)
-            self.restart()
-            self._listen()
+            if not self._closed:
+                self.restart()
+                self._listen()
 
         threading.Thread(target=leave, daemon=True).start()
 
@@ -183,7 +189,7 @@ class FakeServer:
         path = urlsplit(handler.path).path
         with self._lock:
             self.requests[path] = self.requests.get(path, 0) + 1
-            struck = [fault for fault in self.faults if fault.strikes(path, len(self.loads))]
+            struck = [fault for fault in self.faults if fault.strikes(path, len(self.loads), body)]
             if path != SAMPLE[self.dialect]:
                 self.calls.append(path)
             self._at_once += path == SAMPLE[self.dialect]
