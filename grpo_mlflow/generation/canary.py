@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grpo_mlflow.policy import Policy, completion_logprobs
+from grpo_mlflow.policy import Policy
 
 _TEXT = (
     "Question: what is 12 + 34? Answer: 46. Question: what is 70 - 25? Answer: 45. "
@@ -55,11 +55,12 @@ def tokens(policy: Policy) -> tuple[int, ...]:
 @torch.no_grad()
 def expected(policy: Policy, ids: Sequence[int]) -> Expected:
     """Return the trainer's log-probabilities, at temperature 1."""
-    rows, start = torch.tensor([list(ids)], device=policy.device), torch.tensor([1], device=policy.device)
+    rows = torch.tensor([list(ids)], device=policy.device)
     with policy.autocast():
-        scores, _ = completion_logprobs(policy.model, rows, start, len(ids) - 1, 1.0)
-        after = policy.model(input_ids=rows, use_cache=False).logits[0, -1]
-    return Expected(tuple(scores[0].float().tolist()), after.float().log_softmax(-1).cpu())
+        logits = policy.model(input_ids=rows, use_cache=False).logits[0]
+    logprobs = logits.float().log_softmax(-1)
+    scores = logprobs[:-1].gather(1, rows[0, 1:, None]).squeeze(1)
+    return Expected(tuple(scores.tolist()), logprobs[-1].cpu())
 
 
 def error(reading: Reading, wanted: Expected) -> float:

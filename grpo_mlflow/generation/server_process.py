@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,8 +202,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
-
-
-def words(launched: Launch) -> Sequence[str]:
-    """Return the command as a person would type it, its environment first."""
-    return [*(f"{name}={value}" for name, value in sorted(launched.environment.items())), *launched.command]
