@@ -2,6 +2,7 @@
 
     make .venv-vllm/.installed
     python -m benchmarks.servers --output benchmarks/results/servers.json          # about five minutes on two cores
+    python -m benchmarks.servers --iterations 0 model.train_id=FOLDER data.problems_per_iteration=16   # another model
 
 Throughput: the same requests (prompts, seeds, concurrency) are sent by a bare load generator, which writes prepared
 bytes to open connections and throws the answers away, and through the generator that training uses, which also parses,
@@ -146,7 +147,7 @@ def iterations(folder: Path, iterations_: int, words: list[str]) -> list[dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="pairs per concurrency")
-    parser.add_argument("--iterations", type=int, default=20, help="training iterations per run")
+    parser.add_argument("--iterations", type=int, default=20, help="training iterations per run; 0: none")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     parser.add_argument("overrides", nargs="*", help="settings of the preset tiny to change")
     arguments = parser.parse_args()
@@ -156,7 +157,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         with Generators(config, actor, source, source, Path(folder) / "server.log", print) as generators:
             found: dict[str, Any] = {"throughput": throughput(config, actor, generators, arguments.rounds)}
-        found["iterations"] = iterations(Path(folder), arguments.iterations, arguments.overrides)
+        if arguments.iterations:
+            found["iterations"] = iterations(Path(folder), arguments.iterations, arguments.overrides)
     found["cores"] = os.cpu_count()
     if arguments.output:
         arguments.output.write_text(json.dumps(found, indent=1) + "\n")
