@@ -2,7 +2,7 @@
 
     make .venv-vllm/.installed
     python -m benchmarks.servers --output benchmarks/results/servers.json          # about five minutes on two cores
-    python -m benchmarks.servers --iterations 0 model.train_id=FOLDER data.problems_per_iteration=16   # another model
+    python -m benchmarks.servers --iterations 0 --new-tokens 8 --in-flight 4 8 model.train_id=FOLDER  # another model
 
 Throughput: the same requests (prompts, seeds, concurrency) are sent by a bare load generator, which writes prepared
 bytes to open connections and throws the answers away, and through the generator that training uses, which also parses,
@@ -36,7 +36,6 @@ from grpo_mlflow.generation.vllm import VLLM
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.types import Prompt
 
-WORKLOADS = {"short answers": Sampling(8), "long answers": Sampling(32)}
 MANAGED = ("generation.backend=vllm_server", "generation.server.manage=true")
 
 
@@ -58,16 +57,19 @@ async def bare_load(url: str, bodies: list[bytes], at_once: int) -> None:
     await asyncio.gather(*(work() for _ in range(at_once)))
 
 
-def throughput(config: Config, actor: Policy, generators: Generators, rounds: int) -> list[dict[str, Any]]:
-    """Return one record per workload and concurrency."""
+def throughput(
+    config: Config, actor: Policy, generators: Generators, lengths: list[int], in_flight: list[int], rounds: int
+) -> list[dict[str, Any]]:
+    """Return one record per longest completion and concurrency."""
     task, table = sources.make_task(config), []
     prompts = [actor.prompt(task.problem("train", seed)) for seed in range(config.data.problems_per_iteration)]
     k = config.data.rollouts_per_problem
     first = generators.training()
     assert isinstance(first, ServerGenerator)
     first.sync(0)
-    for (name, sampling), at_once in itertools.product(WORKLOADS.items(), (4, 16, 64)):
-        if name == "long answers" and first.server.version == 0:
+    for length, at_once in itertools.product(lengths, in_flight):
+        sampling = Sampling(length)
+        if length > 8 and first.server.version == 0:
             _never_end(actor)
             first.sync(1)
         generator = ServerGenerator(first.server, actor, at_once, recompute=False)
@@ -89,7 +91,8 @@ def throughput(config: Config, actor: Policy, generators: Generators, rounds: in
                 tokens += sum(len(c.token_ids) for group in found for c in group)
         table.append(
             {
-                "workload": name,
+                "model": config.model.train_id,
+                "max_new_tokens": length,
                 "prompts_in_flight": at_once,
                 "rollouts": len(prompts) * k,
                 "tokens_per_completion": tokens / (rounds * len(prompts) * k),
@@ -147,6 +150,8 @@ def iterations(folder: Path, iterations_: int, words: list[str]) -> list[dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="pairs per concurrency")
+    parser.add_argument("--new-tokens", type=int, nargs="+", default=[8, 32], help="longest completions")
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[4, 16, 64], help="prompts in flight")
     parser.add_argument("--iterations", type=int, default=20, help="training iterations per run; 0: none")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     parser.add_argument("overrides", nargs="*", help="settings of the preset tiny to change")
@@ -156,7 +161,9 @@ def main() -> None:
     actor = policy.load(source, policy.choose_device(config.model.device), config.model.dtype)
     with tempfile.TemporaryDirectory() as folder:
         with Generators(config, actor, source, source, Path(folder) / "server.log", print) as generators:
-            found: dict[str, Any] = {"throughput": throughput(config, actor, generators, arguments.rounds)}
+            lengths, in_flight = arguments.new_tokens, arguments.in_flight
+            table = throughput(config, actor, generators, lengths, in_flight, arguments.rounds)
+        found: dict[str, Any] = {"throughput": table}
         if arguments.iterations:
             found["iterations"] = iterations(Path(folder), arguments.iterations, arguments.overrides)
     found["cores"] = os.cpu_count()

@@ -88,8 +88,8 @@ def draw_of(token_ids: Any, logprobs: Any, finish_reason: Any, ask: Ask) -> Draw
     if finish_reason not in ("stop", "length"):
         raise Fault(f"a completion ended with finish_reason {finish_reason!r}")
     try:
-        values = tuple(float(p) for p in logprobs) if ask.logprobs else None
-        return Draw(tuple(int(i) for i in token_ids), values, finish_reason)
+        values = tuple(map(float, logprobs)) if ask.logprobs else None
+        return Draw(tuple(map(int, token_ids)), values, finish_reason)
     except (TypeError, ValueError):
         raise Fault("a completion holds tokens or log-probabilities that are not numbers") from None
 
@@ -101,7 +101,7 @@ def check(draws: Sequence[Draw], ask: Ask, vocabulary: int) -> None:
         Fault: a count, a token or a log-probability is impossible.
         Refusal: the server cuts completions short because its context is too small.
     """
-    most = ask.sampling.max_new_tokens
+    most, stops = ask.sampling.max_new_tokens, set(ask.stop_ids)
     if len(draws) != ask.k:
         raise Fault(f"{len(draws)} completions instead of {ask.k}")
     for draw in draws:
@@ -110,13 +110,13 @@ def check(draws: Sequence[Draw], ask: Ask, vocabulary: int) -> None:
             raise Fault(f"a completion of {count} tokens instead of 1 to {most}")
         if draw.logprobs is not None and len(draw.logprobs) != count:
             raise Fault(f"{len(draw.logprobs)} log-probabilities for {count} tokens")
-        if set(draw.token_ids[:-1]) & set(ask.stop_ids):
+        if not stops.isdisjoint(draw.token_ids[:-1]):
             raise Fault("a completion that goes on after its end token")
-        if not all(0 <= token < vocabulary for token in draw.token_ids):
+        if min(draw.token_ids) < 0 or max(draw.token_ids) >= vocabulary:
             raise Fault(f"a token id outside 0 to {vocabulary - 1}")
-        if not all(math.isfinite(value) and value <= 1e-3 for value in draw.logprobs or ()):  # rounding may exceed 0
+        if draw.logprobs and not (math.isfinite(sum(draw.logprobs)) and max(draw.logprobs) <= 1e-3):  # rounding
             raise Fault("log-probabilities that are not finite or above 0")
-        ended = draw.token_ids[-1] in ask.stop_ids
+        ended = draw.token_ids[-1] in stops
         if draw.finish_reason == "stop" and not ended:
             raise Fault("a completion that ended without its end token")
         if draw.finish_reason == "length" and count < most and not ended:
