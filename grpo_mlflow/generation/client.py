@@ -1,7 +1,8 @@
 """HTTP to an inference server: JSON out and in, failures sorted into those that may pass and those that will not.
 
 All requests go through the `openai` SDK's client (its connections, key and timeouts), with its own retries off: what a
-retry may repeat, and how long, is decided in one place, `retries`.
+retry may repeat, and how long, is decided in one place, `retries`. The SDK is imported where it is used: that takes a
+second, and a run without a server has no use for it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
-
-import openai
 
 T = TypeVar("T")
 _MAY_PASS = (408, 409, 425, 429)
@@ -40,6 +39,8 @@ class Client:
     """Talks to the server at `base_url` (with or without a trailing /v1); use it inside one event loop."""
 
     def __init__(self, base_url: str, timeout: float) -> None:
+        import openai
+
         self.root = base_url.rstrip("/").removesuffix("/v1")
         patience = openai.Timeout(timeout, connect=min(5.0, timeout))
         self._sdk = openai.AsyncOpenAI(
@@ -68,6 +69,8 @@ class Client:
         await self._sdk.close()
 
     async def _decoded(self, path: str, answer: Coroutine[Any, Any, str]) -> Any:
+        import openai
+
         try:
             text = await answer
         except openai.APIStatusError as error:
