@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from grpo_mlflow.policy import Policy
 from grpo_mlflow.statistics import mean
 from grpo_mlflow.tasks import Posed, Task, member_of
 from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout, Verdict
+
+_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Problem, Completion, Verdict)}
 
 
 def training_sampling(config: GenerationConfig) -> Sampling:
@@ -97,7 +99,7 @@ def write(path: Path, groups: Sequence[Group]) -> None:
     with path.open("w") as stream:
         for group in groups:
             record = {
-                "problem": asdict(group.problem),
+                "problem": _shallow(group.problem),
                 "prompt_token_ids": group.rollouts[0].prompt.token_ids,
                 "advantages": group.advantages,
                 "rollouts": [record_of(rollout) for rollout in group.rollouts],
@@ -122,9 +124,9 @@ def record_of(rollout: Rollout) -> dict[str, Any]:
     return {**_shallow(rollout.completion), "verdict": _shallow(rollout.verdict)}
 
 
-def _shallow(record: Completion | Verdict) -> dict[str, Any]:
+def _shallow(record: Problem | Completion | Verdict) -> dict[str, Any]:
     """Return the fields as they are: `asdict` copies every token on its own."""
-    return {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: getattr(record, name) for name in _NAMES[type(record)]}
 
 
 def rollout_of(prompt: Prompt, record: Mapping[str, Any]) -> Rollout:

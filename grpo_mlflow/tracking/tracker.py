@@ -29,7 +29,7 @@ from grpo_mlflow.errors import StoreAway, one_line, redact
 from grpo_mlflow.tracking.store import STORE_ERRORS, connect, local_path
 
 _RETRY_SECONDS = 30.0
-_FLUSH_SECONDS = 2.0  # a call to a store costs as much for one step as for many
+_FLUSH_SECONDS = 5.0  # a call to a store costs as much for one step as for many
 _NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 Place = tuple[str, str, Mapping[str, str]]  # parent run id, name, tags
 log = logging.getLogger(__name__)
