@@ -1,8 +1,9 @@
 """From prompts to next-token logits, one token after another for K rows of each prompt, by one of two ways.
 
 `PackedDecoder` keeps keys and values in buffers of its own: nothing is concatenated or masked anew for a token, prompts
-are prefilled without padding, and grouped key heads are never repeated. `CacheDecoder` uses the model's own cache and
-serves every architecture. Both give the same logits up to rounding, in the type of the autocast block around them.
+are prefilled without padding and kept once for their k rows, and grouped key heads are never repeated. `CacheDecoder`
+uses the model's own cache and serves every architecture. Both give the same logits up to rounding, in the type of the
+autocast block around them.
 """
 
 from __future__ import annotations
@@ -44,37 +45,37 @@ def start(policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -
 
 
 class PackedDecoder(Packed):
-    """Rows packed without padding; keys and values (R, key heads, columns, D) per layer, prompts flush right."""
+    """G prompts x k rows, packed without padding. Per layer, keys and values of the prompts (G, key heads, P, D) stand
+    once, beside buffers of each row's own tokens (R, key heads, columns, D); `slots` (R,) is prompt * k + number.
+
+    A row's attention is that to its prompt, computed for all rows of the prompt at once, and that to its own tokens;
+    softmax over both follows from the two sums of exponentials.
+    """
 
     def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> None:
         self._policy, device = policy, policy.device
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         starts, width = lengths.cumsum(0) - lengths, int(lengths.max())
-        places = starts[:, None] + torch.arange(width)[None, :]
-        # (G, P) places in the packed row, flush left for the causal pass and flush right for the buffers
-        self._left = places.where(torch.arange(width)[None, :] < lengths[:, None], 0).to(device)
-        shift = (width - lengths)[:, None]
-        self._right = (places - shift).where(torch.arange(width)[None, :] >= shift, 0).to(device)
-        self._packed = (torch.arange(len(prompts)) * width - starts).repeat_interleave(lengths).to(device)
-        self._k, self._column, self._prefilling = k, width, True
-        self._room = width + min(most, _GROWTH)
+        inside = torch.arange(width)[None, :] < lengths[:, None]
+        self._places = (starts[:, None] + torch.arange(width)[None, :]).where(inside, 0).to(device)  # (G, P)
+        self._inside = inside.to(device)
+        beyond = torch.zeros(inside.shape, device=device).masked_fill_(~self._inside, -torch.inf)
+        self._mask = None if bool(inside.all()) else beyond[:, None, None]  # (G, 1, 1, P)
+        self._k, self._column, self._room, self._prefilling = k, 0, min(most, _GROWTH), True
+        self._prompt_keys: list[Tensor] = []
+        self._prompt_values: list[Tensor] = []
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
+        self._slots = torch.arange(len(prompts) * k, device=device)
         self._positions = lengths.repeat_interleave(k).to(device)
-        hidden = (torch.arange(width)[None, :] < shift).repeat_interleave(k, dim=0).to(device)
-        mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
-        self._mask = mask[:, None, None] if bool(shift.any()) else None  # (R, 1, 1, P)
         ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)
         positions = torch.cat([torch.arange(int(n)) for n in lengths]).to(device)
-        self._packed += torch.arange(len(ids), device=device)
         logits = packed_forward(policy.model, ids, positions, self, (starts + lengths - 1).to(device))
         self.logits = logits.repeat_interleave(k, dim=0)
         self._prefilling = False
 
     def step(self, tokens: Tensor) -> None:
         """See `Decoder.step`."""
-        if self._mask is not None and self._mask.shape[-1] == self._column:
-            self._mask = torch.nn.functional.pad(self._mask, (0, _GROWTH))
         self.logits = packed_forward(self._policy.model, tokens, self._positions, self, 0)
         self._column += 1
         self._positions = self._positions + 1
@@ -82,26 +83,50 @@ class PackedDecoder(Packed):
     def keep(self, index: Tensor) -> None:
         """See `Decoder.keep`."""
         for buffers in (self._keys, self._values):
-            for layer, buffer in enumerate(buffers):
-                buffers[layer] = buffer.index_select(0, index)
+            buffers[:] = [buffer.index_select(0, index) for buffer in buffers]
         self._positions = self._positions[index]
-        self._mask = self._mask[index] if self._mask is not None else None
+        slots = self._slots[index]
+        prompts, owners = torch.unique(slots // self._k, return_inverse=True)
+        self._slots = owners * self._k + slots % self._k
+        if len(prompts) < len(self._prompt_keys[0]):
+            for buffers in (self._prompt_keys, self._prompt_values):
+                buffers[:] = [buffer.index_select(0, prompts) for buffer in buffers]
+            self._mask = self._mask[prompts] if self._mask is not None else None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `Packed.attend`."""
         if self._prefilling:
             return self._prefill(query, key, value, scaling)
         rows, heads, size = query.shape
+        scale = size**-0.5 if scaling is None else scaling
         keys = self._append(self._keys, layer, key)
         values = self._append(self._values, layer, value)
-        # the heads that share a key head stand in the place of several queries: no position is hidden among them
-        grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
-        mask = self._mask[..., : self._column + 1].to(query.dtype) if self._mask is not None else None
-        found = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scaling)
-        return found.reshape(rows, heads, size)
+        # the heads that share a key head stand in the place of several queries
+        grouped = (query * scale).view(rows, key.shape[1], heads // key.shape[1], size)
+        own, own_weight = _attention(grouped, keys, values, None)
+        of_prompts = _attention(self._spread(grouped), self._prompt_keys[layer], self._prompt_values[layer], self._mask)
+        prompt, prompt_weight = (self._gather(part, grouped.shape[2]) for part in of_prompts)
+        share = torch.sigmoid(prompt_weight - own_weight).to(own.dtype)
+        return torch.lerp(own, prompt, share).view(rows, heads, size)
+
+    def _spread(self, rows: Tensor) -> Tensor:
+        """Return (G, key heads, k * n, D) of rows (R, key heads, n, D); rows that have left are zeros."""
+        count = len(self._prompt_keys[0])
+        if len(rows) < count * self._k:
+            rows = rows.new_zeros(count * self._k, *rows.shape[1:]).index_copy_(0, self._slots, rows)
+        _, heads, several, size = rows.shape
+        return rows.view(count, self._k, heads, several, size).transpose(1, 2).reshape(count, heads, -1, size)
+
+    def _gather(self, groups: Tensor, several: int) -> Tensor:
+        """Undo `_spread`."""
+        count, heads, _, size = groups.shape
+        rows = groups.view(count, heads, self._k, several, size).transpose(1, 2).reshape(-1, heads, several, size)
+        return rows if len(self._slots) == len(rows) else rows.index_select(0, self._slots)
 
     def _append(self, buffers: list[Tensor], layer: int, new: Tensor) -> Tensor:
         """Write a column (R, key heads, D) and return all columns so far."""
+        if layer == len(buffers):
+            buffers.append(new.new_empty(*new.shape[:2], self._room, new.shape[2]))
         buffer = buffers[layer]
         if buffer.shape[2] == self._column:
             buffer = buffers[layer] = torch.cat(
@@ -111,17 +136,22 @@ class PackedDecoder(Packed):
         return buffer[:, :, : self._column + 1]
 
     def _prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """Return the attention of prompts to themselves, and fill the buffers of the next layer."""
-        count, width = self._left.shape
-        for buffers, new in ((self._keys, key), (self._values, value)):
-            placed = new[self._right].transpose(1, 2)  # (G, key heads, P, D)
-            buffer = new.new_empty(count, self._k, new.shape[1], self._room, new.shape[2])
-            buffer[:, :, :, :width] = placed[:, None]
-            buffers.append(buffer.flatten(0, 1))
-        q, k, v = (part[self._left].transpose(1, 2) for part in (query, key, value))
+        """Return the attention of prompts to themselves, and keep what the next layer's rows look at."""
+        q, k, v = (part[self._places].transpose(1, 2) for part in (query, key, value))
+        self._prompt_keys.append(k.contiguous())
+        self._prompt_values.append(v.contiguous())
         shared = query.shape[1] != key.shape[1]
         found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shared)
-        return found.transpose(1, 2).flatten(0, 1)[self._packed]
+        return found.transpose(1, 2)[self._inside]
+
+
+def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the attention of scaled queries, both (..., n, D), and the log-sum of its exponentials (..., n, 1)."""
+    scores = (query @ keys.transpose(-1, -2)).float()
+    if mask is not None:
+        scores = scores + mask
+    weight = scores.logsumexp(dim=-1, keepdim=True)
+    return (scores - weight).exp_().to(values.dtype) @ values, weight
 
 
 class CacheDecoder:
