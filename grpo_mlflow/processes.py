@@ -25,13 +25,14 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gath
 from grpo_mlflow import interrupts
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ConfigError, PeerLost, UserError, one_line
-from grpo_mlflow.heartbeat import Heartbeat, shared_store
+from grpo_mlflow.heartbeat import Heartbeat, Meeting, connect
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 E = TypeVar("E", bound=BaseException)
 # One may have to wait for another that makes a model or sends a checkpoint; `heartbeat` tells who is dead.
 _PATIENCE = timedelta(hours=2)
+_LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _GRACE = 15.0  # seconds that a collective has, after a loss, to fail by itself
 
 
@@ -41,6 +42,12 @@ def join(config: Config, device: torch.device) -> Processes:
     Raises:
         ConfigError: they cannot work together like this.
     """
+    missing = [name for name in _LAUNCHED if name not in os.environ]
+    if missing and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"WORLD_SIZE = {os.environ['WORLD_SIZE']}, but no {missing[0]}: each of several processes needs "
+            f"{', '.join(_LAUNCHED)} in its environment; torchrun and accelerate launch set them"
+        )
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",  # `model.dtype` decides, not a launcher
@@ -55,12 +62,6 @@ def join(config: Config, device: torch.device) -> Processes:
 def _objection(config: Config, processes: Processes) -> str | None:
     """Return what is wrong with these processes for this config, or None."""
     kind, count = str(processes.accelerator.distributed_type.value), processes.count
-    announced = int(os.environ.get("WORLD_SIZE", "1"))
-    if count != announced:
-        return (
-            f"WORLD_SIZE = {announced}, but no LOCAL_RANK: a process of several needs RANK, WORLD_SIZE, LOCAL_RANK, "
-            "MASTER_ADDR and MASTER_PORT in its environment, as torchrun and accelerate launch set them"
-        )
     if kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         return f"distributed type {kind}: allowed: plain data parallel, see docs/scaling.md"
     if count > 1 and {config.generation.backend, config.eval.backend or "local"} != {"local"}:
@@ -227,17 +228,17 @@ class Processes:
         if self.count == 1:
             yield
             return
-        host = os.environ["MASTER_ADDR"]
-        store = shared_store(host, 0, first=True) if self.is_first else None
-        port = self.broadcast(store.port if store else 0)
-        store = store or shared_store(host, port, first=False)
+        meeting = Meeting() if self.is_first else None
+        port, secret = self.broadcast((meeting.port, meeting.secret) if meeting else (0, ""))
+        others = meeting.accept(self.count - 1) if meeting else {}
+        connections = others or connect(os.environ["MASTER_ADDR"], port, secret, self.rank)
 
         def on_loss(line: str) -> None:
             interrupts.request(signal.SIGTERM)  # what is being sampled is in vain
             self._end_if_blocked(line, on_hang)
 
         with interrupts.shared(silent=not self.is_first):
-            self._heartbeat = heartbeat = Heartbeat(store, self.rank, self.count, interrupts.request, on_loss)
+            self._heartbeat = heartbeat = Heartbeat(connections, self.rank, interrupts.request, on_loss)
             failure: str | None = None
             try:
                 yield

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,17 @@ from grpo_mlflow.processes import Processes
 from grpo_mlflow.rollouts import read
 from tests import ranks
 from tests.conftest import SMALL
-from tests.test_runs import _newest, curves, resume, small
+from tests.test_runs import ROOT, _newest, _until, curves, resume, small
 from tests.test_update import ALL_TERMS, K, fresh, make_groups
 
 AGGREGATIONS = ("grpo", "dapo", "dr_grpo", "bnpo")
 CONSTANT = "train.lr_schedule=constant"
 LONG = ("train.iterations=2000", "eval.interval=1000", CONSTANT)
+
+
+@pytest.fixture
+def store(shared_store: str) -> str:
+    return shared_store
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +158,34 @@ def test_when_one_process_is_killed_the_other_ends_and_the_run_can_go_on(store: 
     assert client.get_run(run).info.status == "FINISHED"
 
 
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "how"), [(TORCHRUN, signal.SIGINT), (ACCELERATE, signal.SIGTERM)], ids=["torchrun", "accelerate"]
+)
+def test_a_signal_to_the_launcher_stops_the_run_as_one(
+    store: str, tmp_path: Path, launcher: Sequence[str], how: signal.Signals
+) -> None:
+    command = [sys.executable, "-m", *launcher, "-m", "entrypoints.train", *words(store, *LONG, "model.device=cpu")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, env=environment, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    _until(process, "iter    2")
+    process.send_signal(how)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    run = _newest(store)
+    tags = mlflow.MlflowClient(store).get_run(run).data.tags
+    assert tags["grpo.ended"] == "KILLED"
+    assert rest.count(f"resume={run}") == 1
+    reached = int(tags["grpo.last_checkpoint"].removeprefix("iter_"))
+    assert reached == len(curves(store, run)["train/loss_total"])
+
+
 @pytest.mark.slow
 def test_a_process_that_stands_still_ends_the_run_within_a_minute(store: str, tmp_path: Path) -> None:
     started = ranks.start(ranks.train, words(store, *LONG), tmp_path)
@@ -220,12 +256,19 @@ def test_an_end_without_trouble_leaves_nobody_waiting(tmp_path: Path) -> None:
             "data.problems_per_iteration=3",
             "data.problems_per_iteration = 3: does not divide over 2 processes; allowed: multiples of 2",
         ),
+        (
+            "generation.backend=vllm_server",
+            "generation.backend = 'vllm_server': 2 processes share no server yet; allowed: local",
+        ),
+        ("data.problems_per_iteration=0", "data.problems_per_iteration = 0 (override): input should be greater"),
     ],
 )
 def test_what_several_processes_cannot_do_is_one_line(store: str, tmp_path: Path, override: str, line: str) -> None:
-    started = ranks.start(ranks.train, words(store, override), tmp_path)
+    more = ("train.grad_accum_steps=auto", "generation.base_url=http://127.0.0.1:9")
+    started = ranks.start(ranks.train, words(store, *more, override), tmp_path)
     assert started.end() == [2, 2]
-    assert started.errors() == [f"error: {line}"]
+    assert len(started.errors()) == 1
+    assert started.errors()[0].startswith(f"error: {line}")
 
 
 def test_an_environment_that_is_half_a_launchers_is_refused(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
