@@ -69,7 +69,8 @@ def choose_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):
         count = torch.cuda.device_count()
-        index = int(device.partition(":")[2] or os.environ.get("LOCAL_RANK", "0"))
+        local = os.environ.get("LOCAL_RANK", "0") if count > 1 else 0  # a scheduler may show each process one GPU only
+        index = int(device.partition(":")[2] or local)
         if index >= count:
             raise UserError(f"model.device = {device!r}: this machine has {count} CUDA devices; allowed: auto, cpu")
         torch.cuda.set_device(index)

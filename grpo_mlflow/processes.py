@@ -48,6 +48,9 @@ def join(config: Config, device: torch.device) -> Processes:
             f"WORLD_SIZE = {os.environ['WORLD_SIZE']}, but no {missing[0]}: each of several processes needs "
             f"{', '.join(_LAUNCHED)} in its environment; torchrun and accelerate launch set them"
         )
+    for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):  # accelerate ignores some of them on a CPU
+        if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true":
+            raise ConfigError(f"ACCELERATE_USE_{way} = true: allowed: plain data parallel (docs/scaling.md says why)")
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",  # `model.dtype` decides, not a launcher
@@ -61,9 +64,7 @@ def join(config: Config, device: torch.device) -> Processes:
 
 def _objection(config: Config, processes: Processes) -> str | None:
     """Return what is wrong with these processes for this config, or None."""
-    kind, count = str(processes.accelerator.distributed_type.value), processes.count
-    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        return f"distributed type {kind}: allowed: plain data parallel, see docs/scaling.md"
+    count = processes.count
     if count > 1 and {config.generation.backend, config.eval.backend or "local"} != {"local"}:
         return (
             f"generation.backend = {config.generation.backend!r}: {count} processes share no server yet; allowed: local"

@@ -277,6 +277,13 @@ def test_an_environment_that_is_half_a_launchers_is_refused(store: str, monkeypa
         runs.train(small(store))
 
 
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_model_in_pieces_is_refused(store: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UserError, match="plain data parallel"):
+        runs.train(small(store))
+
+
 def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -284,6 +291,9 @@ def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyP
     assert choose_device("auto") == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # a scheduler that shows each process one
+    assert choose_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="2 CUDA devices"):
         choose_device("auto")
