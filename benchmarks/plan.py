@@ -161,6 +161,7 @@ def plan(shape: Shape, work: Workload, machine: Machine, processes: int = 1) -> 
         "buckets of DDP": 4.0 * number if processes > 1 else 0.0,
         "activations": float(computed * kept * tokens),
         "logits": min(3 * logits, KEPT_LOGITS),
+        "output layer": 4.0 * shape.vocabulary * shape.hidden,  # its gradient, before it is added to that of the others
     }
     rollouts = work.problems * work.k / processes
     cached = rollouts * work.completion + work.problems / processes * work.prompt
@@ -205,7 +206,7 @@ def tables() -> str:
             lines.append(
                 f"| {shape.name} | {processes} | {part['weights'] + part['gradients'] + part['AdamW']:.1f} | "
                 f"{part['reference']:.1f} | {part['bfloat16 copies'] + part['buckets of DDP']:.1f} | "
-                f"{part['activations'] + part['logits']:.1f} | {found.training_bytes / GIB:.0f} | "
+                f"{part['activations'] + part['logits'] + part['output layer']:.1f} | {found.training_bytes / GIB:.0f} | "
                 f"{lean.training_bytes / GIB:.0f} | {found.serving_bytes / GIB:.0f} |"
             )
     lines += [
@@ -237,7 +238,7 @@ def measure(folder: Path, work: Workload, threads: int) -> dict[str, float]:
 
     torch.set_num_threads(threads)
     device = torch.device("cpu")
-    rate = gemm_peak(device, torch.float32)
+    rates = [gemm_peak(device, torch.float32)]
     before = _resident()
     actor = policy.load(folder, device)
     problems = [Problem(f"p{i}", i, ({"role": "user", "content": "x"},)) for i in range(work.problems)]
@@ -265,18 +266,34 @@ def measure(folder: Path, work: Workload, threads: int) -> dict[str, float]:
         learner.update(rollouts.form_groups(problems, judged, "group"), 0, iteration)
         found = {"generate, s": middle - began, "update, s": time.perf_counter() - middle}
     found["memory, MB"] = (_resident(peak=True) - before) / 2**20
-    expected = plan(Shape.read(folder), work, Machine("this CPU", rate, math.inf, share=1.0))
+    gemm_peak.cache_clear()
+    rates.append(gemm_peak(device, torch.float32))  # other work on the machine may have disturbed the first
+    machine = Machine("this CPU", max(rates), _bandwidth(), share=0.7)
+    expected = plan(Shape.read(folder), work, machine)
     wanted = {
         "generate, s": expected.generate_seconds,
         "update, s": expected.update_seconds,
         "memory, MB": expected.training_bytes / 2**20,
     }
     print(f"{folder.name}: {work.problems} x {work.k} x ({work.prompt} + {work.completion}), rows {work.rows}")
-    print(f"a matrix product runs at {rate / 1e9:.0f} GFLOP/s")
+    print(f"a matrix product runs at {machine.flops / 1e9:.0f} GFLOP/s, a copy at {machine.bandwidth / 1e9:.1f} GB/s")
     for name, value in found.items():
         ratio = wanted[name] / value
         print(f"  {name:<12} formula {wanted[name]:9.2f}  measured {value:9.2f}  formula/measured {ratio:.2f}")
     return {name: wanted[name] / value for name, value in found.items()}
+
+
+def _bandwidth() -> float:
+    """Return the bytes per second that a copy reads and writes: the best of a few."""
+    import torch
+
+    source, best = torch.ones(1 << 26), math.inf
+    target = torch.empty_like(source)
+    for _ in range(5):
+        began = time.perf_counter()
+        target.copy_(source)
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * 4 * source.numel() / best
 
 
 def _resident(peak: bool = False) -> float:

@@ -41,8 +41,10 @@ class Meeting:
                 connection, _ = self._server.accept()
                 connection.settimeout(_CONNECTING)
                 secret, _, rank = connection.makefile().readline().strip().partition(" ")
-                if secrets.compare_digest(secret, self.secret):  # else a stranger, such as a port scanner
+                if secrets.compare_digest(secret, self.secret):
                     found[int(rank)] = connection
+                else:  # a stranger, such as a port scanner
+                    connection.close()
         return found
 
 

@@ -82,8 +82,9 @@ def _gradients(path: str) -> None:
     found = {}
     for aggregation in AGGREGATIONS:
         groups = make_groups(5, flat=(1,))
-        settings: dict[str, Any] = {"batch_size": 3, "grad_accum_steps": "auto", "grad_clip": None, **ALL_TERMS}
-        config = TrainConfig(aggregation=aggregation, **settings)
+        settings: dict[str, Any] = {"batch_size": 3, "grad_accum_steps": "auto", "grad_clip": None}
+        settings |= {"aggregation": aggregation, **ALL_TERMS}
+        config = TrainConfig(**settings)
         made = Learner(fresh(), fresh(seed=4), Accelerator(cpu=True), config, Sizes(0.8, 16, 5 * K, 100))
         metrics = made.update(groups, 0, 0)
         moments = [entry["exp_avg"].flatten() for entry in made.optimizer.state_dict()["state"].values()]
