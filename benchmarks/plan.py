@@ -203,10 +203,11 @@ def tables() -> str:
             found = plan(shape, GSM8K, H100, processes)
             lean = plan(shape, replace(GSM8K, checkpointing=True), H100, processes)
             part = {name: size / GIB for name, size in found.training.items()}
+            own = part["activations"] + part["logits"] + part["output layer"]
             lines.append(
                 f"| {shape.name} | {processes} | {part['weights'] + part['gradients'] + part['AdamW']:.1f} | "
                 f"{part['reference']:.1f} | {part['bfloat16 copies'] + part['buckets of DDP']:.1f} | "
-                f"{part['activations'] + part['logits'] + part['output layer']:.1f} | {found.training_bytes / GIB:.0f} | "
+                f"{own:.1f} | {found.training_bytes / GIB:.0f} | "
                 f"{lean.training_bytes / GIB:.0f} | {found.serving_bytes / GIB:.0f} |"
             )
     lines += [

@@ -24,7 +24,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gath
 
 from grpo_mlflow import interrupts
 from grpo_mlflow.config import Config
-from grpo_mlflow.errors import ConfigError, PeerLost, UserError, one_line
+from grpo_mlflow.errors import ConfigError, PeerLost, Pruned, UserError, one_line
 from grpo_mlflow.heartbeat import Heartbeat, Meeting, connect
 
 T = TypeVar("T")
@@ -168,15 +168,17 @@ class Processes:
         return value  # type: ignore[no-any-return]
 
     def decided(self, decide: Callable[[], None]) -> None:
-        """Let the first process decide; what it raises, all raise."""
+        """Let the first process decide; where it raises, all end: with Pruned where that is what it raised."""
         raised: Exception | None = None
         if self.is_first:
             try:
                 decide()
             except Exception as error:
                 raised = error
-        if (found := self.broadcast(raised)) is not None:
-            raise self.told_by_first(found)
+        own = raised is None or isinstance(raised, Pruned)
+        found = self.broadcast(raised if own else PeerLost(f"process 0 of {self.count} failed"))
+        if found is not None:
+            raise self.told_by_first(raised or found)
 
     def told_by_first(self, error: E) -> E:
         """Return an error that all processes end with, so that the first alone need tell it."""

@@ -98,7 +98,8 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
             rollouts_per_step=config.rollouts_per_step,
             total_steps=config.train.iterations * config.steps_per_iteration,
         )
-        learner = Learner(actor, reference, processes.accelerator, config.train, sizes)
+        with processes.collective():
+            learner = Learner(actor, reference, processes.accelerator, config.train, sizes)
         store = processes.one_after_first(
             lambda: CheckpointStore(tracker.run_dir / "checkpoints", config.checkpoint.keep_last)
         )
@@ -189,8 +190,9 @@ def session(
 ) -> Iterator[tuple[Processes, NullTracker, Console]]:
     """Open the run, log what it is, and set its status to how the block ends."""
     config = resolved.config
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     processes = join(config, policy.choose_device(config.model.device))
+    level = logging.WARNING if processes.is_first else logging.ERROR
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     console = Console(quiet=nested is not None or not processes.is_first)
     for warning in resolved.warnings:
         console.warn(warning)
@@ -262,16 +264,16 @@ def _parameters(config: Config, kind: str) -> dict[str, object]:
 
 
 def _open(config: Config, kind: str, stored: Stored | None, nested: Nested | None, processes: Processes) -> NullTracker:
-    def start() -> NullTracker:
-        if not processes.is_first:
-            return NullTracker(Path())
+    tracker = NullTracker(Path())
+
+    def start() -> None:
+        nonlocal tracker
         place = (nested.parent_run_id, nested.name, nested.tags) if nested else None
         tracker = tracking.start(config.tracking, kind, stored.run_id if stored else None, place)
         if nested:
             tracker.tags(nested.tags)
-        return tracker
 
-    tracker = processes.agreed(start)
+    processes.decided(start)
     tracker.run_id, tracker.run_dir = processes.broadcast((tracker.run_id, tracker.run_dir))
     return tracker
 
