@@ -19,7 +19,7 @@ PORT=$((20000 + SLURM_JOB_ID % 20000))
 
 # The node's number is known on the node only, hence the inner shell.
 srun --kill-on-bad-exit=1 bash -c 'exec .venv/bin/accelerate launch \
-    --config_file configs/accelerate/ddp.yaml \
+    --config_file deploy/accelerate/ddp.yaml \
     --num_machines "$SLURM_NNODES" --num_processes $((SLURM_NNODES * 8)) --machine_rank "$SLURM_NODEID" \
     --main_process_ip "$0" --main_process_port "$1" \
     -m entrypoints.train "${@:2}"' "$MAIN" "$PORT" "$@"

@@ -22,7 +22,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_accelerate_reads_its_configs(name: str) -> None:
-    path = ROOT / f"configs/accelerate/{name}.yaml"
+    path = ROOT / f"deploy/accelerate/{name}.yaml"
     config = load_config_from_file(str(path))  # refuses keys that it does not know
     assert config.distributed_type == CONFIGS[name]
     assert (config.num_processes, config.mixed_precision) == (8, "no")
@@ -33,7 +33,7 @@ def test_accelerate_reads_its_configs(name: str) -> None:
 
 
 def test_every_config_is_tested() -> None:
-    assert {path.stem for path in (ROOT / "configs/accelerate").iterdir()} == set(CONFIGS)
+    assert {path.stem for path in (ROOT / "deploy/accelerate").iterdir()} == set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", ["job", "indexed-job"])
@@ -44,7 +44,7 @@ def test_kubernetes_jobs_start_training(name: str) -> None:
     pod = job["spec"]["template"]["spec"]
     container = pod["containers"][0]
     command = " ".join([*container["command"], *container["args"]])
-    assert "accelerate launch --config_file configs/accelerate/ddp.yaml" in command
+    assert "accelerate launch --config_file deploy/accelerate/ddp.yaml" in command
     assert "-m entrypoints.train" in command
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     if name == "indexed-job":
