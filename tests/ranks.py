@@ -91,3 +91,12 @@ def train(*words: str) -> None:
 
     sys.argv = ["train", *words]
     run(main)
+
+
+def evaluate(*words: str) -> None:
+    """What `python -m entrypoints.evaluate WORDS` does."""
+    from entrypoints.command import run
+    from entrypoints.evaluate import main
+
+    sys.argv = ["evaluate", *words]
+    run(main)

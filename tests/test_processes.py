@@ -74,6 +74,17 @@ def test_two_processes_train_like_one(store: str, tmp_path: Path) -> None:
     equal(store, one.run_id, _newest(store))
 
 
+def test_two_processes_measure_a_model_like_one(store: str, tmp_path: Path) -> None:
+    whole = runs.evaluate(small(store, "eval.num_ids=9"), "")
+    started = ranks.start(ranks.evaluate, words(store, "eval.num_ids=9"), tmp_path)
+    assert started.end() == [0, 0], started.everything()
+    found = mlflow.MlflowClient(store).get_run(_newest(store)).data.metrics
+    expected = {f"eval/{name.replace('@', '_at_')}": value for name, value in whole.metrics().items()}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert whole.summary() in started.text(0)
+    assert started.text(1) == ""
+
+
 def _gradients(path: str) -> None:
     """Save the gradient of one optimizer step for each aggregation, of ragged micro-batches with flat groups."""
     from grpo_mlflow.config import TrainConfig
