@@ -1,5 +1,5 @@
 #!/bin/bash
-# One training run over whole nodes: sbatch deploy/slurm.sh model.train_id=Qwen/Qwen2.5-0.5B data.task=sat train.batch_size=8
+# One training run over whole nodes: sbatch deploy/slurm.sh model.train_id=Qwen/Qwen2.5-0.5B data.task=sat train.batch_size=8 train.lr=1e-5
 # After the time limit: sbatch deploy/slurm.sh resume=RUN_ID
 #SBATCH --job-name=grpo
 #SBATCH --nodes=2
