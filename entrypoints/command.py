@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from grpo_mlflow.config import Resolved, render
-from grpo_mlflow.errors import UserError
+from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.interrupts import Interrupted
 
 
@@ -15,8 +16,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        everywhere = isinstance(error, ConfigError) and os.environ.get("LOCAL_RANK", "0") != "0"
+        if not (error.told or everywhere):  # else another process of the run tells it
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Interrupted as stop:
         sys.exit(stop.exit_code)

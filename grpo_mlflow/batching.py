@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from grpo_mlflow.types import Group
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +90,3 @@ def collate(rows: Sequence[Row], device: torch.device) -> Batch:
 def pad(rows: Sequence[Sequence[float]], width: int) -> Tensor:
     """Return rows as one float32 tensor (B, width), zeros on the right."""
     return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.float32)
-
-
-def interleave(shares: Sequence[Sequence[Item]]) -> list[Item]:
-    """Return the items in their first order, after process r of n took every n-th one starting at r."""
-    total = sum(map(len, shares))
-    return [shares[i % len(shares)][i // len(shares)] for i in range(total)]

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-
 from grpo_mlflow import rollouts
-from grpo_mlflow.batching import interleave
 from grpo_mlflow.checkpoint import Checkpoint
 from grpo_mlflow.config import Config
 from grpo_mlflow.generation import Begun, Generator, Overlapping
 from grpo_mlflow.policy import Policy
+from grpo_mlflow.processes import Processes
 from grpo_mlflow.tasks import Task
 from grpo_mlflow.types import Group, Problem, Prompt, Rollout
 
@@ -57,19 +54,20 @@ class Collector:
         task: Task,
         policy: Policy,
         generator: Generator,
-        accelerator: Accelerator,
+        processes: Processes,
         recorded: Callable[[int], list[Group]] | None = None,
         ahead: tuple[int, list[Group]] | None = None,
     ) -> None:
         self._config, self._task, self._policy = config, task, policy
-        self._generator, self._accelerator, self._recorded = generator, accelerator, recorded
+        self._generator, self._processes, self._recorded = generator, processes, recorded
         self._begun: _Ahead | None = None
         self._settled = ahead
 
     def groups(self, version: int) -> list[Group]:
         """Return the groups of an iteration; processes share the work and all return the whole."""
         if self._recorded:
-            return self._recorded(version)
+            recorded = self._recorded
+            return self._processes.agreed(lambda: recorded(version))
         self.settle()
         self._generator.sync(version)
         settled, self._settled = self._settled, None  # not before: what is sampled must outlive a sync that fails
@@ -106,20 +104,20 @@ class Collector:
 
     def _sample(self, version: int) -> list[Group]:
         problems = self._problems(version)
-        count = self._accelerator.num_processes
-        judged = rollouts.collect(
-            self._task,
-            self._policy,
-            self._generator,
-            problems[self._accelerator.process_index :: count],
-            self._config.data.rollouts_per_problem,
-            rollouts.training_sampling(self._config.generation),
-            self._config.seed,
-            ("train", version),
-        )
-        if count > 1:
-            judged = interleave(gather_object([judged]))
-        return self._form(problems, judged)
+
+        def sample() -> list[list[Rollout]]:
+            return rollouts.collect(
+                self._task,
+                self._policy,
+                self._generator,
+                self._processes.own(problems),
+                self._config.data.rollouts_per_problem,
+                rollouts.training_sampling(self._config.generation),
+                self._config.seed,
+                ("train", version),
+            )
+
+        return self._form(problems, self._processes.together(self._processes.agreed(sample)))
 
     def _begin(self, version: int) -> None:
         problems = self._problems(version)

@@ -9,6 +9,7 @@ class UserError(Exception):
     """Something outside the program is wrong (a path, a store, a model): one line says what and where."""
 
     exit_code = 1
+    told = False  # by another process of the run
 
 
 class StoreAway(UserError):
@@ -17,6 +18,10 @@ class StoreAway(UserError):
 
 class ServerFailed(UserError):
     """The inference server gives no usable answer. No rollout is lost: the run can be resumed."""
+
+
+class PeerLost(UserError):
+    """Another process of the run failed or is gone. The run can be resumed."""
 
 
 class Pruned(Exception):

@@ -13,19 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-
-from grpo_mlflow.batching import interleave
 from grpo_mlflow.checkpoint import name_of
 from grpo_mlflow.config import Config
 from grpo_mlflow.generation import Generator, Sampling
 from grpo_mlflow.policy import Policy
+from grpo_mlflow.processes import Processes
 from grpo_mlflow.rollouts import collect, record_of, rollout_of
 from grpo_mlflow.statistics import Estimate, mean, mean_at_k, mean_interval, pass_at_k, rate_interval
 from grpo_mlflow.tasks import Task, member_of
 from grpo_mlflow.tracking import NullTracker
-from grpo_mlflow.types import Prompt, Rollout
+from grpo_mlflow.types import Problem, Prompt, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +129,23 @@ def evaluation_sampling(config: Config) -> Sampling:
 
 
 def evaluate(
-    task: Task, policy: Policy, generator: Generator, config: Config, accelerator: Accelerator | None = None
+    task: Task, policy: Policy, generator: Generator, config: Config, processes: Processes | None = None
 ) -> Evaluation:
     """Evaluate the policy on `eval.num_ids` problems; processes share the work and all return the whole."""
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    sampling = evaluation_sampling(config)
     first = config.eval.id_seed_start
-    problems = [task.problem("eval", first + i) for i in range(config.eval.num_ids)][rank::world]
+    problems = [task.problem("eval", first + i) for i in range(config.eval.num_ids)]
+    if processes is None:
+        outcomes = _outcomes(task, policy, generator, config, problems)
+    else:
+        own = processes.own(problems)
+        outcomes = processes.together(processes.agreed(lambda: _outcomes(task, policy, generator, config, own)))
+    return Evaluation(tuple(outcomes), config.eval.ks)
+
+
+def _outcomes(
+    task: Task, policy: Policy, generator: Generator, config: Config, problems: Sequence[Problem]
+) -> list[Outcome]:
+    sampling = evaluation_sampling(config)
     key = ("eval",)
     sampled = collect(task, policy, generator, problems, config.eval.replicates, sampling, config.seed, key, False)
     greedy: Sequence[Rollout | None] = [None] * len(problems)
@@ -146,13 +153,10 @@ def evaluate(
         likeliest = Sampling(sampling.max_new_tokens, 0.0, repetition_penalty=sampling.repetition_penalty)
         rows = collect(task, policy, generator, problems, 1, likeliest, config.seed, key, False)
         greedy = [row[0] for row in rows]
-    outcomes = [
+    return [
         Outcome(problem.id, tuple(rollouts), best, task.chance(problem))
         for problem, rollouts, best in zip(problems, sampled, greedy, strict=True)
     ]
-    if world > 1:
-        outcomes = interleave(gather_object([outcomes]))
-    return Evaluation(tuple(outcomes), config.eval.ks)
 
 
 def write(path: Path, evaluation: Evaluation) -> None:

@@ -2,6 +2,9 @@
 
 Inside `handled()` a first signal raises `Interrupted` at once, wherever the program is; inside `deferred()` it waits
 for the end of the block. A second Ctrl-C gives up waiting. Outside the main thread nothing is changed.
+
+Where a run has several processes (`shared`), none of them may stop alone: signals wait but for the blocks that let
+them through.
 """
 
 from __future__ import annotations
@@ -19,23 +22,28 @@ class Interrupted(BaseException):
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
-        self.exit_code = 128 + signum
+        self.signum, self.exit_code = signum, 128 + signum
 
 
 class _State:
     depth = 0
     pending: int | None = None
     stopping = False
+    shared = False
+    silent = False
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
     if _State.stopping or _State.pending is not None:
-        if signum == signal.SIGINT:  # a second Ctrl-C; a second SIGTERM is often the same request passed on
+        # A second SIGTERM is often the same request passed on, and so is a launcher's SIGINT to its processes.
+        if signum == signal.SIGINT and not _State.shared:
             raise KeyboardInterrupt
         return
     if _State.depth:
         _State.pending = signum
-        os.write(2, b"\nstopping as soon as what is under way is whole; Ctrl-C again gives that up\n")
+        if not _State.silent:
+            again = b"" if _State.shared else b"; Ctrl-C again gives that up"
+            os.write(2, b"\nstopping as soon as what is under way is whole" + again + b"\n")
         return
     _State.stopping = True
     raise Interrupted(signum)
@@ -61,6 +69,43 @@ def handled() -> Iterator[None]:
 
 
 @contextmanager
+def shared(silent: bool) -> Iterator[None]:
+    """Hold signals back inside the block, in one of several processes; a `silent` one says nothing about it."""
+    _State.shared, _State.silent = True, silent
+    try:
+        with deferred():
+            yield
+    finally:
+        _State.shared = _State.silent = False
+
+
+@contextmanager
+def let_through() -> Iterator[None]:
+    """Inside `deferred()`: let signals end the block at once, one that waits already too."""
+    depth, _State.depth = _State.depth, 0
+    try:
+        if _State.pending is not None:
+            stop(_State.pending)
+        yield
+    finally:
+        _State.depth = depth
+
+
+def stop(signum: int) -> None:
+    """Stop as if this process had got the signal."""
+    _State.pending, _State.stopping = None, True
+    raise Interrupted(signum)
+
+
+def request(signum: int) -> None:
+    """Let the main thread stop as if it had got the signal, without a word; for other threads."""
+    _State.silent = True
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signum)
+
+
+@contextmanager
 def deferred() -> Iterator[None]:
     """Hold a signal back until the block has ended, then raise it. An exception of the block itself goes first."""
     if not _in_main_thread():
@@ -76,5 +121,4 @@ def deferred() -> Iterator[None]:
     finally:
         _State.depth -= 1
     if _State.depth == 0 and _State.pending is not None:
-        signum, _State.pending, _State.stopping = _State.pending, None, True
-        raise Interrupted(signum)
+        stop(_State.pending)

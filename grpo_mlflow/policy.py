@@ -7,6 +7,7 @@ attention mask and cannot change a real token's logits.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Policy:
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the device of a config value; `auto` prefers CUDA.
+    """Return the device of a config value; `auto` prefers CUDA, and one of several processes takes its own GPU.
 
     Raises:
         UserError: the device does not exist here.
@@ -68,7 +69,8 @@ def choose_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):
         count = torch.cuda.device_count()
-        index = int(device.partition(":")[2] or 0)
+        local = os.environ.get("LOCAL_RANK", "0") if count > 1 else 0  # a scheduler may show each process one GPU only
+        index = int(device.partition(":")[2] or local)
         if index >= count:
             raise UserError(f"model.device = {device!r}: this machine has {count} CUDA devices; allowed: auto, cpu")
         torch.cuda.set_device(index)

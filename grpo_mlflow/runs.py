@@ -13,8 +13,6 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from grpo_mlflow import (
     __version__,
@@ -31,7 +29,8 @@ from grpo_mlflow.checkpoint import CheckpointStore
 from grpo_mlflow.collector import Collector, read_ahead
 from grpo_mlflow.config import Config, Resolved, dump, flatten
 from grpo_mlflow.console import Console
-from grpo_mlflow.errors import ConfigError, Pruned, ServerFailed
+from grpo_mlflow.errors import Pruned, ServerFailed
+from grpo_mlflow.processes import Processes, join
 from grpo_mlflow.sources import Stored
 from grpo_mlflow.tracking import NullTracker
 from grpo_mlflow.trainer import Progress, Trainer
@@ -70,25 +69,27 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
     """Train, from the beginning or from `stored`; as a trial of a study, it may end with `Pruned`."""
     config = resolved.config
     nested = trial.nested if trial else None
-    with session(resolved, "train", stored, nested) as (accelerator, tracker, console):
+    with session(resolved, "train", stored, nested) as (processes, tracker, console):
         if trial:
             trial.on_start(tracker.run_id)
-        device = accelerator.device
+        device = processes.accelerator.device
         start = time.perf_counter()
         resumed = stored.checkpoint if stored else None
-        _require_even_shares(config, accelerator)
 
         def initial() -> str | Path:
-            with accelerator.main_process_first():  # the others find it in the cache
-                return sources.model_source(config.model.train_id, config, messages.warmup_progress(console))
+            return sources.model_source(config.model.train_id, config, messages.warmup_progress(console))
 
-        source = resumed.path if resumed else initial()
+        source = resumed.path if resumed else processes.one_after_first(initial)
         settings = (device, config.model.dtype, config.model.trust_remote_code)
-        actor = policy.load(source, *settings)
+        actor = processes.one_after_first(lambda: policy.load(source, *settings))
         reference = None
         if config.train.kl_coef > 0:
             named = config.model.ref_id
-            reference = policy.load(sources.model_source(named, config) if named else initial(), *settings)
+
+            def frozen() -> policy.Policy:
+                return policy.load(sources.model_source(named, config) if named else initial(), *settings)
+
+            reference = processes.one_after_first(frozen)
             reference.model.requires_grad_(False)
         console.say(messages.introduce(config, actor, time.perf_counter() - start))
         sizes = Sizes(
@@ -97,8 +98,11 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
             rollouts_per_step=config.rollouts_per_step,
             total_steps=config.train.iterations * config.steps_per_iteration,
         )
-        learner = Learner(actor, reference, accelerator, config.train, sizes)
-        store = CheckpointStore(tracker.run_dir / "checkpoints", config.checkpoint.keep_last)
+        with processes.collective():
+            learner = Learner(actor, reference, processes.accelerator, config.train, sizes)
+        store = processes.one_after_first(
+            lambda: CheckpointStore(tracker.run_dir / "checkpoints", config.checkpoint.keep_last)
+        )
         progress = None
         if resumed:
             inner = resumed.path / "trainer"
@@ -106,7 +110,8 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
             learner.restore(inner / "optimizer.safetensors", state["optimizer_step"], state["kl_coef"])
             progress = Progress.from_state(state)
             console.say(f"resumed at iteration {progress.iteration} of {config.train.iterations}")
-            _abandon_later(resumed.iteration, tracker, store)
+            if processes.is_first:
+                _abandon_later(resumed.iteration, tracker, store)
         task = sources.make_task(config)
         first = initial() if resumed and config.generation.sync == "none" else source
         with _generators(config, actor, source, first, tracker, console) as generators:
@@ -115,7 +120,7 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
                 task,
                 actor,
                 generators.training(),
-                accelerator,
+                processes,
                 sources.recorded(config),
                 read_ahead(resumed) if resumed else None,
             )
@@ -126,7 +131,7 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
                 collector,
                 generators.evaluation(),
                 learner,
-                accelerator,
+                processes,
                 tracker,
                 store,
                 console,
@@ -142,15 +147,18 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
 def evaluate(resolved: Resolved, source: str | Path, nested: Nested | None = None) -> evaluation.Evaluation:
     """Evaluate a model folder or hub id (empty: model.train_id) in a run of its own."""
     config = resolved.config
-    with session(resolved, "evaluate", nested=nested) as (accelerator, tracker, console):
-        source = source or sources.model_source(config.model.train_id, config, messages.warmup_progress(console))
+    with session(resolved, "evaluate", nested=nested) as (processes, tracker, console):
+        if not source:
+            report = messages.warmup_progress(console)
+            source = processes.one_after_first(lambda: sources.model_source(config.model.train_id, config, report))
         tracker.tags({"grpo.evaluated_model": str(source)})
-        actor = policy.load(source, accelerator.device, config.model.dtype, config.model.trust_remote_code)
+        settings = (processes.accelerator.device, config.model.dtype, config.model.trust_remote_code)
+        actor = processes.one_after_first(lambda: policy.load(source, *settings))
         with _generators(config, actor, source, source, tracker, console) as generators:
             generator = generators.evaluation()
             generator.sync(0)
             start = time.perf_counter()
-            result = evaluation.evaluate(sources.make_task(config), actor, generator, config, accelerator)
+            result = evaluation.evaluate(sources.make_task(config), actor, generator, config, processes)
             seconds = time.perf_counter() - start
         evaluation.track(tracker, result, 0, seconds, config.tracking.samples)
         console.say(f"{source} on {config.data.task}, at most {config.generation.max_new_tokens} tokens")
@@ -162,7 +170,7 @@ def evaluate(resolved: Resolved, source: str | Path, nested: Nested | None = Non
 
 def warmup(resolved: Resolved) -> Path:
     """Make the embedded model of the config's task and return its folder."""
-    with session(resolved, "warmup") as (_, tracker, console):
+    with session(resolved, "warmup") as (processes, tracker, console):
         report = messages.warmup_progress(console)
 
         def progress(step: int, steps: int, loss: float) -> None:
@@ -170,7 +178,7 @@ def warmup(resolved: Resolved) -> Path:
             if step % 25 == 0 or step == steps:
                 tracker.metrics({"warmup/loss": loss}, step)
 
-        folder = Path(sources.model_source("tiny", resolved.config, progress))
+        folder = Path(processes.one_after_first(lambda: sources.model_source("tiny", resolved.config, progress)))
         tracker.tags({"grpo.model_folder": str(folder)})
         console.say(f"model: {folder}")
     return folder
@@ -179,20 +187,25 @@ def warmup(resolved: Resolved) -> Path:
 @contextmanager
 def session(
     resolved: Resolved, kind: str, stored: Stored | None = None, nested: Nested | None = None
-) -> Iterator[tuple[Accelerator, NullTracker, Console]]:
+) -> Iterator[tuple[Processes, NullTracker, Console]]:
     """Open the run, log what it is, and set its status to how the block ends."""
     config = resolved.config
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    device = policy.choose_device(config.model.device)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")  # `model.dtype` decides, not a launcher
-    console = Console(quiet=nested is not None or not accelerator.is_main_process)
+    processes = join(config, policy.choose_device(config.model.device))
+    level = logging.WARNING if processes.is_first else logging.ERROR
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
+    console = Console(quiet=nested is not None or not processes.is_first)
     for warning in resolved.warnings:
         console.warn(warning)
-    with interrupts.handled():
-        opened: NullTracker | None = None
+    opened: NullTracker | None = None
+
+    def fail() -> None:
+        if opened is not None:
+            _fail(config, kind, opened, processes, console)
+
+    with interrupts.handled(), processes.watched(on_hang=fail):
         try:
             with interrupts.deferred():
-                opened = _open(config, kind, stored, nested, accelerator)
+                opened = _open(config, kind, stored, nested, processes)
         except interrupts.Interrupted:
             if opened is not None:
                 opened.finish("KILLED")
@@ -206,7 +219,7 @@ def session(
             if stored is not None and resolved.config.resume is not None:
                 changed = [f"{key}={flatten(described.model_dump())[key]}" for key in _overridden(resolved)]
                 tracker.tags({"grpo.resumed_with": " ".join(changed)})
-            yield accelerator, tracker, console
+            yield processes, tracker, console
         except Pruned:
             tracker.tags({"optuna.state": "PRUNED"})
             tracker.finish("KILLED")
@@ -216,8 +229,7 @@ def session(
             console.say(messages.how_to_resume(config, kind, tracker, "stopped"))
             raise
         except BaseException:
-            tracker.finish("FAILED")
-            console.say(messages.how_to_resume(config, kind, tracker, "failed"))
+            fail()
             raise
         with interrupts.deferred():
             tracker.finish("FINISHED")
@@ -251,21 +263,28 @@ def _parameters(config: Config, kind: str) -> dict[str, object]:
     return {**shown, "train.log10_lr": round(math.log10(config.train.lr), 6)}
 
 
-def _open(
-    config: Config, kind: str, stored: Stored | None, nested: Nested | None, accelerator: Accelerator
-) -> NullTracker:
-    tracker: NullTracker | None = None
-    if accelerator.is_main_process:
+def _open(config: Config, kind: str, stored: Stored | None, nested: Nested | None, processes: Processes) -> NullTracker:
+    tracker = NullTracker(Path())
+
+    def start() -> None:
+        nonlocal tracker
         place = (nested.parent_run_id, nested.name, nested.tags) if nested else None
         tracker = tracking.start(config.tracking, kind, stored.run_id if stored else None, place)
         if nested:
             tracker.tags(nested.tags)
-    if accelerator.num_processes > 1:
-        shared = [str(tracker.run_dir) if tracker else ""]
-        broadcast_object_list(shared)
-        tracker = tracker or NullTracker(Path(shared[0]))
-    assert tracker is not None
+
+    processes.decided(start)
+    tracker.run_id, tracker.run_dir = processes.broadcast((tracker.run_id, tracker.run_dir))
     return tracker
+
+
+def _fail(config: Config, kind: str, tracker: NullTracker, processes: Processes, console: Console) -> None:
+    """Mark the run FAILED and say how to go on; where the process that tracks it is gone, the second does."""
+    if processes.first_lost and processes.rank == 1:
+        console = Console()
+        tracking.set_failed(config.tracking.uri, tracker.run_id)
+    tracker.finish("FAILED")
+    console.say(messages.how_to_resume(config, kind, tracker, "failed"))
 
 
 def _versions() -> dict[str, str]:
@@ -287,20 +306,3 @@ def _abandon_later(iteration: int, tracker: NullTracker, store: CheckpointStore)
     """Take the checkpoints after `iteration` out of the way: the run goes on from there on another branch."""
     for name in store.set_aside_after(iteration):
         tracker.remove(f"checkpoints/{name}")
-
-
-def _require_even_shares(config: Config, accelerator: Accelerator) -> None:
-    """Raise ConfigError where the work of an iteration cannot be split evenly over the processes."""
-    count = accelerator.num_processes
-    if count > 1 and {config.generation.backend, config.eval.backend or "local"} != {"local"}:
-        raise ConfigError(
-            f"generation.backend = {config.generation.backend!r}: {count} processes share no server yet; allowed: local"
-        )
-    if str(accelerator.distributed_type.value) not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise ConfigError(f"distributed type {accelerator.distributed_type.value}: allowed: plain data parallel")
-    for key, value in (
-        ("data.problems_per_iteration", config.data.problems_per_iteration),
-        ("the rollouts of an optimizer step", config.rollouts_per_step),
-    ):
-        if value % count:
-            raise ConfigError(f"{key} = {value}: does not divide over {count} processes; allowed: multiples of {count}")

@@ -14,26 +14,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-from accelerate import Accelerator
+from typing import Any
 
 from grpo_mlflow import evaluation, interrupts, rollouts
 from grpo_mlflow.checkpoint import CheckpointStore, name_of
 from grpo_mlflow.collector import AHEAD, Collector
 from grpo_mlflow.config import Config, dump
 from grpo_mlflow.console import Console
-from grpo_mlflow.errors import ServerFailed, redact
+from grpo_mlflow.errors import PeerLost, ServerFailed, redact
 from grpo_mlflow.generation import Generator
 from grpo_mlflow.policy import Policy
+from grpo_mlflow.processes import Processes
 from grpo_mlflow.statistics import mean
 from grpo_mlflow.tasks import Task
 from grpo_mlflow.throughput import Meter
 from grpo_mlflow.tracking import NullTracker
 from grpo_mlflow.types import Group
 from grpo_mlflow.update import Learner
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,7 @@ class Trainer:
         collector: Collector,
         evaluator: Generator,
         learner: Learner,
-        accelerator: Accelerator,
+        processes: Processes,
         tracker: NullTracker,
         store: CheckpointStore,
         console: Console,
@@ -96,15 +93,19 @@ class Trainer:
     ) -> None:
         self._config, self._task, self._policy = config, task, policy
         self._collector, self._evaluator = collector, evaluator
-        self._learner, self._accelerator, self._tracker = learner, accelerator, tracker
+        self._learner, self._processes, self._tracker = learner, processes, tracker
         self._store, self._console = store, console
         self._on_evaluation, self._baseline = on_evaluation, baseline
-        self._meter = Meter(policy, config, accelerator.num_processes)
+        self._meter = Meter(policy, config, processes.count)
         self.progress = progress or Progress()
         self._saved = self.progress.iteration if progress else None
+        self._whole = True  # the weights are those of `progress.iteration`
 
     def run(self) -> Progress:
-        """Train up to `train.iterations`. A signal, or a server that fails, leaves a checkpoint of the last version."""
+        """Train up to `train.iterations`.
+
+        A signal, a server that fails, or the loss of another process leaves a checkpoint of the last version.
+        """
         total = self._config.train.iterations
         self._console.start("training", total, self.progress.iteration)
         try:
@@ -120,10 +121,11 @@ class Trainer:
                     self._track_generators(version)
                     return self.progress
                 self.iterate(version)
-        except (interrupts.Interrupted, ServerFailed):  # both only come where a version is whole
+        except (interrupts.Interrupted, ServerFailed, PeerLost):
             self._collector.stop()
-            with interrupts.deferred():
-                self._save(self.progress.iteration)
+            if self._whole:  # not so where a process was lost in the middle of an update
+                with interrupts.deferred():
+                    self._save(self.progress.iteration)
             raise
         finally:
             self._collector.stop()
@@ -135,16 +137,14 @@ class Trainer:
         with phases.measure("generate"):
             groups = self._collector.groups(version)
         with interrupts.deferred():  # from the first optimizer step on, only a whole iteration can be saved
-            with phases.measure("update"):
-                metrics = self._learner.update(self._own(groups), self._config.seed, version)
+            self._whole = False
+            with phases.measure("update"), self._processes.collective():
+                metrics = self._learner.update(groups, self._config.seed, version)
             self._track_iteration(version, groups, metrics | rollouts.metrics(groups), phases, start)
             spent = self.progress.seconds + time.perf_counter() - start
             tokens = self.progress.tokens + rollouts.tokens(groups)
             self.progress = replace(self.progress, iteration=version + 1, evaluated=False, seconds=spent, tokens=tokens)
-
-    def _own(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return this process's share."""
-        return items[self._accelerator.process_index :: self._accelerator.num_processes]
+            self._whole = True
 
     def _evaluation_due(self, version: int) -> bool:
         settings = self._config.eval
@@ -157,7 +157,7 @@ class Trainer:
         else:
             self._collector.settle()  # they may share a server, which is about to get other weights
             self._evaluator.sync(version)
-            result = evaluation.evaluate(self._task, self._policy, self._evaluator, self._config, self._accelerator)
+            result = evaluation.evaluate(self._task, self._policy, self._evaluator, self._config, self._processes)
         seconds = time.perf_counter() - start
         with interrupts.deferred():
             evaluation.track(self._tracker, result, version, seconds, self._config.tracking.samples)
@@ -172,8 +172,8 @@ class Trainer:
             )
             if evaluated.best_score is None or score > evaluated.best_score:
                 evaluated = replace(evaluated, best_score=score, best_iteration=version)
-        if self._on_evaluation is not None:
-            self._on_evaluation(evaluated, result)
+        if (hook := self._on_evaluation) is not None:
+            self._processes.decided(lambda: hook(evaluated, result))
         # Only now: a run stopped before its study has heard of the evaluation repeats it, with the same outcome.
         self.progress = evaluated
         self._saved = None  # a checkpoint of this version saved before lacks the score
@@ -190,7 +190,7 @@ class Trainer:
         if self._saved == version or version == 0:
             return
         self._saved = version
-        if not self._accelerator.is_main_process:
+        if not self._processes.is_first:
             return
         score = mean(rates) if self.progress.evaluated and (rates := self.progress.last_rates) else None
         self._tracker.flush()  # a run that goes on from here does not log again what came before
@@ -225,7 +225,7 @@ class Trainer:
     def _track_iteration(
         self, version: int, groups: Sequence[Group], metrics: dict[str, float], phases: Phases, start: float
     ) -> None:
-        if not self._accelerator.is_main_process:
+        if not self._processes.is_first:
             return
         seconds = time.perf_counter() - start
         sampled = rollouts.tokens(groups)

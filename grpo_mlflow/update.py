@@ -1,7 +1,8 @@
 """One iteration's optimizer steps on a set of groups.
 
 The weight of every token is fixed over a whole optimizer step, over all processes and with flat groups counted, before
-the step is split into micro-batches; so neither the split nor the skipping of flat groups changes the gradient.
+the step is split over processes and into micro-batches; so neither the split nor the skipping of flat groups changes
+the gradient.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from grpo_mlflow import losses, seeding
@@ -60,11 +62,13 @@ class Learner:
     def update(self, groups: Sequence[Group], seed: int, iteration: int) -> dict[str, float]:
         """Take this iteration's optimizer steps and return its training metrics (`docs/metrics.md`).
 
+        Every process is given all groups, and does its share of each step.
+
         Raises:
             UserError: the gradient is not finite; the weights are left as they were before that step.
         """
         rows = rows_of(groups)
-        per_step = self._sizes.rollouts_per_step // self._accelerator.num_processes
+        per_step = self._sizes.rollouts_per_step
         steps = self._config.epochs * (len(rows) // per_step)
         active = [i for i, row in enumerate(rows) if not row.flat]
         old = self._score(self._policy, rows, active) if steps > 1 else None
@@ -93,29 +97,34 @@ class Learner:
 
     @torch.no_grad()
     def _score(self, scorer: Scorer, rows: Sequence[Row], indices: Sequence[int]) -> dict[int, list[float]]:
-        """Return the log-probs of completions under a frozen model, by row."""
+        """Return the log-probs of completions under a frozen model, by row; processes share the work."""
         found: dict[int, list[float]] = {}
-        for chosen in scorer.split(rows, indices, self._config.batch_size):
+        for chosen in scorer.split(rows, self._own(indices), self._config.batch_size):
             logprobs, _ = scorer.score([rows[i] for i in chosen])
             for i, values in zip(chosen, logprobs.tolist(), strict=True):
                 found[i] = values[: len(rows[i].completion_ids)]
+        if self._accelerator.num_processes > 1:
+            found = {i: values for part in gather_object([found]) for i, values in part.items()}
         return found
+
+    def _own(self, indices: Sequence[int]) -> list[int]:
+        """Return this process's share of rows: of equal size, and a prompt's rows together as far as that allows."""
+        rank, count = self._accelerator.process_index, self._accelerator.num_processes
+        return sorted(indices)[len(indices) * rank // count : len(indices) * (rank + 1) // count]
 
     def _weights(self, rows: Sequence[Row], indices: Sequence[int]) -> dict[int, float]:
         """Return the token weight of each row of one optimizer step, flat ones counted."""
         config = self._config
         lengths = {i: len(rows[i].completion_ids) for i in indices}
         batches = micro_batches(rows, indices, config.batch_size)
-        counts = torch.tensor([len(indices), sum(lengths.values()), len(batches)], device=self._accelerator.device)
-        rollouts, tokens, splits = (int(n) for n in self._accelerator.reduce(counts, "sum"))
         weights: dict[int, float] = {}
         for chosen in batches if config.aggregation == "bnpo" else [list(indices)]:
             own = torch.tensor([lengths[i] for i in chosen])
             values = losses.aggregation_weights(
                 own,
                 config.aggregation,
-                rollouts=rollouts,
-                tokens=int(own.sum()) * splits if config.aggregation == "bnpo" else tokens,
+                rollouts=len(indices),
+                tokens=int(own.sum()) * len(batches) if config.aggregation == "bnpo" else int(own.sum()),
                 max_completion_length=self._sizes.max_completion_length,
             )
             weights |= dict(zip(chosen, values.tolist(), strict=True))
@@ -130,7 +139,7 @@ class Learner:
         totals: Totals,
     ) -> None:
         weights = self._weights(rows, indices)
-        active = [i for i in indices if not rows[i].flat]
+        active = self._own([i for i in indices if not rows[i].flat])
         batches = self._policy.split(rows, active, self._config.batch_size)
         # Processes must run backward equally often; and a step without signal still is one, for Adam's momentum.
         most = torch.tensor([len(batches)], device=self._accelerator.device)

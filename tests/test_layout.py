@@ -12,9 +12,21 @@ PACKAGE, TOP = "grpo_mlflow", "entrypoints"
 
 FLOORS: dict[str, int] = {
     **dict.fromkeys(["errors", "types", "config", "seeding", "advantages", "losses", "token_head", "schedules"], 0),
-    **dict.fromkeys(["statistics", "interrupts", "serverside"], 0),
+    **dict.fromkeys(["statistics", "interrupts", "heartbeat", "serverside"], 0),
     **dict.fromkeys(
-        ["tasks", "attention", "policy", "shared_prefix", "tiny", "generation", "checkpoint", "tracking", "console"], 1
+        [
+            "tasks",
+            "attention",
+            "policy",
+            "shared_prefix",
+            "tiny",
+            "generation",
+            "checkpoint",
+            "tracking",
+            "console",
+            "processes",
+        ],
+        1,
     ),
     **dict.fromkeys(["rollouts", "batching", "scoring", "sources", "throughput"], 2),
     **dict.fromkeys(

@@ -301,27 +301,3 @@ def test_mlflow_run_equals_python_dash_m(tmp_path: Path) -> None:
     assert [step for step, _ in curves(store, one.info.run_id)["eval/pass_at_1"]] == [0, 1, 2, 3, 4]
     wrapper = client.search_runs(experiments)[0]
     assert wrapper.data.tags["mlflow.parentRunId"] == one.info.run_id  # `mlflow run` opens a run, come what may
-
-
-@pytest.mark.slow
-def test_two_processes_train_like_one(store: str, tmp_path: Path) -> None:
-    """One optimizer step per iteration over gloo: the same rollouts, and the same update up to rounding."""
-    one_step = ["train.grad_accum_steps=auto", "train.epochs=1", "train.lr_warmup_steps=0", "train.iterations=2"]
-    whole = runs.train(small(store, *one_step))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    command = [*launch, *_command(store)[2:], *one_step]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    one, two = curves(store, whole.run_id), curves(store, _newest(store))
-    assert _newest(store) != whole.run_id
-    assert one.keys() == two.keys()
-    for key in ("train/reward_mean", "train/loss_total", "train/grad_norm", "train/kl_divergence", "eval/pass_at_1"):
-        for (step, found), (same_step, expected) in zip(two[key], one[key], strict=True):
-            assert (step, key) == (same_step, key)
-            assert found == pytest.approx(expected, rel=1e-4, abs=1e-6), key
-    uneven = subprocess.run(
-        [*command, "data.problems_per_iteration=3"], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert uneven.returncode != 0
-    assert "error: data.problems_per_iteration = 3: does not divide over 2 processes" in uneven.stderr

@@ -9,6 +9,7 @@ from grpo_mlflow.tracking.store import (
     exists,
     folders,
     registered,
+    set_failed,
 )
 from grpo_mlflow.tracking.tracker import NullTracker, Tracker, start
 
@@ -23,5 +24,6 @@ __all__ = [
     "exists",
     "folders",
     "registered",
+    "set_failed",
     "start",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -112,6 +113,14 @@ def end_abandoned(client: mlflow.MlflowClient, parent_run_id: str) -> None:
             continue
         client.set_terminated(run.info.run_id, "FAILED")
         client.set_tag(run.info.run_id, "grpo.ended", "FAILED")
+
+
+def set_failed(uri: str | None, run_id: str) -> None:
+    """Mark a run FAILED whose own process is gone; without a word where the store is away."""
+    with contextlib.suppress(UserError, *STORE_ERRORS):
+        client = connect(uri)
+        client.set_tag(run_id, "grpo.ended", "FAILED")
+        client.set_terminated(run_id, "FAILED")
 
 
 def local_path(uri: str) -> Path | None:

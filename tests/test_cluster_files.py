@@ -1,0 +1,62 @@
+"""What is shipped for launchers and clusters is read by their own parsers, and starts commands that exist."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
+
+from tests.test_runs import ROOT
+
+CONFIGS = {
+    "ddp": DistributedType.MULTI_GPU,
+    "fsdp": DistributedType.FSDP,
+    "deepspeed_zero2": DistributedType.DEEPSPEED,
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_accelerate_reads_its_configs(name: str) -> None:
+    path = ROOT / f"deploy/accelerate/{name}.yaml"
+    config = load_config_from_file(str(path))  # refuses keys that it does not know
+    assert config.distributed_type == CONFIGS[name]
+    assert (config.num_processes, config.mixed_precision) == (8, "no")
+    words = ["--config_file", str(path), "--num_processes", "4", "-m", "entrypoints.train", "train.lr=1e-5"]
+    parsed = launch_command_parser().parse_args(words)
+    assert (parsed.module, parsed.training_script, parsed.num_processes) == (True, "entrypoints.train", 4)
+    assert parsed.training_script_args == ["train.lr=1e-5"]
+
+
+def test_every_config_is_tested() -> None:
+    assert {path.stem for path in (ROOT / "deploy/accelerate").iterdir()} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", ["job", "indexed-job"])
+def test_kubernetes_jobs_start_training(name: str) -> None:
+    documents = list(yaml.safe_load_all((ROOT / f"deploy/kubernetes/{name}.yaml").read_text()))
+    job = next(document for document in documents if document["kind"] == "Job")
+    assert job["apiVersion"] == "batch/v1"
+    pod = job["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    command = " ".join([*container["command"], *container["args"]])
+    assert "accelerate launch --config_file deploy/accelerate/ddp.yaml" in command
+    assert "-m entrypoints.train" in command
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    if name == "indexed-job":
+        service = next(document for document in documents if document["kind"] == "Service")
+        assert f"{job['metadata']['name']}-0.{service['metadata']['name']}" in command
+        assert job["spec"]["completions"] == job["spec"]["parallelism"] == 2
+        assert pod["subdomain"] == service["metadata"]["name"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_the_slurm_script_is_bash() -> None:
+    subprocess.run(["bash", "-n", str(ROOT / "deploy/slurm.sh")], check=True)
+    text = (ROOT / "deploy/slurm.sh").read_text()
+    assert "accelerate launch" in text
+    assert "-m entrypoints.train" in text
