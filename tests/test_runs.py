@@ -307,6 +307,7 @@ def test_mlflow_run_equals_python_dash_m(tmp_path: Path) -> None:
 def test_two_processes_train_like_one(store: str, tmp_path: Path) -> None:
     """One optimizer step per iteration over gloo: the same rollouts, and the same update up to rounding."""
     one_step = ["train.grad_accum_steps=auto", "train.epochs=1", "train.lr_warmup_steps=0", "train.iterations=2"]
+    one_step += ["data.resample_rounds=3", "seed=1"]  # whose rounds split unevenly
     whole = runs.train(small(store, *one_step))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     command = [*launch, *_command(store)[2:], *one_step]
@@ -316,6 +317,8 @@ def test_two_processes_train_like_one(store: str, tmp_path: Path) -> None:
     one, two = curves(store, whole.run_id), curves(store, _newest(store))
     assert _newest(store) != whole.run_id
     assert one.keys() == two.keys()
+    assert one["train/resampled_problems"] == two["train/resampled_problems"]
+    assert any(value % 2 for _, value in one["train/resampled_problems"])
     for key in ("train/reward_mean", "train/loss_total", "train/grad_norm", "train/kl_divergence", "eval/pass_at_1"):
         for (step, found), (same_step, expected) in zip(two[key], one[key], strict=True):
             assert (step, key) == (same_step, key)

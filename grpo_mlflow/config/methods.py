@@ -31,7 +31,7 @@ SETTINGS: dict[Method, dict[str, Any]] = {
     # Zheng et al. 2025, arXiv 2507.18071
     "gspo": _GRPO
     | {"train.ratio_level": "sequence", "train.clip_low": 3e-4, "train.clip_high": 4e-4, "train.kl_coef": 0.0},
-    # MiniMax 2025, arXiv 2506.13585; the bound of 5 is that of Khatri et al. 2025, arXiv 2510.13786
+    # MiniMax 2025, arXiv 2506.13585; the bound of 5 is among those of Khatri et al. 2025, arXiv 2510.13786
     "cispo": _GRPO
     | {
         "train.surrogate": "cispo",
