@@ -39,10 +39,11 @@ MODEL = {
 SIZES = {
     **{"train.iterations": 1, "train.batch_size": 4, "train.grad_accum_steps": "auto", "train.lr_warmup_steps": 0},
     **{"data.problems_per_iteration": 2, "data.rollouts_per_problem": 2},
-    **{"eval.num_ids": 2, "eval.replicates": 2, "eval.ks": "[1,2]", "eval.interval": 1, "tracking.samples": 2},
+    **{"eval.num_ids": 2, "eval.replicates": 2, "eval.ks": "[1,2]", "eval.interval": 1, "eval.greedy": "false"},
+    **{"tracking.samples": 2},
 }
 STUDY = {
-    **{"search.finalists": 1, "search.confirm_num_ids": 2, "search.confirm_replicates": 2},
+    **{"search.finalists": 0, "search.confirm_num_ids": 2, "search.confirm_replicates": 2},
     **{"search.retrain_seeds": 0, "search.k": 1},
 }
 OPTIONS = {"n_trials": "1", "n_jobs": "1", "timeout": ""}  # of `optimize`; they win over search.n_trials and so on
@@ -76,7 +77,7 @@ def standins(config: dict[str, Any], world: World) -> list[str]:
     if config["resume"]:
         return ["train.iterations=2"]
     values = {**MODEL, **SIZES, **STUDY, "model.ref_id": "null", "generation.server.manage": "false"}
-    longest = min(8, config["generation"]["max_new_tokens"])
+    longest = min(4, config["generation"]["max_new_tokens"])
     values |= {"generation.max_new_tokens": longest, "train.epochs": min(2, config["train"]["epochs"])}
     values["data.overlong_buffer"] = min(longest, config["data"]["overlong_buffer"])
     for section in ("generation", "eval"):
@@ -124,8 +125,8 @@ def run_ours(words: Sequence[str], world: World) -> None:
     """Run `python -m entrypoints.NAME ...`: its config as written, then the whole on the stand-in, once."""
     module, given = words[2], world.named(words[3:])
     assert importlib.util.find_spec(module), f"there is no {module}"
-    if module == "entrypoints.smoke":  # small already, and without --print-config
-        call(module, given)
+    if module == "entrypoints.smoke":  # it has no --print-config
+        call(module, [*given, *(f"{key}={value}" for key, value in (MODEL | SIZES).items())])
         return
     config = printed_config(module, given)
     if module == "entrypoints.server" or "--print-config" in given:
@@ -268,7 +269,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             (folder / f"gsm8k/{split}.jsonl").write_text("".join(rows))
         small = [f"{key}={value}" for key, value in (MODEL | SIZES | STUDY).items()]
         call("entrypoints.train", small)
-        call("entrypoints.optimize", [*small, "--n_trials", "1"])
+        call("entrypoints.optimize", [*small, "search.finalists=1", "--n_trials", "1"])
         client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
         experiment = client.get_experiment_by_name("grpo").experiment_id
         run = client.search_runs([experiment], "tags.`grpo.kind` = 'train'", order_by=["start_time"])[0]
