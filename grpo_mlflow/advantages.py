@@ -3,6 +3,8 @@
     group  (r - mean_group) / (std_group + eps)    Shao et al. 2024, DeepSeekMath, eq. 4
     batch  (r - mean_group) / (std_batch + eps)    Liu et al. 2025, "Tricks or Traps?" (Lite PPO)
     none    r - mean_group                         Liu et al. 2025, Dr. GRPO
+    leave_one_out    r - mean of the other K - 1   Ahmadian et al. 2024, RLOO (arXiv 2402.14740)
+                     = K / (K - 1) * (r - mean_group)
 
 std is the sample standard deviation (K - 1). A group whose rewards are all equal gives exact zeros: equality is
 decided by max == min, because dividing the float dust of `r - mean` by a tiny std would give +-1.
@@ -15,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Scale = Literal["group", "batch", "none"]
+Scale = Literal["group", "batch", "none", "leave_one_out"]
 EPS = 1e-4
 
 
@@ -37,6 +39,8 @@ def group_advantages(rewards: NDArray[np.float64], scale: Scale) -> NDArray[np.f
         return centred
     if scale == "group":
         centred /= rewards.std(axis=1, ddof=1, keepdims=True) + EPS
+    elif scale == "leave_one_out":
+        centred *= rewards.shape[1] / (rewards.shape[1] - 1)
     else:
         centred /= rewards.std(ddof=1) + EPS
     return centred

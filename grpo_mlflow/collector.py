@@ -3,6 +3,11 @@
 With `generation.async_rollouts` = 1, iteration i + 1 is sampled by the version that iteration i started from, while
 iteration i is trained: one step off-policy (as in Noukhovitch et al. 2024, arXiv 2410.18252). Each completion carries
 the version that sampled it, and the sampler correction weighs it by the policy that is trained.
+
+With `data.resample_rounds` > 0, groups whose rewards are all equal give their places to groups of further problems
+(dynamic sampling: Yu et al. 2025, DAPO, arXiv 2503.14476, section 3.2). In each round as many problems are sampled as
+there are such groups left; those that are flat too are dropped. After the last round the flat ones that are left stay:
+they carry no signal, and count in every denominator as they always do.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from grpo_mlflow.config import Config
 from grpo_mlflow.generation import Begun, Generator, Overlapping
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.processes import Processes
+from grpo_mlflow.statistics import mean
 from grpo_mlflow.tasks import Task
 from grpo_mlflow.types import Group, Problem, Prompt, Rollout
 
@@ -31,6 +37,34 @@ def read_ahead(checkpoint: Checkpoint) -> tuple[int, list[Group]] | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Collected:
+    """An iteration's groups: those to train on, and what they were chosen from.
+
+    `first` are the groups of the iteration's own problems, flat ones included; `further` those of the problems that
+    were sampled in place of flat ones, or None where that is off.
+    """
+
+    groups: Sequence[Group]
+    first: Sequence[Group]
+    further: Sequence[Group] | None = None
+
+    @property
+    def sampled(self) -> list[Group]:
+        """All that was sampled, trained on or not."""
+        return [*self.first, *(self.further or ())]
+
+    def metrics(self) -> dict[str, float]:
+        """Return what the rollouts say (`rollouts.metrics`), of `first`: a choice by reward would flatter them."""
+        found = rollouts.metrics(self.first)
+        if self.further is not None:
+            found |= rollouts.advantage_metrics(self.groups)
+            found["resampled_problems"] = float(len(self.further))
+            found["resampled_flat_frac"] = mean([group.is_flat for group in self.further]) if self.further else 0.0
+            found["flat_group_frac_trained"] = mean([group.is_flat for group in self.groups])
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class _Ahead:
     """An iteration that is being sampled ahead."""
 
@@ -41,7 +75,7 @@ class _Ahead:
 
 
 class Collector:
-    """Yields the groups of each iteration in order.
+    """Gives the groups of each iteration, in order.
 
     Args:
         recorded: returns the groups of an iteration of an earlier run; None where they are sampled.
@@ -63,18 +97,24 @@ class Collector:
         self._begun: _Ahead | None = None
         self._settled = ahead
 
-    def groups(self, version: int) -> list[Group]:
+    def collect(self, version: int) -> Collected:
         """Return the groups of an iteration; processes share the work and all return the whole."""
         if self._recorded:
             recorded = self._recorded
-            return self._processes.agreed(lambda: recorded(version))
+            groups = self._processes.agreed(lambda: recorded(version))
+            return Collected(groups, groups)
         self.settle()
         self._generator.sync(version)
-        settled, self._settled = self._settled, None  # not before: what is sampled must outlive a sync that fails
-        groups = settled[1] if settled and settled[0] == version else self._sample(version)
+        if self._settled and self._settled[0] == version:
+            first = self._settled[1]
+        else:
+            problems = self._problems(version)
+            first = self._form(problems, self._sample(problems, ("train", version)))
+        collected = self._resample(version, first) if self._config.data.resample_rounds else Collected(first, first)
+        self._settled = None  # not before: what was sampled ahead must outlive a server that fails
         if self._config.generation.async_rollouts and version + 1 < self._config.train.iterations:
             self._begin(version + 1)
-        return groups
+        return collected
 
     def settle(self) -> None:
         """Wait for what is being sampled ahead."""
@@ -102,9 +142,28 @@ class Collector:
         own, other = self._generator.metrics(), evaluator.metrics()
         return {name: own.get(name, 0.0) + other.get(name, 0.0) for name in own | other}
 
-    def _sample(self, version: int) -> list[Group]:
-        problems = self._problems(version)
+    def _resample(self, version: int, first: list[Group]) -> Collected:
+        """Return an iteration whose flat groups have made room for others, as far as the rounds reach."""
+        data = self._config.data
+        seeds = rollouts.further_seeds(
+            data.train_seed_start, data.num_train_seeds, set(self._seeds(version)), version, self._config.seed
+        )
+        chosen, further = list(first), list[Group]()
+        for number in range(data.resample_rounds):
+            places = [place for place, group in enumerate(chosen) if group.is_flat]
+            drawn, seeds = seeds[: len(places)], seeds[len(places) :]
+            if not drawn:
+                break
+            problems = [self._task.problem("train", seed) for seed in drawn]
+            groups = self._form(problems, self._sample(problems, ("train", version, "resample", number)))
+            further += groups
+            for place, group in zip(places, [group for group in groups if not group.is_flat], strict=False):
+                chosen[place] = group
+        # anew: the advantages of `batch` scaling depend on all groups of the iteration
+        chosen = self._form([group.problem for group in chosen], [group.rollouts for group in chosen])
+        return Collected(chosen, first, further)
 
+    def _sample(self, problems: Sequence[Problem], key: tuple[str | int, ...]) -> list[list[Rollout]]:
         def sample() -> list[list[Rollout]]:
             return rollouts.collect(
                 self._task,
@@ -114,10 +173,10 @@ class Collector:
                 self._config.data.rollouts_per_problem,
                 rollouts.training_sampling(self._config.generation),
                 self._config.seed,
-                ("train", version),
+                key,
             )
 
-        return self._form(problems, self._processes.together(self._processes.agreed(sample)))
+        return self._processes.together(self._processes.agreed(sample))
 
     def _begin(self, version: int) -> None:
         problems = self._problems(version)
@@ -133,11 +192,13 @@ class Collector:
         self._begun = _Ahead(version, problems, prompts, begun)
 
     def _problems(self, version: int) -> list[Problem]:
+        return [self._task.problem("train", seed) for seed in self._seeds(version)]
+
+    def _seeds(self, version: int) -> list[int]:
         data = self._config.data
-        seeds = rollouts.seeds_of_iteration(
+        return rollouts.seeds_of_iteration(
             data.train_seed_start, data.num_train_seeds, data.problems_per_iteration, version, self._config.seed
         )
-        return [self._task.problem("train", seed) for seed in seeds]
 
     def _form(self, problems: Sequence[Problem], judged: Sequence[Sequence[Rollout]]) -> list[Group]:
         return rollouts.form_groups(problems, judged, self._config.train.scale_rewards)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,12 @@ def seeds_of_iteration(first: int, count: int, per_iteration: int, iteration: in
     epoch, place = divmod(iteration, count // per_iteration)
     order = seeding.stream(seed, "order", epoch).permutation(count)
     return [first + int(n) for n in order[place * per_iteration : (place + 1) * per_iteration]]
+
+
+def further_seeds(first: int, count: int, taken: Collection[int], iteration: int, seed: int) -> list[int]:
+    """Return all problem seeds but those `taken`, in an order of the iteration's own."""
+    order = seeding.stream(seed, "resample", iteration).permutation(count)
+    return [first + int(n) for n in order if first + int(n) not in taken]
 
 
 def collect(
@@ -147,7 +153,6 @@ def metrics(groups: Sequence[Group]) -> dict[str, float]:
     Of a mix also each task's own rewards and rates, as `TASK/success_rate` and so on.
     """
     judged = [rollout for group in groups for rollout in group.rollouts]
-    advantages = [value for group in groups for value in group.advantages]
     lengths = [len(rollout.completion.token_ids) for rollout in judged]
     of_tasks: dict[str, list[Rollout]] = {}
     for group in groups:
@@ -155,14 +160,19 @@ def metrics(groups: Sequence[Group]) -> dict[str, float]:
             of_tasks.setdefault(name, []).extend(group.rollouts)
     return {
         **_rewards(judged),
-        "advantage_mean": mean(advantages),
-        "advantage_std": _std(advantages),
+        **advantage_metrics(groups),
         "completion_length_mean": mean(lengths),
         "completion_length_max": float(max(lengths)),
         "truncated_frac": mean([rollout.completion.finish_reason == "length" for rollout in judged]),
         "flat_group_frac": mean([group.is_flat for group in groups]),
         **{f"{name}/{key}": value for name, own in sorted(of_tasks.items()) for key, value in _rewards(own).items()},
     }
+
+
+def advantage_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Return the mean and the standard deviation of the advantages of groups."""
+    advantages = [value for group in groups for value in group.advantages]
+    return {"advantage_mean": mean(advantages), "advantage_std": _std(advantages)}
 
 
 def _rewards(judged: Sequence[Rollout]) -> dict[str, float]:

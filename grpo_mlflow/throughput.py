@@ -86,11 +86,16 @@ class Meter:
         train = config.train
         self._passes = 3 * train.epochs + (config.steps_per_iteration > 1) + (train.kl_coef > 0)
 
-    def metrics(self, groups: Sequence[Group], phases: Mapping[str, float], seconds: float) -> dict[str, float]:
-        """Return the metrics of an iteration of `seconds`, of which `phases` were spent in its parts."""
+    def metrics(
+        self, groups: Sequence[Group], sampled: Sequence[Group], phases: Mapping[str, float], seconds: float
+    ) -> dict[str, float]:
+        """Return the metrics of an iteration of `seconds`, of which `phases` were spent in its parts.
+
+        `groups` were trained on, `sampled` were sampled for it.
+        """
         work = {"update": self._passes * self._costs.forward(group for group in groups if not group.is_flat)}
         if self._samples_here:
-            work["generate"] = self._costs.forward(groups)
+            work["generate"] = self._costs.forward(sampled)
         shares = {f"share_{phase}": spent / seconds for phase, spent in phases.items()}
         return {
             **shares,

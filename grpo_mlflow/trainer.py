@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from grpo_mlflow import evaluation, interrupts, rollouts
 from grpo_mlflow.checkpoint import CheckpointStore, name_of
-from grpo_mlflow.collector import AHEAD, Collector
+from grpo_mlflow.collector import AHEAD, Collected, Collector
 from grpo_mlflow.config import Config, dump
 from grpo_mlflow.console import Console
 from grpo_mlflow.errors import PeerLost, ServerFailed, redact
@@ -29,7 +29,6 @@ from grpo_mlflow.statistics import mean
 from grpo_mlflow.tasks import Task
 from grpo_mlflow.throughput import Meter
 from grpo_mlflow.tracking import NullTracker
-from grpo_mlflow.types import Group
 from grpo_mlflow.update import Learner
 
 
@@ -135,14 +134,14 @@ class Trainer:
         """Sample rollouts with version `version` and update it to the next."""
         start, phases = time.perf_counter(), Phases()
         with phases.measure("generate"):
-            groups = self._collector.groups(version)
+            collected = self._collector.collect(version)
         with interrupts.deferred():  # from the first optimizer step on, only a whole iteration can be saved
             self._whole = False
             with phases.measure("update"), self._processes.collective():
-                metrics = self._learner.update(groups, self._config.seed, version)
-            self._track_iteration(version, groups, metrics | rollouts.metrics(groups), phases, start)
+                metrics = self._learner.update(collected.groups, self._config.seed, version)
+            self._track_iteration(version, collected, metrics | collected.metrics(), phases, start)
             spent = self.progress.seconds + time.perf_counter() - start
-            tokens = self.progress.tokens + rollouts.tokens(groups)
+            tokens = self.progress.tokens + rollouts.tokens(collected.sampled)
             self.progress = replace(self.progress, iteration=version + 1, evaluated=False, seconds=spent, tokens=tokens)
             self._whole = True
 
@@ -223,25 +222,25 @@ class Trainer:
         (inner / "state.json").write_text(json.dumps(state, indent=1))
 
     def _track_iteration(
-        self, version: int, groups: Sequence[Group], metrics: dict[str, float], phases: Phases, start: float
+        self, version: int, collected: Collected, metrics: dict[str, float], phases: Phases, start: float
     ) -> None:
         if not self._processes.is_first:
             return
         seconds = time.perf_counter() - start
-        sampled = rollouts.tokens(groups)
+        sampled = rollouts.tokens(collected.sampled)
         perf = {f"seconds_{phase}": spent for phase, spent in phases.seconds.items()}
         perf |= {"seconds_iteration": seconds, "tokens_per_sec": sampled / seconds}
         perf["generated_tokens_per_sec"] = sampled / phases.seconds["generate"]
         perf |= self._collector.metrics(self._evaluator)
         perf["trained_tokens_per_sec"] = metrics.pop("tokens_trained") / phases.seconds["update"]
-        perf |= self._meter.metrics(groups, phases.seconds, seconds)
+        perf |= self._meter.metrics(collected.groups, collected.sampled, phases.seconds, seconds)
         values = {f"train/{name}": value for name, value in metrics.items()}
         self._tracker.metrics(values | {f"perf/{name}": value for name, value in perf.items()}, version)
         self._tracker.text(
             f"metrics/train_{name_of(version)}.json", json.dumps({"iteration": version, **metrics, **perf}, indent=1)
         )
         if self._config.tracking.rollouts:
-            rollouts.write(self._tracker.run_dir / f"rollouts/{name_of(version)}.jsonl", groups)
+            rollouts.write(self._tracker.run_dir / f"rollouts/{name_of(version)}.jsonl", collected.groups)
             self._tracker.publish(f"rollouts/{name_of(version)}.jsonl")
         self._console.say(
             f"iter {version:>4}  reward {metrics['reward_mean']:.3f}  solved {metrics['success_rate']:.3f}  "

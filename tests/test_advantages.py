@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from grpo_mlflow.advantages import Scale, group_advantages
 
-SCALES: tuple[Scale, ...] = ("group", "batch", "none")
+SCALES: tuple[Scale, ...] = ("group", "batch", "none", "leave_one_out")
 EPS = 1e-4
 
 
@@ -48,6 +48,15 @@ def test_none_only_centres() -> None:
     assert result.tolist() == [[-2.0, 0.0, 2.0], [2.0, 2.0, -4.0]]
 
 
+def test_leave_one_out_compares_each_with_the_mean_of_the_others() -> None:
+    # the others of 0 2 4: means 3 2 1; those of 1 1 -5: means -2 -2 1
+    result = group_advantages(np.array([[0.0, 2.0, 4.0], [1.0, 1.0, -5.0]]), "leave_one_out")
+    assert result.tolist() == [[-3.0, 0.0, 3.0], [3.0, 3.0, -6.0]]
+    rewards = _random_rewards()
+    others = (rewards.sum(axis=1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
+    np.testing.assert_allclose(group_advantages(rewards, "leave_one_out"), rewards - others, atol=1e-12)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_group_sums_to_zero(scale: Scale) -> None:
     result = group_advantages(_random_rewards(), scale)
@@ -73,7 +82,7 @@ def test_equal_rewards_give_exact_zeros(reward: float, size: int, scale: Scale) 
     assert (result[[0, 1, 3]] != 0).all()
 
 
-@pytest.mark.parametrize("scale", ["group", "none"])
+@pytest.mark.parametrize("scale", ["group", "none", "leave_one_out"])
 def test_other_groups_do_not_matter(scale: Scale) -> None:
     rewards = _random_rewards(3)
     alone = np.concatenate([group_advantages(row[None], scale) for row in rewards])

@@ -65,8 +65,9 @@ def equal(store: str, one: str, two: str) -> None:
 
 
 def test_two_processes_train_like_one(store: str, tmp_path: Path) -> None:
-    """Several optimizer steps per iteration, an adaptive KL coefficient and evaluations that do not divide evenly."""
-    settings = ("eval.num_ids=9", "train.batch_size=4", "train.grad_accum_steps=2")
+    """Several optimizer steps per iteration, an adaptive KL coefficient, and evaluations and rounds of resampling that
+    do not divide evenly."""
+    settings = ("eval.num_ids=9", "train.batch_size=4", "train.grad_accum_steps=2", "data.resample_rounds=3", "seed=1")
     one = runs.train(small(store, *settings))
     started = ranks.start(ranks.train, words(store, *settings), tmp_path / "two")
     assert started.end() == [0, 0], started.everything()

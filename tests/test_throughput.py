@@ -35,10 +35,13 @@ def test_flat_groups_are_no_useful_update() -> None:
     groups = make_groups(4)
     half = make_groups(4, flat=(0, 2))
     phases = {"generate": 1.0, "update": 2.0}
-    whole, part = (meter.metrics(given, phases, 4.0) for given in (groups, half))
+    whole, part = (meter.metrics(given, given, phases, 4.0) for given in (groups, half))
     assert part["mfu_update"] == pytest.approx(4 * meter._costs.forward(half[i] for i in (1, 3)) / 2.0 / 1e3)
     assert part["mfu_update"] < whole["mfu_update"]
     assert part["mfu_generate"] == pytest.approx(meter._costs.forward(half) / 1e3)
+    more = meter.metrics(half, [*half, *groups], phases, 4.0)  # with groups that were sampled and not trained on
+    assert more["mfu_update"] == part["mfu_update"]
+    assert more["mfu_generate"] == pytest.approx(part["mfu_generate"] + whole["mfu_generate"])
     assert part["share_generate"] + part["share_update"] + part["share_other"] == pytest.approx(1.0)
 
 

@@ -214,6 +214,11 @@ def warnings(config: Config, origins: Mapping[str, str]) -> Iterator[str]:
         yield from idle(("model.ref_id", "train.kl_estimator"), "train.kl_coef is 0")
     elif config.train.kl_estimator == "k1":
         yield "train.kl_estimator = 'k1': as a loss its gradient is zero on average; k2 and k3 pull to the reference"
+    resamples = config.data.resample_rounds > 0
+    if resamples and config.data.source != "live":
+        yield "data.resample_rounds has no effect: data.source replays the groups that a run trained on"
+    elif resamples and config.data.num_train_seeds == config.data.problems_per_iteration:
+        yield "data.resample_rounds has no effect: every iteration holds all data.num_train_seeds problems"
     if config.train.kl_target is None:
         yield from idle(("train.kl_horizon",), "train.kl_target is null")
     if config.train.iterations * config.steps_per_iteration == 1:

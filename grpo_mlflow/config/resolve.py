@@ -1,6 +1,7 @@
 """From a preset or file and dotted overrides to one checked Config that knows where each value came from.
 
-Later layers win: defaults < preset or file (a file may name a `base` of its own) < overrides.
+Later layers win: defaults < preset or file (a file may name a `base` of its own) < overrides. In a layer that names a
+`train.method`, what the method sets comes first, so that the layer's own keys win over it and it over the layers below.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from grpo_mlflow.config import checks, yaml12
+from grpo_mlflow.config import checks, methods, yaml12
 from grpo_mlflow.config.schema import Config
 from grpo_mlflow.errors import ConfigError
 
@@ -146,8 +147,14 @@ def _read(name: str, named_by: str = "config", beside: Path = Path(), seen: tupl
     if base is not None and not isinstance(base, str):
         raise ConfigError(f"{where}: base = {base!r}: expected the name of a preset or a file")
     layer: Layer = _read(base, f"{where}: base", path.parent, (*seen, path)) if base else {}
-    layer |= {key: (value, origin) for key, value in flatten(content).items()}
-    return layer
+    return layer | _layer(flatten(content), origin)
+
+
+def _layer(values: Mapping[str, Any], origin: str) -> Layer:
+    """Return dotted keys with their origin, on top of what the method that they name sets."""
+    name = values.get(methods.KEY)
+    chosen: Layer = {key: (value, f"method {name}") for key, value in methods.settings(name).items()}
+    return chosen | {key: (value, origin) for key, value in values.items()}
 
 
 def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
@@ -235,8 +242,8 @@ def resolve(
     Raises:
         ConfigError: a key is unknown, a value has the wrong type or range, or values contradict each other.
     """
-    layer: Layer = _read(config or DEFAULT) if base is None else {k: (v, origin) for k, v in flatten(base).items()}
-    layer |= {key: (value, "override") for key, value in parse_overrides(overrides).items()}
+    layer: Layer = _read(config or DEFAULT) if base is None else _layer(flatten(base), origin)
+    layer |= _layer(parse_overrides(overrides), "override")
     resume, named_by = layer.get("resume", (None, ""))
     if base is None and resume is not None and named_by != "override":
         raise ConfigError(f"resume = {resume!r} ({named_by}): allowed on the command line only")
@@ -246,12 +253,16 @@ def resolve(
 def overlay(resolved: Resolved, values: Mapping[str, Any], origin: str) -> Resolved:
     """Return the config with some dotted keys changed, checked like any other.
 
+    A method among them leaves alone what was given on the command line.
+
     Raises:
         ConfigError: as `resolve`.
     """
     known = flatten(resolved.config.model_dump(mode="json"))
     layer: Layer = {key: (value, resolved.origins[key]) for key, value in known.items()}
-    return _finish(layer | {key: (value, origin) for key, value in values.items()})
+    changed = _layer(values, origin)
+    given = {key for key in changed if key not in values and resolved.origins[key] == "override"}
+    return _finish(layer | {key: value for key, value in changed.items() if key not in given})
 
 
 def _finish(layer: Layer) -> Resolved:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
+from grpo_mlflow.config.methods import Method
+
 Backend = Literal["local", "vllm_server", "sglang_server"]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -121,7 +123,12 @@ class TrainConfig(Section):
     lr_warmup_steps: NonNegative = Field(0, description="optimizer steps of linear warm-up")
     weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay")
     grad_clip: PositiveFloat | None = Field(1.0, description="largest gradient norm; null is off")
-    scale_rewards: Literal["group", "batch", "none"] = Field("group", description="what divides r - mean(group)")
+    method: Method = Field(
+        "grpo", description="a method by its name: what it sets, keys given beside it change (docs/methods.md)"
+    )
+    scale_rewards: Literal["group", "batch", "none", "leave_one_out"] = Field(
+        "group", description="what divides r - mean(group); leave_one_out: r - mean of the others"
+    )
     surrogate: Literal["clip", "cispo"] = Field("clip", description="how the ratio is bounded")
     ratio_level: Literal["token", "sequence"] = Field("token", description="ratio per token, or per rollout (GSPO)")
     clip_low: Annotated[float, Field(ge=0, le=1)] = Field(0.2, description="lower bound of the ratio is 1 - clip_low")
@@ -181,6 +188,11 @@ class DataConfig(Section):
     )
     problems_per_iteration: Positive = Field(4, description="problems per iteration")
     rollouts_per_problem: Annotated[int, Field(ge=2)] = Field(4, description="K: completions per problem")
+    resample_rounds: NonNegative = Field(
+        0,
+        description="how often an iteration may sample further training problems in place of groups whose rewards are "
+        "all equal (DAPO); 0: never",
+    )
     train_seed_start: NonNegative = Field(1000, description="first training problem")
     num_train_seeds: Positive = Field(64, description="number of training problems")
     system_prompt: str | None = Field(None, description="first message of every prompt; null: the task's own, or none")

@@ -1,0 +1,372 @@
+"""Every command that README.md and docs/ show works, and every setting that they name exists.
+
+Our own commands are run as they stand as far as their config, and then to their end on a stand-in: the embedded model
+hardly warmed up, one iteration of two problems, a server of the tests. A command that cannot be run stands in `NOT_RUN`
+with the reason; one that is in neither list fails, so a new kind of command needs a line here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from grpo_mlflow.config import resolve, yaml12
+from grpo_mlflow.config.resolve import KEYS, SECTIONS
+from grpo_mlflow.search import space_file
+from tests.docs_commands import PAGES, ROOT, Command, commands_of, every_command, keys_in_code, parse, through_mlproject
+from tests.fake_server import FakeServer
+
+# The stand-in: sizes that win over those of a command.
+MODEL = {
+    **{"model.train_id": "tiny", "model.device": "cpu", "model.dtype": "float32", "model.tiny.hidden_size": 16},
+    **{"model.tiny.layers": 1, "model.tiny.heads": 1, "model.tiny.steps": 1, "model.tiny.batch_size": 2},
+}
+SIZES = {
+    **{"train.iterations": 1, "train.batch_size": 4, "train.grad_accum_steps": "auto", "train.lr_warmup_steps": 0},
+    **{"data.problems_per_iteration": 2, "data.rollouts_per_problem": 2},
+    **{"eval.num_ids": 2, "eval.replicates": 2, "eval.ks": "[1,2]", "eval.interval": 1, "eval.greedy": "false"},
+    **{"tracking.samples": 2},
+}
+STUDY = {
+    **{"search.finalists": 0, "search.confirm_num_ids": 2, "search.confirm_replicates": 2},
+    **{"search.retrain_seeds": 0, "search.k": 1},
+}
+OPTIONS = {"n_trials": "1", "n_jobs": "1", "timeout": ""}  # of `optimize`; they win over search.n_trials and so on
+
+
+@dataclass
+class World:
+    """A folder with what the docs' commands name: runs, models, files, a server."""
+
+    folder: Path
+    server: FakeServer
+    run_id: str = ""
+    model: str = ""
+    done: set[str] = field(default_factory=set)
+
+    def named(self, words: Sequence[str]) -> list[str]:
+        """Return the words with what the docs leave to the reader filled in."""
+        places = {
+            "RUN_ID": self.run_id,
+            "/path/to/checkpoint": self.model,
+            "/path/to/model": self.model,
+            "FOLDER": self.model,
+            "models:/NAME@ALIAS": "models:/grpo@champion",
+        }
+        pattern = re.compile("|".join(rf"(?<![A-Z_]){re.escape(place)}(?![A-Z_])" for place in places))
+        return ["" if word == "..." else pattern.sub(lambda m: places[m[0]], word) for word in words]
+
+
+def standins(config: dict[str, Any], world: World) -> list[str]:
+    """Return the overrides that turn a config into a small one that needs nothing from outside."""
+    if config["resume"]:
+        return ["train.iterations=2"]
+    values = {**MODEL, **SIZES, **STUDY, "model.ref_id": "null", "generation.server.manage": "false"}
+    longest = min(4, config["generation"]["max_new_tokens"])
+    values |= {"generation.max_new_tokens": longest, "train.epochs": min(2, config["train"]["epochs"])}
+    values["data.overlong_buffer"] = min(longest, config["data"]["overlong_buffer"])
+    for section in ("generation", "eval"):
+        if config[section]["backend"] not in (None, "local"):
+            values |= {f"{section}.backend": "vllm_server", f"{section}.base_url": world.server.url}
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def call(module: str, words: Sequence[str]) -> str:
+    """Run an entry point in this process and return what it prints.
+
+    Raises:
+        AssertionError: it does not end well.
+    """
+    printed, code = io.StringIO(), None
+    main: Callable[[Sequence[str]], None] = importlib.import_module(module).main
+    try:
+        with contextlib.redirect_stdout(printed):
+            main(words)
+    except SystemExit as end:
+        code = end.code
+    assert code in (None, 0), printed.getvalue()
+    return printed.getvalue()
+
+
+def printed_config(module: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the config of a command as it stands."""
+    config: dict[str, Any] = yaml12.load(call(module, [*words, "--print-config"]), shlex.join([module, *words]))
+    return config
+
+
+def options_first(words: Sequence[str]) -> list[str]:
+    """Return the words with `--name value` before `key=value`, as argparse takes overrides in one piece only."""
+    options, overrides, rest = list[str](), list[str](), list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--") and "." not in word and "=" not in word and word != "--print-config":
+            options += [word, rest.pop(0)]
+        else:
+            overrides.append(word)
+    return [*options, *overrides]
+
+
+def run_ours(words: Sequence[str], world: World) -> None:
+    """Run `python -m entrypoints.NAME ...`: its config as written, then the whole on the stand-in, once."""
+    module, given = words[2], world.named(words[3:])
+    assert importlib.util.find_spec(module), f"there is no {module}"
+    if module == "entrypoints.smoke":  # it has no --print-config
+        call(module, [*given, *(f"{key}={value}" for key, value in (MODEL | SIZES).items())])
+        return
+    config = printed_config(module, given)
+    if module == "entrypoints.server" or "--print-config" in given:
+        return  # the one stays until it is stopped, the other has done all that it does
+    small = standins(config, world)
+    if module == "entrypoints.optimize":
+        for name in (*OPTIONS, "study_name", "storage"):
+            while (option := f"--{name}") in given:
+                place = given.index(option)
+                del given[place : place + 2]
+        given += [word for name, value in OPTIONS.items() for word in (f"--{name}", value)]
+        as_written = resolve(base=config, origin="the docs")
+        space = space_file.load(config["search"]["space"], as_written)
+        if config["search"]["sampler"] == "grid":
+            space.require_grid(as_written)
+            given += ["--sampler", "random"]  # a grid runs all its combinations, whatever n_trials says
+    if module == "entrypoints.evaluate" and "--model" in given:
+        place = given.index("--model") + 1
+        if given[place] and not given[place].startswith(("models:", world.run_id)):
+            given[place] = world.model  # a hub id
+            small = [word for word in small if not word.startswith("model.t")]
+    words = [*options_first(given), *small]
+    same = f"{module} {given if module == 'entrypoints.evaluate' else ''} {printed_config(module, words)}"
+    if same not in world.done:
+        world.done.add(same)
+        name = f"docs-{len(world.done)}"
+        study = [f"search.study_name={name}", f"search.storage=sqlite:///{name}.db"]
+        call(module, [*words, *(study if module == "entrypoints.optimize" else ())])
+
+
+def run_module(command: Command, world: World) -> None:
+    run_ours(command.words, world)
+
+
+def run_mlflow(command: Command, world: World) -> None:
+    run_ours(through_mlproject(command.words), world)
+
+
+def run_make(command: Command, world: World) -> None:
+    """Ask make what it would do, and run what of it is ours."""
+    done = subprocess.run(
+        ["make", "-n", *command.words[1:]], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        inner = parse(re.sub(r'^PATH="[^"]*" ', "", line), str(command))
+        if inner.words[:2] == ("mlflow", "run"):
+            run_mlflow(inner, world)
+        elif inner.words[:2] == ("python", "-m") and inner.words[2].startswith("entrypoints."):
+            run_ours(inner.words, world)
+
+
+def check_ours_inside(command: Command, world: World) -> None:
+    """Check the config of the command of ours that a launcher would start, and that the files it names exist."""
+    words = list(command.words)
+    for place, word in enumerate(words):
+        if word == "-m" and words[place + 1].startswith("entrypoints."):
+            assert printed_config(words[place + 1], world.named(words[place + 2 :]))
+            words = words[:place]
+            break
+    for word in words:
+        if word.endswith((".yaml", ".yml", ".sbatch", ".sh")) and "=" not in word:
+            assert (ROOT / word).is_file(), f"{command}: there is no {word}"
+
+
+def check_benchmark(command: Command, world: World) -> None:
+    """Check that the benchmark is there and takes the options."""
+    found = importlib.util.find_spec(command.words[2])
+    assert found, f"{command}: there is no {command.words[2]}"
+    source = Path(str(found.origin)).read_text()
+    for word in command.words[3:]:
+        if word.startswith("--"):
+            assert f'"{word.partition("=")[0]}"' in source, f"{command}: {word} is unknown to it"
+
+
+def check_code(command: Command, world: World) -> None:
+    compile(command.words[command.words.index("-c") + 1] if "-c" in command.words else "", str(command), "exec")
+
+
+def no_check(command: Command, world: World) -> None: ...
+
+
+RUN: dict[str, Callable[[Command, World], None]] = {
+    r"(\S+/)?python3? -m entrypoints\.\w+": run_module,
+    r"mlflow run \.": run_mlflow,
+    r"make [a-z-]+": run_make,
+}
+# What is not run: why, and what is looked at instead.
+NOT_RUN: dict[str, tuple[str, Callable[[Command, World], None]]] = {
+    r"(\S+/)?(python3? -m )?pip3? install .*": ("installs packages", no_check),
+    r"uv (sync|pip|venv).*": ("installs packages", no_check),
+    r"git clone .*": ("needs the network", no_check),
+    r"mlflow (ui|server) .*": ("stays until it is stopped", no_check),
+    r"(\S+/)?python3? -m (vllm|sglang)\..*": ("a real server: `make test-server` starts one", no_check),
+    r"python3? -m benchmarks\..*": ("takes minutes or hours", check_benchmark),
+    r"python3? -m pytest.*": ("these tests themselves", no_check),
+    r"python3? (-X importtime )?-c .*": ("says something about the machine", check_code),
+    r"(curl|nvidia-smi) .*": ("asks a server or device that is not here", no_check),
+    r"(torchrun|accelerate launch|srun) .*": ("several processes: tests/test_runs.py starts two", check_ours_inside),
+    r"(sbatch|kubectl|docker) .*": ("needs a cluster", check_ours_inside),
+}
+NO_SETTINGS = {"train.log10_lr"}  # a parameter that runs log beside their settings
+COMMANDS = every_command()
+
+
+def rule_of(command: Command) -> Callable[[Command, World], None]:
+    """Return what to do with a command.
+
+    Raises:
+        LookupError: it is of no kind that is known.
+    """
+    text = shlex.join(command.words)
+    for pattern, run in RUN.items():
+        if re.match(rf"{pattern}(\s|$)", text):
+            return run
+    for pattern, (_, check) in NOT_RUN.items():
+        if re.fullmatch(pattern, text, re.DOTALL):
+            return check
+    raise LookupError(
+        f"{command}\nis a command of no known kind: add it to RUN in tests/test_docs.py (it is run on the stand-in) "
+        "or to NOT_RUN with the reason why it is not and what is checked instead"
+    )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """What the commands need, made by our own commands: a run, a study with a champion, files."""
+    folder = tmp_path_factory.mktemp("docs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        example = next(text for text in (ROOT / "docs/optimize.md").read_text().split("\n\n") if "{low:" in text)
+        (folder / "my_space.yaml").write_text("\n".join(line[4:] for line in example.splitlines()))
+        (folder / "my.yaml").write_text("base: tiny\ntrain: {lr: 3.0e-4}\n")
+        (folder / "best_config.yaml").write_text("base: tiny\n")
+        (folder / "gsm8k").mkdir()
+        row = '{"question": "What is %d + 1?", "answer": "#### %d"}\n'
+        for split in ("train", "test"):
+            rows = (row % (n + (split == "test") * 100, n + 1 + (split == "test") * 100) for n in range(64))
+            (folder / f"gsm8k/{split}.jsonl").write_text("".join(rows))
+        small = [f"{key}={value}" for key, value in (MODEL | SIZES | STUDY).items()]
+        call("entrypoints.train", small)
+        call("entrypoints.optimize", [*small, "search.finalists=1", "--n_trials", "1"])
+        client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        experiment = client.get_experiment_by_name("grpo").experiment_id
+        run = client.search_runs([experiment], "tags.`grpo.kind` = 'train'", order_by=["start_time"])[0]
+        model = Path(run.info.artifact_uri.removeprefix("file://")) / "checkpoints/iter_001"
+        plain = shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns("trainer"))
+        with FakeServer("vllm", plain) as server:
+            yield World(folder, server, run.info.run_id, str(plain))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_every_command_works(command: Command, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = rule_of(command)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{world.folder}/mlflow.db")  # MLflow sets it to the last used
+    for name, value in command.variables.items():
+        if name == "PYTHONPATH":
+            monkeypatch.syspath_prepend(ROOT / value)
+            assert (ROOT / value).is_dir(), f"{command}: there is no folder {value}"
+    rule(command, world)
+
+
+@pytest.mark.slow
+def test_the_first_command_of_the_readme_through_mlflow(tmp_path: Path) -> None:
+    """`mlflow run` itself, in a process of its own: what the other tests put together in its place."""
+    command = next(each for each in COMMANDS if each.words[:2] == ("mlflow", "run"))
+    small = " ".join(f"{key}={value}" for key, value in {**MODEL, **SIZES}.items())
+    words = [sys.executable, "-m", "mlflow", "run", str(ROOT), *command.words[3:], "-P", f"overrides={small}"]
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+    }
+    done = subprocess.run(
+        words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "held-out pass@1" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_that_is_named_exists(page: Path) -> None:
+    sections = sorted({key.split(".")[0] for key in KEYS if "." in key})
+    files = (".py", ".md", ".json", ".jsonl", ".yaml", ".log", ".safetensors")
+    named = {name for name in keys_in_code(page.read_text(), sections) if not name.endswith(files)}
+    assert sorted(named - KEYS.keys() - set(SECTIONS) - NO_SETTINGS) == []
+
+
+def test_what_is_read_out_of_a_page() -> None:
+    page = """# A page
+
+    python -m entrypoints.train train.lr=1e-4 \\
+        eval.ks='[1,2]'   # why
+    make smoke
+
+Then `mlflow run . -e doctor
+-P config=qwen`, but not `mlflow run` alone, nor this:
+
+    x = 3
+    python = x
+
+| `make ui` | or `reward` |
+
+```bash
+# a comment
+NAME=1 frobnicate --all
+```
+
+```python
+make = 1
+```
+"""
+    found = commands_of(page, "p.md")
+    assert [command.words for command in found] == [
+        ("python", "-m", "entrypoints.train", "train.lr=1e-4", "eval.ks=[1,2]"),
+        ("make", "smoke"),
+        ("frobnicate", "--all"),
+        ("mlflow", "run", ".", "-e", "doctor", "-P", "config=qwen"),
+        ("make", "ui"),
+    ]
+    assert [command.where for command in found] == ["p.md:3", "p.md:5", "p.md:17", "p.md", "p.md"]
+    assert found[2].variables == {"NAME": "1"}
+    with pytest.raises(LookupError, match=r"p\.md:17.*\n.*RUN in tests/test_docs\.py"):
+        rule_of(found[2])
+    assert keys_in_code("`train.lr=1` `generation.base_url` `train.py` data.x `data.mix.y`", ["train", "data"]) == [
+        "train.lr",
+        "train.py",
+        "data.mix.y",
+    ]
+
+
+def test_a_command_is_put_together_as_mlflow_does() -> None:
+    words = ["mlflow", "run", ".", "-e", "train", "--env-manager=local", "-P", "config=qwen", "-P", "train.lr=1e-4"]
+    expected = ["python", "-m", "entrypoints.train", "--config", "qwen", "--overrides", "", "--train.lr", "1e-4"]
+    assert through_mlproject(words) == expected
+    for wrong in (["-e", "nothing"], ["--frobnicate"], ["-P", "train.lr"]):
+        with pytest.raises(ValueError, match="mlflow run"):
+            through_mlproject(["mlflow", "run", ".", *wrong])
+
+
+def test_the_stand_in_is_a_config() -> None:
+    assert resolve("tiny", [f"{key}={value}" for key, value in (MODEL | SIZES | STUDY).items()]).warnings == ()
