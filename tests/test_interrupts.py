@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from grpo_mlflow.interrupts import Interrupted, deferred, handled
+from grpo_mlflow.interrupts import Interrupted, deferred, handled, let_through, request, shared, stop
 
 
 def send(number: int = signal.SIGINT) -> None:
@@ -84,3 +84,33 @@ def test_other_threads_are_left_alone() -> None:
         with pytest.raises(Interrupted):
             send()
     assert done == [True]
+
+
+def test_among_several_processes_signals_wait_but_where_they_are_let_through(capfd: pytest.CaptureFixture[str]) -> None:
+    reached = []
+    with pytest.raises(Interrupted), handled(), shared(silent=False):
+        send()
+        send()  # a launcher passes Ctrl-C on
+        reached.append("held")
+        with let_through():
+            reached.append("not reached")
+    assert reached == ["held"]
+    assert "Ctrl-C again" not in capfd.readouterr().err
+    with pytest.raises(Interrupted), handled(), shared(silent=True), let_through():
+        send(signal.SIGTERM)
+        reached.append("not reached")
+    assert reached == ["held"]
+    assert capfd.readouterr().err == ""
+
+
+def test_another_thread_can_ask_to_stop_and_a_process_can_stop_for_another() -> None:
+    with pytest.raises(Interrupted), handled(), shared(silent=False):
+        with deferred():
+            thread = threading.Thread(target=request, args=(signal.SIGTERM,))
+            thread.start()
+            thread.join()
+        with let_through():
+            pass
+    with pytest.raises(Interrupted) as caught, handled(), shared(silent=False):
+        stop(signal.SIGINT)
+    assert caught.value.exit_code == 130
