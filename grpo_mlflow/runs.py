@@ -22,6 +22,7 @@ from grpo_mlflow import (
     generation,
     interrupts,
     messages,
+    models,
     policy,
     sources,
     tracking,
@@ -83,13 +84,8 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
                 return sources.model_source(config.model.train_id, config, messages.warmup_progress(console))
 
         source = resumed.path if resumed else initial()
-        settings = (device, config.model.dtype, config.model.trust_remote_code)
-        actor = policy.load(source, *settings)
-        reference = None
-        if config.train.kl_coef > 0:
-            named = config.model.ref_id
-            reference = policy.load(sources.model_source(named, config) if named else initial(), *settings)
-            reference.model.requires_grad_(False)
+        actor = models.trained(config, source, device)
+        reference = models.reference(config, actor, initial)
         console.say(messages.introduce(config, actor, time.perf_counter() - start))
         sizes = Sizes(
             temperature=config.generation.temperature,
@@ -145,7 +141,7 @@ def evaluate(resolved: Resolved, source: str | Path, nested: Nested | None = Non
     with session(resolved, "evaluate", nested=nested) as (accelerator, tracker, console):
         source = source or sources.model_source(config.model.train_id, config, messages.warmup_progress(console))
         tracker.tags({"grpo.evaluated_model": str(source)})
-        actor = policy.load(source, accelerator.device, config.model.dtype, config.model.trust_remote_code)
+        actor = policy.load_as(config.model, source, accelerator.device)
         with _generators(config, actor, source, source, tracker, console) as generators:
             generator = generators.evaluation()
             generator.sync(0)

@@ -14,9 +14,21 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["errors", "types", "config", "seeding", "advantages", "losses", "token_head", "schedules"], 0),
     **dict.fromkeys(["statistics", "interrupts", "serverside"], 0),
     **dict.fromkeys(
-        ["tasks", "attention", "policy", "shared_prefix", "tiny", "generation", "checkpoint", "tracking", "console"], 1
+        [
+            "tasks",
+            "attention",
+            "lora",
+            "policy",
+            "shared_prefix",
+            "tiny",
+            "generation",
+            "checkpoint",
+            "tracking",
+            "console",
+        ],
+        1,
     ),
-    **dict.fromkeys(["rollouts", "batching", "scoring", "sources", "throughput"], 2),
+    **dict.fromkeys(["rollouts", "batching", "scoring", "sources", "models", "throughput"], 2),
     **dict.fromkeys(
         ["update", "evaluation", "collector", "trainer", "messages", "runs", "checkup", "doctor", "serve"], 3
     ),
@@ -24,11 +36,13 @@ FLOORS: dict[str, int] = {
 }
 SAME_FLOOR: dict[str, set[str]] = {
     "config": {"errors"},
+    "policy": {"lora"},
     "shared_prefix": {"policy", "attention"},
     "tiny": {"policy", "tasks"},
-    "generation": {"policy", "attention", "shared_prefix"},
+    "generation": {"policy", "lora", "attention", "shared_prefix"},
     "scoring": {"batching"},
     "sources": {"rollouts"},
+    "models": {"sources"},
     "trainer": {"update", "evaluation", "collector"},
     "messages": {"trainer"},
     "doctor": {"checkup"},

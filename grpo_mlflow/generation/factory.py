@@ -17,7 +17,7 @@ from grpo_mlflow.generation.server import PolicyServer
 from grpo_mlflow.generation.server_process import Launch, ServerProcess, launch
 from grpo_mlflow.generation.sglang import SGLang
 from grpo_mlflow.generation.vllm import VLLM
-from grpo_mlflow.policy import Policy, load
+from grpo_mlflow.policy import Policy, load_as
 
 ENGINES: dict[str, type[VLLM] | type[SGLang]] = {"vllm_server": VLLM, "sglang_server": SGLang}
 
@@ -90,8 +90,7 @@ class Generators:
         return self._servers[backend, address]
 
     def _load_initial(self) -> Policy:
-        model = self._config.model
-        return load(self._initial, self._policy.device, model.dtype, model.trust_remote_code)
+        return load_as(self._config.model, self._initial, self._policy.device)
 
     def _managed(self) -> ServerProcess:
         if self._process is None:
