@@ -140,8 +140,8 @@ def _targets(model: Any, settings: LoraConfig) -> list[str]:
     for target in settings.targets:
         if not any(f".{name}".endswith(f".{target}") for name in possible):
             raise UserError(
-                f"model.lora.targets = {list(settings.targets)}: {target!r} is no linear layer inside the model; allowed: "
-                f"all-linear, or names among {', '.join(sorted(short))}"
+                f"model.lora.targets = {list(settings.targets)}: {target!r} is no linear layer inside the model; "
+                f"allowed: all-linear, or names among {', '.join(sorted(short))}"
             )
     return list(settings.targets)
 

@@ -14,20 +14,9 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["errors", "types", "config", "seeding", "advantages", "losses", "token_head", "schedules"], 0),
     **dict.fromkeys(["statistics", "interrupts", "serverside"], 0),
     **dict.fromkeys(
-        [
-            "tasks",
-            "attention",
-            "lora",
-            "policy",
-            "shared_prefix",
-            "tiny",
-            "generation",
-            "checkpoint",
-            "tracking",
-            "console",
-        ],
-        1,
+        ["tasks", "attention", "policy", "shared_prefix", "tiny", "generation", "checkpoint", "tracking", "console"], 1
     ),
+    "lora": 1,
     **dict.fromkeys(["rollouts", "batching", "scoring", "sources", "models", "throughput"], 2),
     **dict.fromkeys(
         ["update", "evaluation", "collector", "trainer", "messages", "runs", "checkup", "doctor", "serve"], 3

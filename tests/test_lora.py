@@ -1,4 +1,4 @@
-"""Adapters: what is trained, what the reference is, what merging and saving keep, and what the fast paths must not see."""
+"""Adapters: what is trained, what the reference is, what merging and saving keep, what the fast paths must not see."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grpo_mlflow import lora, models, policy, runs, tiny
 from grpo_mlflow.batching import Row
 from grpo_mlflow.config import Config, LoraConfig, TinyConfig, resolve
 from grpo_mlflow.errors import ConfigError, UserError
-from grpo_mlflow.generation import LocalGenerator, Sampling
+from grpo_mlflow.generation import LocalGenerator
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.scoring import Scorer
 from grpo_mlflow.tasks import Arithmetic
@@ -245,7 +245,7 @@ def test_a_wrong_setting_is_refused_in_one_line(override: str, line: str) -> Non
 
 
 def test_an_adapter_without_rank_has_nothing_to_sync() -> None:
-    with pytest.raises(ConfigError, match="generation.sync = 'lora': the model has no adapter"):
+    with pytest.raises(ConfigError, match=r"generation\.sync = 'lora': the model has no adapter"):
         resolve("tiny", ["generation.sync=lora"])
     assert resolve("tiny", ["model.lora.rank=null"]).config == resolve("tiny").config
 

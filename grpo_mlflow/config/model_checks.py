@@ -23,11 +23,11 @@ def errors(config: Config) -> Iterator[str]:
         )
     if model.ref_id not in (None, model.train_id):
         yield (
-            f"model.ref_id = {model.ref_id!r}: with model.lora.rank = {rank} the reference is the trained model without "
-            f"its adapter; allowed: null or {model.train_id!r}"
+            f"model.ref_id = {model.ref_id!r}: with model.lora.rank = {rank} the reference is the trained model "
+            f"without its adapter; allowed: null or {model.train_id!r}"
         )
     if model.ref_device is not None:
         yield (
-            f"model.ref_device = {model.ref_device!r}: with model.lora.rank = {rank} the reference is the trained model "
-            "without its adapter, not a second one; allowed: null"
+            f"model.ref_device = {model.ref_device!r}: with model.lora.rank = {rank} the reference is the trained "
+            "model without its adapter, not a second one; allowed: null"
         )

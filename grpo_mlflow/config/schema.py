@@ -54,9 +54,7 @@ class LoraConfig(Section):
     targets: (
         Literal["all-linear"]
         | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_tuple), Field(min_length=1)]
-    ) = Field(
-        "all-linear", description="layers with an adapter: all-linear, or a list of names such as [q_proj, v_proj]"
-    )
+    ) = Field("all-linear", description="layers with an adapter: all-linear, or a list such as [q_proj, v_proj]")
 
 
 class ModelConfig(Section):
