@@ -43,7 +43,9 @@ def base_of(source: str | Path) -> str | None:
     """
     try:
         content = json.loads((Path(source) / "adapter_config.json").read_text())
-        base = str(content["base_model_name_or_path"])
+        base = content["base_model_name_or_path"]
+        if not isinstance(base, str) or not base:
+            raise ValueError(f"base_model_name_or_path = {json.dumps(base)} names no model")
     except OSError:
         return None
     except (ValueError, KeyError, TypeError) as error:

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from grpo_mlflow import lora, policy, sources
-from grpo_mlflow.config import Config
+from grpo_mlflow.config import Config, ModelConfig
+from grpo_mlflow.errors import UserError
 from grpo_mlflow.policy import Policy
 
 
@@ -47,3 +48,18 @@ def reference(config: Config, actor: Policy, initial: Callable[[], str | Path]) 
     found = policy.load_as(model, named, device)
     found.model.requires_grad_(False)
     return found
+
+
+def merge(source: str | Path, output: str | Path, settings: ModelConfig) -> Path:
+    """Write the adapter in `source` and its base as one plain float32 model, and return its folder.
+
+    Raises:
+        UserError: the source is no adapter, or the output is in the way.
+    """
+    folder = Path(output).expanduser()
+    if folder.exists():
+        raise UserError(f"output = {str(output)!r}: exists already; allowed: a new folder")
+    if lora.base_of(source) is None:
+        raise UserError(f"model = {str(source)!r}: is no LoRA adapter, so there is nothing to merge")
+    policy.load_as(settings, source, torch.device("cpu")).save_plain(folder)
+    return folder

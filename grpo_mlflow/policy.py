@@ -116,7 +116,8 @@ def device_of(device: str, key: str) -> torch.device:
     count = torch.cuda.device_count()
     index = int(device.partition(":")[2] or 0)
     if index >= count:
-        raise UserError(f"{key} = {device!r}: this machine has {count} CUDA devices; allowed: auto, cpu")
+        allowed = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise UserError(f"{key} = {device!r}: this machine has {count} CUDA devices; allowed: {allowed}")
     return torch.device("cuda", index)
 
 

@@ -25,7 +25,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_mlflow import seeding
@@ -187,6 +186,8 @@ class FakeServer:
         if self.quirks.keeps_old_adapter and self.adapters:
             self.adapters[name] = next(iter(self.adapters.values()))
             return
+        from peft import PeftModel  # seconds at each start of a process, which most tests never need
+
         base = AutoModelForCausalLM.from_pretrained(self.root, dtype=torch.float32)
         self.adapters[name] = PeftModel.from_pretrained(base, str(folder)).eval()
 
@@ -339,9 +340,7 @@ class FakeServer:
             return 200, self._models()
         if path == "/load_lora_adapter":
             name, folder = body["lora_name"], Path(body["lora_path"])
-            wrong = (
-                "LoRA is not enabled. Please set `--enable-lora` to enable LoRA." if self.quirks.without_lora else ""
-            )
+            wrong = "LoRA is not enabled. Please set `--enable-lora`." if self.quirks.without_lora else ""
             wrong = wrong or (f"LoRA with name {name} already exists." if name in self.adapters else "")
             if wrong or not (folder / "adapter_config.json").is_file():
                 return 400, {"success": False, "error_message": wrong or f"Failed to load LoRA adapter {name}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from grpo_mlflow import lora, models, policy, runs, tiny
+from entrypoints import merge
+from grpo_mlflow import lora, models, policy, runs, sources, tiny
 from grpo_mlflow.batching import Row
-from grpo_mlflow.config import Config, LoraConfig, TinyConfig, resolve
+from grpo_mlflow.config import Config, LoraConfig, TinyConfig, parse_arguments, resolve
 from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.generation import LocalGenerator
 from grpo_mlflow.policy import Policy
@@ -201,9 +203,6 @@ def test_two_and_resume_and_two_equal_four(shared_store: str, tmp_path: Path) ->
     assert dict(curves(shared_store, whole.run_id)["train/kl_divergence"])[3] > 0
 
     # the checkpoint as a model: measured, trained on as an adapter, trained on as a whole
-    from grpo_mlflow import sources
-    from grpo_mlflow.config import parse_arguments
-
     arguments = parse_arguments([f"tracking.uri={shared_store}"], "evaluate", "")
     measured = runs.evaluate(*sources.resolve_evaluation(arguments, str(last[0]), "best"))
     assert measured.success_rates() == list(whole.progress.last_rates)
@@ -272,11 +271,66 @@ def test_an_adapter_of_another_rank_is_refused(adapted: Policy, tmp_path: Path) 
         models.trained(config, tmp_path, CPU)
 
 
+def test_without_peft_both_ways_to_an_adapter_say_what_to_install(
+    adapted: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted.save(tmp_path)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"model\.lora\.rank = 4: the package peft is not installed"):
+        resolve("tiny", ADAPTED)
+    with pytest.raises(UserError, match=r"pip install 'grpo-mlflow\[lora\]'"):
+        policy.load(tmp_path, CPU)
+
+
+def test_an_adapter_is_merged_by_a_command(adapted: Policy, base_folder: Path, tmp_path: Path) -> None:
+    adapted.save(tmp_path / "adapter")
+    merge.main(["--model", str(tmp_path / "adapter"), "--output", str(tmp_path / "plain")])
+    torch.testing.assert_close(logits(policy.load(tmp_path / "plain", CPU)), logits(adapted), atol=1e-4, rtol=0)
+    for model, output, line in (
+        (tmp_path / "adapter", tmp_path / "plain", "exists already"),
+        (base_folder, tmp_path / "other", "is no LoRA adapter"),
+        ("", tmp_path / "other", "expected --model"),
+    ):
+        with pytest.raises(UserError, match=line):
+            merge.main(["--model", str(model), "--output", str(output)])
+
+
+def test_plain_prompts_from_a_tokenizer_with_a_chat_template(base_folder: Path, tmp_path: Path) -> None:
+    problem = Arithmetic().problem("train", 5)
+    settings = resolve("tiny", ["model.chat_template=none"]).config.model
+    found = policy.load_as(settings, base_folder, CPU)
+    plain = "\n\n".join(message["content"] for message in problem.messages)
+    assert found.decode([found.prompt(problem).token_ids]) == [plain]
+    assert policy.load(base_folder, CPU).prompt(problem) != found.prompt(problem)
+    found.save(tmp_path)  # a checkpoint goes on as it was trained
+    assert policy.load(tmp_path, CPU).prompt(problem) == found.prompt(problem)
+
+
+def test_another_attention_gives_the_same_and_shares_no_prompts(base_folder: Path) -> None:
+    settings = resolve("tiny", ["model.attn_implementation=eager"]).config.model
+    found, plain, given = policy.load_as(settings, base_folder, CPU), policy.load(base_folder, CPU), rows("ragged")
+    eager = Scorer(found, 0.7)
+    assert eager.reason == "its attention is eager"
+    with torch.no_grad():
+        torch.testing.assert_close(eager.score(given)[0], Scorer(plain, 0.7).score(given)[0], atol=1e-5, rtol=0)
+
+
+def test_a_reference_on_a_device_that_is_not_there_is_refused(base_folder: Path) -> None:
+    config = adapter_config(SMALL, "model.ref_device=cuda:97")
+    with pytest.raises(UserError, match=r"model\.ref_device = 'cuda:97': this machine has \d+ CUDA devices; allowed:"):
+        models.reference(config, policy.load(base_folder, CPU), lambda: base_folder)
+    elsewhere = adapter_config(SMALL, "model.ref_device=cpu")
+    found = models.reference(elsewhere, policy.load(base_folder, CPU), lambda: base_folder)
+    assert found is not None
+    assert found.device == CPU
+    assert not any(parameter.requires_grad for parameter in found.model.parameters())
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
         ({"base_model_name_or_path": "/nowhere/base"}, "adapter of '/nowhere/base', which is not there"),
-        ({"base_model_name_or_path": None, "r": 8}, "cannot be loaded"),
+        ({"base_model_name_or_path": None}, "adapter_config.json cannot be read: base_model_name_or_path = null"),
         ({"r": 8}, "its LoRA adapter cannot be loaded"),
         ({"target_modules": ["q_proj"]}, "is no part of a plain LoRA adapter"),
         ({"target_modules": ["nothing"]}, "its LoRA adapter cannot be loaded"),

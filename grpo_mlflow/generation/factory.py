@@ -112,7 +112,7 @@ class Generators:
         base = lora.base_of(source)
         if base is not None and self._config.generation.sync == "none":
             raise UserError(
-                f"model {str(source)!r} is an adapter, which generation.sync = 'none' never sends to the server; allowed: "
-                "reload, lora, restart, or a merged model (python -m entrypoints.merge)"
+                f"model {str(source)!r} is an adapter, which generation.sync = 'none' never sends to the server; "
+                "allowed: reload, lora, restart, or a merged model (python -m entrypoints.merge)"
             )
         return base or source

@@ -21,7 +21,7 @@ from grpo_mlflow.config import GenerationConfig
 from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.generation import canary
 from grpo_mlflow.generation.base import Sampling
-from grpo_mlflow.generation.client import Fault, Loop, Refusal
+from grpo_mlflow.generation.client import Fault, Loop, Refusal, all_of
 from grpo_mlflow.generation.engine import Ask, Draw, Engine, Incapable, check
 from grpo_mlflow.generation.retries import Retries
 from grpo_mlflow.generation.server_process import ServerProcess
@@ -204,7 +204,7 @@ class PolicyServer:
                 async with slots:
                     return await self._retries.ask("sampling", lambda: self._complete(ask), self._mend)
 
-            found = await _all([draw(ask) for ask in asks])
+            found = await all_of([draw(ask) for ask in asks])
             try:
                 await self._prove_still()
             except _WrongWeights as wrong:
@@ -307,15 +307,3 @@ async def _shaped(answer: Awaitable[T]) -> T:
         return await answer
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise Fault(f"an answer of unexpected shape ({type(error).__name__}: {error})") from error
-
-
-async def _all(work: Sequence[Awaitable[T]]) -> list[T]:
-    """Await all in order; the first failure cancels the rest."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
