@@ -131,6 +131,6 @@ def test_a_static_server_cannot_start_from_an_adapter(adapted: Policy, tmp_path:
     adapted.save(tmp_path / "adapter")
     words = ("generation.backend=vllm_server", "generation.server.manage=true", "generation.sync=none")
     folder, config = tmp_path / "adapter", resolve("tiny", words).config
-    with Generators(config, adapted, folder, folder, tmp_path / "log", print) as generators:
-        with pytest.raises(UserError, match=r"is an adapter.* python -m entrypoints\.merge"):
-            generators.training()
+    generators = Generators(config, adapted, folder, folder, tmp_path / "log", print)
+    with generators, pytest.raises(UserError, match=r"is an adapter.* python -m entrypoints\.merge"):
+        generators.training()
