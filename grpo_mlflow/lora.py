@@ -54,8 +54,8 @@ def base_of(source: str | Path) -> str | None:
         raise UserError(f"model {str(source)!r} is a LoRA adapter: it needs pip install 'grpo-mlflow[lora]'")
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise UserError(
-            f"model {str(source)!r} is a LoRA adapter of {base!r}, which is not there; allowed: that model in that place, "
-            "or a link to it"
+            f"model {str(source)!r} is a LoRA adapter of {base!r}, which is not there; allowed: that model in that "
+            "place, or a link to it"
         )
     return base
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from entrypoints import merge
 from grpo_mlflow import lora, models, policy, runs, sources, tiny
-from grpo_mlflow.batching import Row
 from grpo_mlflow.config import Config, LoraConfig, TinyConfig, parse_arguments, resolve
 from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.generation import LocalGenerator
@@ -137,9 +136,20 @@ def test_shared_prompts_equal_padded_rows_with_an_adapter(name: str) -> None:
         torch.testing.assert_close(one, other, atol=1e-5 * max(1.0, float(other.abs().max())), rtol=0)
 
 
-def _results(made: Scorer, shares: bool, given: Sequence[Row] | None = None) -> list[Tensor]:
+def test_in_low_precision_the_adapter_and_its_gradient_stay_float32() -> None:
+    made = scorer(build("llama"), 1.0, torch.bfloat16)
+    lora.add(made._policy.model, LoraConfig(rank=4), 0)
+    move_adapter(made._policy)
+    found, expected = (_results(made, shares) for shares in (True, False))
+    assert {tensor.dtype for tensor in found} == {torch.float32}
+    assert (found[0] - expected[0]).abs().mean() < 0.1
+    one, other = (torch.cat([gradient.flatten() for gradient in results[2:]]) for results in (found, expected))
+    assert (one - other).norm() < 0.05 * other.norm()
+
+
+def _results(made: Scorer, shares: bool) -> list[Tensor]:
     model, made.shares = made._policy.model, shares
-    logprobs, entropy = made.score(given or rows("ragged"), entropy_gradient=True)
+    logprobs, entropy = made.score(rows("ragged"), entropy_gradient=True)
     coefficients = torch.randn(2, *logprobs.shape, generator=torch.Generator().manual_seed(2))
     model.zero_grad()
     ((logprobs * coefficients[0]).sum() + (entropy * coefficients[1]).sum()).backward()
