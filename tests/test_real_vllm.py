@@ -82,7 +82,9 @@ def _three_syncs(policy: Policy, generator: Generator) -> None:
     for version in (1, 2, 3):
         move(policy, version)
         generator.sync(version)
-        assert generator.metrics()["server_canary_error"] < 1e-3
+        error = generator.metrics()["server_canary_error"]
+        print(f"version {version}: log-probabilities {error:.1e} from the trainer's")
+        assert error < 1e-3
         groups = generator.generate(prompts(policy), 2, Sampling(8), 0, ("x",))
         assert {c.policy_version for group in groups for c in group} == {version}
         seen.append(ids_of(groups))
