@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from entrypoints import merge
 from grpo_mlflow import lora, models, policy, runs, sources, tiny
 from grpo_mlflow.config import Config, LoraConfig, TinyConfig, parse_arguments, resolve
 from grpo_mlflow.errors import ConfigError, UserError
-from grpo_mlflow.generation import LocalGenerator
+from grpo_mlflow.generation import LocalGenerator, Sampling
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.scoring import Scorer
 from grpo_mlflow.tasks import Arithmetic
-from tests.conformance import ShapedConformance
+from tests.conformance import ShapedConformance, prompts
 from tests.conftest import SMALL
 from tests.test_runs import curves, resume
 from tests.test_shared_prefix import build, rows, scorer
@@ -145,6 +148,32 @@ def test_in_low_precision_the_adapter_and_its_gradient_stay_float32() -> None:
     assert (found[0] - expected[0]).abs().mean() < 0.1
     one, other = (torch.cat([gradient.flatten() for gradient in results[2:]]) for results in (found, expected))
     assert (one - other).norm() < 0.05 * other.norm()
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts of matrices to bfloat16."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._weights = {parameter.data_ptr() for parameter in model.parameters() if parameter.ndim == 2}
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self._weights:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_sampling_casts_each_weight_once_though_it_is_frozen(adapted: Policy) -> None:
+    low = replace(adapted, dtype=torch.bfloat16)
+    trained = [parameter.requires_grad for parameter in low.model.parameters()]
+    counts = []
+    for tokens in (2, 12):
+        with Casts(low.model) as casts:
+            LocalGenerator(low, 2).generate(prompts(low)[:2], 4, Sampling(tokens), 0, ("x",))
+        counts.append(casts.count)
+    assert counts[0] == counts[1] > 0
+    assert [parameter.requires_grad for parameter in low.model.parameters()] == trained
 
 
 def _results(made: Scorer, shares: bool) -> list[Tensor]:
