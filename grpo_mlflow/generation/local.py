@@ -108,7 +108,7 @@ class LocalGenerator:
 
 @contextmanager
 def _casts_kept(model: Any) -> Iterator[None]:
-    """Autocast keeps the cast of a weight only if it can have a gradient: here, where none is taken, let all look so."""
+    """Autocast keeps the cast of a weight only if it can have a gradient: where none is taken, let all look so."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)
