@@ -11,8 +11,8 @@ train: $(VENV)/.installed  ## the main job: the embedded model learns addition, 
 smoke: $(VENV)/.installed  ## two tiny iterations and an evaluation, no server
 	$(RUN) python -m entrypoints.smoke
 
-test: $(VENV)/.installed-test
-	$(RUN) python -m pytest
+test: $(VENV)/.installed-test  ## two at a time, each on one thread
+	OMP_NUM_THREADS=1 $(RUN) python -m pytest -n 2 --dist worksteal
 
 test-server: $(VENV)/.installed-test .venv-vllm/.installed  ## against a real vLLM on this CPU
 	$(RUN) python -m pytest -m server

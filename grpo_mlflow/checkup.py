@@ -107,16 +107,20 @@ class ServerCheckup:
 
     def new_weights(self) -> str:
         """Give the server other weights and the old ones again; both times it must prove them."""
-        weight = self._actor.model.get_input_embeddings().weight
-        before = weight.detach().clone()
+        model = self._actor.model
+        weights = [p for p in model.parameters() if p.requires_grad] if self._actor.has_adapter else []
+        weights = weights or [model.get_input_embeddings().weight]
+        before = [weight.detach().clone() for weight in weights]
         try:
             try:
                 with torch.no_grad():
-                    weight.mul_(1.05)
+                    for weight in weights:
+                        weight.mul_(1.05).add_(0.01)  # half of an untrained adapter is zero
                 self._generator.sync(1)
             finally:
                 with torch.no_grad():
-                    weight.copy_(before)
+                    for weight, value in zip(weights, before, strict=True):
+                        weight.copy_(value)
             self._generator.sync(2)
         except UserError as error:
             raise Trouble(one_line(error), "see docs/servers.md, “When weights do not arrive”") from error

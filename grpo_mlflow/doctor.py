@@ -17,7 +17,7 @@ from typing import Literal
 import psutil
 import torch
 
-from grpo_mlflow import policy, sources, tracking
+from grpo_mlflow import models, policy, sources, tracking
 from grpo_mlflow.checkup import ServerCheckup, Trouble
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import UserError, one_line
@@ -27,8 +27,8 @@ from grpo_mlflow.policy import Policy
 from grpo_mlflow.types import Prompt
 
 _PACKAGES = ("torch", "transformers", "accelerate", "mlflow", "optuna", "openai")
-_STATE_BYTES = 16  # per parameter: float32 weights, gradient, two moments of AdamW
-_REFERENCE_BYTES = 4
+_WEIGHT_BYTES = 4  # float32
+_STATE_BYTES = 12  # per trained parameter: gradient, two moments of AdamW
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Doctor:
         model = self.config.model
         try:
             source = sources.model_source(model.train_id, self.config)
-            actor.append(policy.load(source, policy.choose_device(model.device), model.dtype, model.trust_remote_code))
+            actor.append(models.trained(self.config, source, policy.choose_device(model.device)))
         except UserError as error:
             remedy = "set model.train_id to a folder with config.json, tokenizer and safetensors weights, or a hub id"
             raise Trouble(one_line(error), remedy) from error
@@ -150,8 +150,11 @@ class Doctor:
 
     def _memory(self, actor: Policy) -> str:
         size = sum(p.numel() for p in actor.model.parameters())
-        needed = size * (_STATE_BYTES + (_REFERENCE_BYTES if self.config.train.kl_coef > 0 else 0))
-        held = size * 4  # the model is loaded already
+        trained = sum(p.numel() for p in actor.model.parameters() if p.requires_grad)
+        needed = size * _WEIGHT_BYTES + trained * _STATE_BYTES
+        if self.config.train.kl_coef > 0 and not actor.has_adapter:  # without its adapter it is the reference
+            needed += size * _WEIGHT_BYTES
+        held = size * _WEIGHT_BYTES  # the model is loaded already
         if actor.device.type == "cuda":
             free, where = torch.cuda.mem_get_info(actor.device)[0], str(actor.device)
         else:
@@ -159,7 +162,7 @@ class Doctor:
         return enough("memory", needed - held, free, where, "a smaller model, another model.device, train.kl_coef=0")
 
     def _disk(self, actor: Policy) -> str:
-        size = sum(p.numel() for p in actor.model.parameters())
+        size = sum(p.numel() for p in actor.model.parameters() if p.requires_grad)
         count = self.config.checkpoint.keep_last + 2  # the best, and one in the making
         free = shutil.disk_usage(Path.cwd()).free
         return enough("disk", count * size * 12, free, "this disk", "checkpoint.keep_last=1, or another folder")

@@ -30,10 +30,12 @@ def warmup_progress(console: Console) -> tiny.Progress:
 
 def introduce(config: Config, actor: policy.Policy, seconds: float) -> str:
     size = sum(p.numel() for p in actor.model.parameters())
+    trained = sum(p.numel() for p in actor.model.parameters() if p.requires_grad)
+    of_these = f", {trained / 1e6:.2f} M of them trained" if trained < size else ""
     data = config.data
     return (
-        f"{config.model.train_id} ({size / 1e6:.2f} M parameters, {actor.device}, ready in {seconds:.0f}s) learns "
-        f"{data.task}: {config.train.iterations} iterations of {data.problems_per_iteration} problems x "
+        f"{config.model.train_id} ({size / 1e6:.2f} M parameters{of_these}, {actor.device}, ready in {seconds:.0f}s) "
+        f"learns {data.task}: {config.train.iterations} iterations of {data.problems_per_iteration} problems x "
         f"{data.rollouts_per_problem} rollouts, optimizer steps in each: {config.steps_per_iteration}"
     )
 

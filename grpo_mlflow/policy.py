@@ -8,24 +8,32 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
+from grpo_mlflow import lora
+from grpo_mlflow.config import ModelConfig
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.types import Problem, Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A model in evaluation mode (dropout off, so that sampled and trained log-probs agree) and its tokenizer."""
+    """A model in evaluation mode (dropout off, so that sampled and trained log-probs agree) and its tokenizer.
+
+    `adapter_off`: the policy is the base model of one with an adapter, and shares its weights (see `weights`).
+    """
 
     model: Any
     tokenizer: Any
@@ -33,6 +41,11 @@ class Policy:
     dtype: torch.dtype
     eos_ids: tuple[int, ...]
     pad_id: int
+    adapter_off: bool = False
+
+    @property
+    def has_adapter(self) -> bool:
+        return lora.has_adapter(self.model)
 
     def prompt(self, problem: Problem) -> Prompt:
         """Return the problem's messages through the chat template, or joined where the tokenizer has none."""
@@ -52,54 +65,147 @@ class Policy:
         """Compute in `dtype` inside the block; weights stay float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    def base(self) -> Policy:
+        """Return the base model of a model with an adapter: the same weights, the adapter off in `weights` blocks."""
+        return replace(self, adapter_off=True)
+
+    def weights(self) -> AbstractContextManager[None]:
+        """Compute with this policy's weights inside the block; only that of a `base` needs one."""
+        return lora.switched_off(self.model) if self.adapter_off else nullcontext()
+
+    def merged(self) -> Policy:
+        """Return the same policy as a plain model, all its weights trainable; it takes over the weights of this one."""
+        return replace(self, model=lora.merged(self.model).requires_grad_(True))
+
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face model folder."""
+        """Write a Hugging Face model folder; of a model with an adapter only the adapter, which names its base."""
         transformers_logging.disable_progress_bar()
-        self.model.save_pretrained(folder)
+        if self.has_adapter:
+            lora.save(self.model, folder)
+        else:
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def save_plain(self, folder: Path) -> None:
+        """Write a Hugging Face model folder that needs no other: an adapter is merged into the weights."""
+        plain = replace(self, model=lora.merged(self.model, "cpu")) if self.has_adapter else self
+        plain.save(folder)
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the device of a config value; `auto` prefers CUDA, and one of several processes takes its own GPU.
+    """Return the device of a config value, from now on the current one; `auto` prefers CUDA.
+
+    One of several processes takes its own GPU.
 
     Raises:
         UserError: the device does not exist here.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        count = torch.cuda.device_count()
-        local = os.environ.get("LOCAL_RANK", "0") if count > 1 else 0  # a scheduler may show each process one GPU only
-        index = int(device.partition(":")[2] or local)
-        if index >= count:
-            raise UserError(f"model.device = {device!r}: this machine has {count} CUDA devices; allowed: auto, cpu")
-        torch.cuda.set_device(index)
-        return torch.device("cuda", index)
-    return torch.device(device)
+    if device == "cuda" and torch.cuda.device_count() > 1:  # a scheduler may show each process one GPU only
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    found = device_of(device, "model.device")
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
+    return found
 
 
-def load(source: str | Path, device: torch.device, dtype: str = "float32", trust_remote_code: bool = False) -> Policy:
+def device_of(device: str, key: str) -> torch.device:
+    """Return the device that the setting `key` names: cpu, cuda or cuda:N.
+
+    Raises:
+        UserError: it does not exist here.
+    """
+    if not device.startswith("cuda"):
+        return torch.device(device)
+    count = torch.cuda.device_count()
+    index = int(device.partition(":")[2] or 0)
+    if index >= count:
+        allowed = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise UserError(f"{key} = {device!r}: this machine has {count} CUDA devices; allowed: {allowed}")
+    return torch.device("cuda", index)
+
+
+def load_as(settings: ModelConfig, source: str | Path, device: torch.device) -> Policy:
+    """Load a model the way the config says; see `load`."""
+    return load(
+        source,
+        device,
+        settings.dtype,
+        settings.trust_remote_code,
+        settings.attn_implementation,
+        settings.chat_template == "auto",
+    )
+
+
+def load(
+    source: str | Path,
+    device: torch.device,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    chat: bool = True,
+) -> Policy:
     """Load a hub id or a folder with float32 weights; `dtype` is that of the computation.
+
+    A folder with a LoRA adapter gives its base model with the adapter in it, and only the adapter trainable. Without
+    `chat` the tokenizer's chat template is dropped.
 
     Raises:
         UserError: there is no such model, or it cannot be read.
     """
     transformers_logging.disable_progress_bar()
+    base = lora.base_of(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True
+            base or source,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            attn_implementation=attn_implementation,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"model {str(source)!r} cannot be loaded: {reason}") from error
     model.to(device).eval()
+    if base is not None:
+        lora.read(model, Path(source))
+    if not chat:
+        tokenizer.chat_template = None
     eos = model.generation_config.eos_token_id if model.generation_config is not None else None
     eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
     if not eos_ids:
         raise UserError(f"model {str(source)!r} names no end-of-sequence token")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids)
     return Policy(model, tokenizer, device, getattr(torch, dtype), tuple(sorted(eos_ids)), pad_id)
+
+
+def recompute_activations(model: Any) -> None:
+    """Let each layer keep its input only, and run forward again in the backward pass (Chen et al. 2016).
+
+    transformers does the same for models in training mode; this one stays in evaluation mode, dropout off.
+
+    Raises:
+        UserError: the model does not say what its layers are.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(
+            f"model.gradient_checkpointing = true: {type(model).__name__} has no layers to recompute; allowed: false"
+        )
+    for layer in layers:
+        layer.forward = _recomputed(layer.forward)
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return run
 
 
 def completion_logprobs(

@@ -20,6 +20,7 @@ from grpo_mlflow import (
     generation,
     interrupts,
     messages,
+    models,
     policy,
     sources,
     tracking,
@@ -80,17 +81,8 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
             return sources.model_source(config.model.train_id, config, messages.warmup_progress(console))
 
         source = resumed.path if resumed else processes.one_after_first(initial)
-        settings = (device, config.model.dtype, config.model.trust_remote_code)
-        actor = processes.one_after_first(lambda: policy.load(source, *settings))
-        reference = None
-        if config.train.kl_coef > 0:
-            named = config.model.ref_id
-
-            def frozen() -> policy.Policy:
-                return policy.load(sources.model_source(named, config) if named else initial(), *settings)
-
-            reference = processes.one_after_first(frozen)
-            reference.model.requires_grad_(False)
+        actor = processes.one_after_first(lambda: models.trained(config, source, device))
+        reference = processes.one_after_first(lambda: models.reference(config, actor, initial))
         console.say(messages.introduce(config, actor, time.perf_counter() - start))
         sizes = Sizes(
             temperature=config.generation.temperature,
@@ -152,8 +144,8 @@ def evaluate(resolved: Resolved, source: str | Path, nested: Nested | None = Non
             report = messages.warmup_progress(console)
             source = processes.one_after_first(lambda: sources.model_source(config.model.train_id, config, report))
         tracker.tags({"grpo.evaluated_model": str(source)})
-        settings = (processes.accelerator.device, config.model.dtype, config.model.trust_remote_code)
-        actor = processes.one_after_first(lambda: policy.load(source, *settings))
+        device = processes.accelerator.device
+        actor = processes.one_after_first(lambda: policy.load_as(config.model, source, device))
         with _generators(config, actor, source, source, tracker, console) as generators:
             generator = generators.evaluation()
             generator.sync(0)

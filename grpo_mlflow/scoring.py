@@ -34,7 +34,7 @@ class Scorer:
     def score(self, rows: Sequence[Row], model: Any = None, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and entropies of the completions, both (B, T) in float32, zero past the end."""
         model = model or self._policy.model
-        with self._policy.autocast():
+        with self._policy.autocast(), self._policy.weights():
             if self.shares:
                 return self._shared(rows, model, entropy_gradient)
             return self._padded(rows, model, entropy_gradient)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from grpo_mlflow import interrupts, sources
+from grpo_mlflow import interrupts, lora, sources
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.generation.server_process import Launch, ServerProcess, launch
@@ -21,12 +21,14 @@ def serve(config: Config, log: Path) -> None:
     settings, backend = config.generation.server, config.generation.backend
 
     def start(model: str | Path, port: int) -> Launch:
-        return launch(backend, settings, model, port, config.model.dtype)
+        rank = config.model.lora.rank if config.generation.sync == "lora" else None
+        return launch(backend, settings, model, port, config.model.dtype, rank)
 
     server = ServerProcess(start, settings, log, lambda text: print(text, flush=True))
     with interrupts.handled():
         try:
-            server.start(sources.model_source(config.model.train_id, config))
+            source = sources.model_source(config.model.train_id, config)
+            server.start(lora.base_of(source) or source)  # a run that trains an adapter sends it itself
             print(f"train with: generation.backend={backend} generation.base_url={server.url}", flush=True)
             while server.alive:
                 time.sleep(1.0)

@@ -1,9 +1,10 @@
 """How well a run uses its machine: useful work against the rate of plain matrix products, time shares, memory.
 
 Useful are the operations that an iteration cannot do without: each prompt once, each token of a completion once in
-sampling, and in the update one forward pass for 1 and one backward pass for 2, of groups with a signal only. Padding,
-repeated prompts and recomputation are not useful, so they lower the utilisation. A token costs two operations per
-weight of a matrix, the output layer only where a token is predicted, and attention 4 * width per layer and token seen.
+sampling, and in the update one forward pass for 1 and one backward pass for 2 (for 1 where all but an adapter is
+frozen), of groups with a signal only. Padding, repeated prompts and recomputation are not useful, so they lower the
+utilisation. A token costs two operations per weight of a matrix, the output layer only where a token is predicted, and
+attention 4 * width per layer and token seen.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class Meter:
         self._peak = gemm_peak(policy.device, policy.dtype) * processes
         self._samples_here = config.generation.backend == "local"
         train = config.train
-        self._passes = 3 * train.epochs + (config.steps_per_iteration > 1) + (train.kl_coef > 0)
+        self._passes = (
+            (2 if policy.has_adapter else 3) * train.epochs + (config.steps_per_iteration > 1) + (train.kl_coef > 0)
+        )
 
     def metrics(
         self, groups: Sequence[Group], sampled: Sequence[Group], phases: Mapping[str, float], seconds: float

@@ -83,6 +83,8 @@ class Quirks:
     without_token_ids: bool = False
     without_logprobs: bool = False
     without_scores: bool = False
+    without_lora: bool = False
+    keeps_old_adapter: bool = False
     keeps_prefixes: bool = False
     other_tokenizer: bool = False
     context: int = 512
@@ -104,7 +106,7 @@ class FakeServer:
         self.most_at_once = self._at_once = 0
         self.loads: list[str] = []
         self.calls: list[str] = []  # everything but sampling and scoring
-        self._prefixes: dict[tuple[int, ...], Any] = {}
+        self._prefixes: dict[tuple[object, ...], Any] = {}
         self.name = "policy"
         self._closed = False
         self._lock, self._model_lock = threading.Lock(), threading.Lock()
@@ -176,7 +178,22 @@ class FakeServer:
         """Come back with the weights of the start, or those of another folder."""
         self._take(folder or self.folder)
         self.label, self.paused = "default", False
+        self.adapters: dict[str, Any] = {}
         self._prefixes.clear()
+
+    def _take_adapter(self, name: str, folder: Path) -> None:
+        """Load an adapter beside the base model, by peft's own loader; as the first one it had, if it is that wrong."""
+        if self.quirks.keeps_old_adapter and self.adapters:
+            self.adapters[name] = next(iter(self.adapters.values()))
+            return
+        from peft import PeftModel  # seconds at each start of a process, which most tests never need
+
+        base = AutoModelForCausalLM.from_pretrained(self.root, dtype=torch.float32)
+        self.adapters[name] = PeftModel.from_pretrained(base, str(folder)).eval()
+
+    def _models(self) -> dict[str, Any]:
+        cards = [{"id": self.name, "root": self.root, "parent": None}]
+        return {"object": "list", "data": [*cards, *({"id": n, "root": n, "parent": self.name} for n in self.adapters)]}
 
     def _take(self, folder: Path) -> None:
         with self._model_lock:
@@ -234,11 +251,26 @@ class FakeServer:
         if path == "/health":
             return 200, b""
         if path == "/v1/models":
-            return 200, {"object": "list", "data": [{"id": self.name, "root": self.root, "parent": None}]}
+            return 200, self._models()
         if path == "/tokenize":
             return 200, {"tokens": self._tokens(body["prompt"]), "count": 0, "max_model_len": self.quirks.context}
         if path == "/v1/completions":
             return self._completions(body)
+        if path == "/v1/load_lora_adapter" and not self.quirks.without_lora:
+            name, folder = body["lora_name"], Path(body["lora_path"])
+            if name in self.adapters:
+                message = f"The lora adapter '{name}' has already been loaded."
+                return 400, {"error": {"message": message, "type": "InvalidUserInput", "code": 400}}
+            if not (folder / "adapter_config.json").is_file():
+                message = f"Loading lora {name} failed: No adapter found for {folder}"
+                return 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}}
+            self._take_adapter(name, folder)
+            return 200, f"Success: LoRA adapter '{name}' added successfully.".encode()
+        if path == "/v1/unload_lora_adapter" and not self.quirks.without_lora:
+            if self.adapters.pop(body["lora_name"], None) is None:
+                message = f"The lora adapter '{body['lora_name']}' cannot be found."
+                return 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}}
+            return 200, f"Success: LoRA adapter '{body['lora_name']}' removed successfully.".encode()
         if self.quirks.without_development:
             return None
         if path == "/pause":
@@ -272,15 +304,15 @@ class FakeServer:
         return None
 
     def _completions(self, body: dict[str, Any]) -> Answer:
-        if body["model"] != self.name:
+        if body["model"] not in (self.name, *self.adapters):
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}}
-        prompt, choices = body["prompt"], []
+        prompt, choices, adapter = body["prompt"], [], body["model"] if body["model"] != self.name else None
         if body.get("echo"):
-            scores = None if self.quirks.without_scores else {"token_logprobs": [None, *self._score(prompt)]}
+            scores = None if self.quirks.without_scores else {"token_logprobs": [None, *self._score(prompt, adapter)]}
             return 200, {"choices": [{"index": 0, "logprobs": scores}]}
         parameters = {**body, "max_new_tokens": body["max_tokens"]}
         for j in range(body["n"]):
-            ids, logprobs, reason = self._sample(prompt, parameters, body["seed"] + j)
+            ids, logprobs, reason = self._sample(prompt, parameters, body["seed"] + j, adapter)
             choices.append(
                 {
                     "index": j,
@@ -304,6 +336,21 @@ class FakeServer:
             return 200, {"tokens": self._tokens(body["prompt"]), "count": 0, "max_model_len": self.quirks.context}
         if path == "/generate":
             return 200, [self._generate_one(*pair, body) for pair in self._pairs(body)]
+        if path == "/v1/models":
+            return 200, self._models()
+        if path == "/load_lora_adapter":
+            name, folder = body["lora_name"], Path(body["lora_path"])
+            wrong = "LoRA is not enabled. Please set `--enable-lora`." if self.quirks.without_lora else ""
+            wrong = wrong or (f"LoRA with name {name} already exists." if name in self.adapters else "")
+            if wrong or not (folder / "adapter_config.json").is_file():
+                return 400, {"success": False, "error_message": wrong or f"Failed to load LoRA adapter {name}"}
+            self._take_adapter(name, folder)
+            return 200, {"success": True, "error_message": "", "loaded_adapters": {name: str(folder)}}
+        if path == "/unload_lora_adapter":
+            if self.adapters.pop(body["lora_name"], None) is None:
+                message = f"LoRA with name {body['lora_name']} does not exist. Loaded LoRAs: odict_keys([])"
+                return 400, {"success": False, "error_message": message}
+            return 200, {"success": True, "error_message": "", "loaded_adapters": {}}
         if path == "/flush_cache":
             self._flush()
             return 200, b"Cache flushed.\nPlease check backend logs for more details.\n"
@@ -332,7 +379,10 @@ class FakeServer:
     def _generate_one(self, prompt: list[int], parameters: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
         if parameters.get("top_k") == 0:
             raise Refused("top_k must be -1 (disable) or at least 1, got 0.")
-        ids, logprobs, reason = self._sample(prompt, parameters, parameters.get("sampling_seed", 42))
+        adapter = body.get("lora_path")
+        if adapter is not None and adapter not in self.adapters:
+            raise Refused(f"The following requested LoRA adapters are not loaded: {adapter}")
+        ids, logprobs, reason = self._sample(prompt, parameters, parameters.get("sampling_seed", 42), adapter)
         kind: dict[str, Any] = {"type": reason}
         kind |= {"matched": ids[-1]} if reason == "stop" else {"length": len(ids)}
         meta: dict[str, Any] = {"finish_reason": kind, "weight_version": self.label, "cached_tokens": 0}
@@ -340,7 +390,7 @@ class FakeServer:
             if not self.quirks.without_logprobs:
                 meta["output_token_logprobs"] = [[p, i, None] for p, i in zip(logprobs, ids, strict=True)]
             if body.get("logprob_start_len") == 0 and not self.quirks.without_scores:
-                priced = [None, *self._score(prompt)]
+                priced = [None, *self._score(prompt, adapter)]
                 meta["input_token_logprobs"] = [[p, i, None] for p, i in zip(priced, prompt, strict=True)]
         answer = {"text": self.tokenizer.decode(ids), "meta_info": meta}
         return answer if self.quirks.without_token_ids else {**answer, "output_ids": ids}
@@ -356,12 +406,15 @@ class FakeServer:
         if not self.quirks.keeps_prefixes:
             self._prefixes.clear()
 
-    def _prefix(self, prompt: list[int]) -> Any:
+    def _of(self, adapter: str | None) -> Any:
+        return self.model if adapter is None else self.adapters[adapter]
+
+    def _prefix(self, prompt: list[int], adapter: str | None) -> Any:
         """Return the key-value cache of all but the last token: of the weights that saw this prompt first."""
-        key = tuple(prompt)
+        key, before = (adapter, *prompt), torch.tensor([prompt[:-1]])
         if key not in self._prefixes:
-            before = prompt[:-1]
-            self._prefixes[key] = self.model(torch.tensor([before]), use_cache=True).past_key_values if before else None
+            seen = self._of(adapter)(input_ids=before, use_cache=True).past_key_values if len(prompt) > 1 else None
+            self._prefixes[key] = seen
         return copy.deepcopy(self._prefixes[key])
 
     def _tokens(self, text: str) -> list[int]:
@@ -369,13 +422,15 @@ class FakeServer:
         return ids
 
     @torch.inference_mode()
-    def _score(self, prompt: list[int]) -> list[float]:
+    def _score(self, prompt: list[int], adapter: str | None) -> list[float]:
         with self._model_lock:
-            logprobs = self.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+            logprobs = self._of(adapter)(input_ids=torch.tensor([prompt])).logits[0].log_softmax(-1)
         return [float(logprobs[place - 1, token]) for place, token in enumerate(prompt) if place]
 
     @torch.inference_mode()
-    def _sample(self, prompt: list[int], parameters: dict[str, Any], seed: int) -> tuple[list[int], list[float], str]:
+    def _sample(
+        self, prompt: list[int], parameters: dict[str, Any], seed: int, adapter: str | None
+    ) -> tuple[list[int], list[float], str]:
         """Sample one completion."""
         if not prompt or not all(0 <= token < self.model.config.vocab_size for token in prompt):
             raise Refused("Token id is out of vocabulary")
@@ -395,10 +450,10 @@ class FakeServer:
         seen = torch.zeros(1, self.model.config.vocab_size, dtype=torch.bool)
         seen[0, prompt] = True
         with self._model_lock:
-            cache = self._prefix(prompt)
+            cache = self._prefix(prompt, adapter)
         for uniform in uniforms:
             with self._model_lock:
-                out = self.model(torch.tensor([ids[-1:]]), past_key_values=cache, use_cache=True)
+                out = self._of(adapter)(input_ids=torch.tensor([ids[-1:]]), past_key_values=cache, use_cache=True)
             cache, logits = out.past_key_values, out.logits[:, -1]
             distribution = processed_logprobs(logits, sampling, seen)
             token = int(draw(distribution, torch.tensor([uniform])) if sampling.temperature else distribution.argmax())

@@ -54,6 +54,16 @@ def test_all_is_well_with_a_server_that_works(
     }
 
 
+@pytest.mark.parametrize("sync", ["lora", "reload"])
+def test_an_adapter_is_sent_and_proven_too(small_model: Path, shared_store: str, tmp_path: Path, sync: str) -> None:
+    with FakeServer("vllm", small_model) as server:
+        words = [*words_of(server), "model.lora.rank=4", f"generation.sync={sync}"]
+        checks = examine(shared_store, tmp_path, *words)
+        assert (len(server.adapters), bool(server.loads)) == ((1, False) if sync == "lora" else (0, True))
+    assert [str(check) for check in checks if check.state != "ok"] == []
+    assert "new weights" in {check.name for check in checks}
+
+
 def test_all_is_well_without_a_server(shared_store: str, tmp_path: Path) -> None:
     checks = examine(shared_store, tmp_path)
     assert {check.state for check in checks} == {"ok"}

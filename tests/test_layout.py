@@ -28,7 +28,8 @@ FLOORS: dict[str, int] = {
         ],
         1,
     ),
-    **dict.fromkeys(["rollouts", "batching", "scoring", "sources", "throughput"], 2),
+    "lora": 1,
+    **dict.fromkeys(["rollouts", "batching", "scoring", "sources", "models", "throughput"], 2),
     **dict.fromkeys(
         ["update", "evaluation", "collector", "trainer", "messages", "runs", "checkup", "doctor", "serve"], 3
     ),
@@ -36,11 +37,13 @@ FLOORS: dict[str, int] = {
 }
 SAME_FLOOR: dict[str, set[str]] = {
     "config": {"errors"},
+    "policy": {"lora"},
     "shared_prefix": {"policy", "attention"},
     "tiny": {"policy", "tasks"},
-    "generation": {"policy", "attention", "shared_prefix"},
+    "generation": {"policy", "lora", "attention", "shared_prefix"},
     "scoring": {"batching"},
     "sources": {"rollouts"},
+    "models": {"sources"},
     "trainer": {"update", "evaluation", "collector"},
     "messages": {"trainer"},
     "doctor": {"checkup"},

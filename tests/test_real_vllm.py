@@ -17,13 +17,14 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from grpo_mlflow import tiny
-from grpo_mlflow.config import Config, ServerConfig, TinyConfig, resolve
+from grpo_mlflow import lora, tiny
+from grpo_mlflow import policy as policies
+from grpo_mlflow.config import Config, LoraConfig, ServerConfig, TinyConfig, resolve
 from grpo_mlflow.doctor import Doctor
 from grpo_mlflow.generation import Generator, Generators, Sampling
 from grpo_mlflow.generation.remote import ServerGenerator
 from grpo_mlflow.policy import Policy
-from tests.conformance import ShapedConformance, ids_of, prompts
+from tests.conformance import Conformance, ShapedConformance, ids_of, prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
@@ -47,9 +48,9 @@ def build(tied: bool) -> Policy:
     return Policy(model, policy.tokenizer, policy.device, policy.dtype, policy.eos_ids, policy.pad_id)
 
 
-def serving(policy: Policy, folder: Path) -> Generators:
+def serving(policy: Policy, folder: Path, *words: str) -> Generators:
     policy.save(folder / "model")
-    base = resolve("tiny", ["generation.backend=vllm_server", "generation.server.manage=true"]).config
+    base = resolve("tiny", ["generation.backend=vllm_server", "generation.server.manage=true", *words]).config
     server = ServerConfig(manage=True, python=str(PYTHON), device="cpu", arguments=("--max-model-len", "512"))
     settings = base.generation.model_copy(update={"server": server, "batch_size": 2})
     config: Config = base.model_copy(update={"generation": settings})
@@ -59,7 +60,7 @@ def serving(policy: Policy, folder: Path) -> Generators:
 def move(policy: Policy, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in policy.model.parameters():
+        for parameter in (p for p in policy.model.parameters() if p.requires_grad):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
@@ -81,7 +82,9 @@ def _three_syncs(policy: Policy, generator: Generator) -> None:
     for version in (1, 2, 3):
         move(policy, version)
         generator.sync(version)
-        assert generator.metrics()["server_canary_error"] < 1e-3
+        error = generator.metrics()["server_canary_error"]
+        print(f"version {version}: log-probabilities {error:.1e} from the trainer's")
+        assert error < 1e-3
         groups = generator.generate(prompts(policy), 2, Sampling(8), 0, ("x",))
         assert {c.policy_version for group in groups for c in group} == {version}
         seen.append(ids_of(groups))
@@ -94,6 +97,35 @@ class TestConformance(ShapedConformance):
 
 def test_a_tied_model_takes_new_weights(policy: Policy, generator: Generator) -> None:
     _three_syncs(policy, generator)
+
+
+def with_adapter(policy: Policy, folder: Path) -> Policy:
+    """The same model, loaded anew, with an adapter."""
+    policy.save(folder)
+    found = policies.load(folder, policy.device)
+    lora.add(found.model, LoraConfig(rank=4), 0)
+    return found
+
+
+def test_a_model_with_an_adapter_arrives_merged(policy: Policy, generator: Generator, tmp_path: Path) -> None:
+    assert isinstance(generator, ServerGenerator)
+    adapted = with_adapter(policy, tmp_path / "base")
+    words = ["generation.backend=vllm_server", f"generation.base_url={generator.server.url}", "model.lora.rank=4"]
+    base = tmp_path / "base"
+    with Generators(resolve("tiny", words).config, adapted, base, base, tmp_path / "log", print) as generators:
+        _three_syncs(adapted, generators.training())
+    generator.server.version = None  # another run has been here
+    generator.sync(4)
+
+
+def test_an_adapter_arrives_beside_the_base_model(policy: Policy, tmp_path: Path) -> None:
+    adapted = with_adapter(policy, tmp_path / "base")
+    with serving(adapted, tmp_path, "model.lora.rank=4", "generation.sync=lora") as generators:
+        found = generators.training()
+        found.sync(0)
+        Conformance().test_behaviour_logprobs_are_the_trainers(adapted, found, 1.0)
+        _three_syncs(adapted, found)
+        Conformance().test_behaviour_logprobs_are_the_trainers(adapted, found, 1.0)
 
 
 def test_the_doctor_and_the_gpu_tests_pass_on_it(generator: Generator, tmp_path: Path) -> None:

@@ -12,12 +12,22 @@ from grpo_mlflow.config.resolve import (
     resolve,
     split_overrides,
 )
-from grpo_mlflow.config.schema import Config, GenerationConfig, ServerConfig, TinyConfig, TrainConfig
+from grpo_mlflow.config.schema import (
+    Config,
+    GenerationConfig,
+    LoraConfig,
+    ModelConfig,
+    ServerConfig,
+    TinyConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "Arguments",
     "Config",
     "GenerationConfig",
+    "LoraConfig",
+    "ModelConfig",
     "Resolved",
     "ServerConfig",
     "TinyConfig",

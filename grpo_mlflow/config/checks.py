@@ -7,13 +7,20 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from grpo_mlflow.config import task_checks
+from grpo_mlflow.config import model_checks, task_checks
 from grpo_mlflow.config.schema import Config
 
 
 def errors(config: Config) -> list[str]:
     """Return one line per contradiction: the key, its value and what is allowed."""
-    return [*_seeds(config), *task_checks.errors(config), *_batches(config), *_models(config), *_servers(config)]
+    return [
+        *_seeds(config),
+        *task_checks.errors(config),
+        *_batches(config),
+        *_models(config),
+        *model_checks.errors(config),
+        *_servers(config),
+    ]
 
 
 def _seeds(config: Config) -> Iterator[str]:
@@ -83,7 +90,7 @@ def _models(config: Config) -> Iterator[str]:
         folder = Path(os.path.expanduser(value))
         if not value.strip() or (looks_like_path and not folder.exists()):
             yield f"{key} = {value!r}: no such folder; allowed: tiny, a hub id (org/name) or a model folder"
-        elif folder.exists() and not (folder / "config.json").is_file():
+        elif folder.exists() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             yield f"{key} = {value!r}: holds no config.json; allowed: a folder written by save_pretrained"
     tiny = config.model.tiny
     if tiny.hidden_size % 2:
@@ -211,7 +218,7 @@ def warnings(config: Config, origins: Mapping[str, str]) -> Iterator[str]:
             "train.batch_size * train.grad_accum_steps)",
         )
     if config.train.kl_coef == 0:
-        yield from idle(("model.ref_id", "train.kl_estimator"), "train.kl_coef is 0")
+        yield from idle(("model.ref_id", "model.ref_device", "train.kl_estimator"), "train.kl_coef is 0")
     elif config.train.kl_estimator == "k1":
         yield "train.kl_estimator = 'k1': as a loss its gradient is zero on average; k2 and k3 pull to the reference"
     resamples = config.data.resample_rounds > 0
@@ -225,6 +232,8 @@ def warnings(config: Config, origins: Mapping[str, str]) -> Iterator[str]:
         yield from idle(("train.lr_schedule",), "the run has one optimizer step")
     if config.model.train_id != "tiny":
         yield from idle(tuple(k for k in origins if k.startswith("model.tiny.")), "model.train_id is not tiny")
+    if not config.model.lora.rank:
+        yield from idle(("model.lora.alpha", "model.lora.targets"), "model.lora.rank is null or 0")
     for keys in task_checks.idle(config, origins):
         yield from idle(keys, f"data.task is {config.data.task}")
     if not config.eval.enabled:

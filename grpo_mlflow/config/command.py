@@ -19,7 +19,7 @@ from grpo_mlflow.errors import ConfigError
 
 _RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
 _MAY_CHANGE = (
-    *("resume", "train.iterations", "eval.interval", "model.device", "checkpoint.", "tracking."),
+    *("resume", "train.iterations", "eval.interval", "model.device", "model.ref_device", "checkpoint.", "tracking."),
     *("generation.base_url", "generation.sync_dir", "generation.server.", "eval.base_url"),
     *("generation.timeout", "generation.retry_seconds"),
 )

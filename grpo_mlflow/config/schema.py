@@ -48,16 +48,40 @@ class TinyConfig(Section):
     seed: NonNegative = Field(0, description="seed of the initial weights and of the demonstrations")
 
 
+class LoraConfig(Section):
+    """A low-rank adapter, trained in the place of the model's own weights."""
+
+    rank: NonNegative | None = Field(None, description="rank of the adapter; null or 0: none, all weights are trained")
+    alpha: Positive = Field(32, description="the adapter's output is scaled by alpha / rank")
+    targets: (
+        Literal["all-linear"]
+        | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_tuple), Field(min_length=1)]
+    ) = Field("all-linear", description="layers with an adapter: all-linear, or a list such as [q_proj, v_proj]")
+
+
 class ModelConfig(Section):
     train_id: str = Field("Qwen/Qwen2.5-1.5B", description="model to train: `tiny`, a hub id or a local folder")
     ref_id: str | None = Field(None, description="reference model of the KL term; null: the initial train_id")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         "auto", description="auto, cpu, cuda or cuda:N"
     )
+    ref_device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] | None = Field(
+        None, description="device of the reference model: cpu, cuda or cuda:N; null: that of the trained one"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="type of the computation; weights and optimizer stay float32"
     )
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
+        Field(None, description="how attention is computed; null: as transformers chooses, which is sdpa for most")
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, about a third more work"
+    )
+    chat_template: Literal["auto", "none"] = Field(
+        "auto", description="auto: prompts through the tokenizer's chat template where it has one; none: plain text"
+    )
     trust_remote_code: bool = Field(False, description="let a hub model run its own Python code")
+    lora: LoraConfig = LoraConfig()
     tiny: TinyConfig = TinyConfig()
 
 
@@ -90,10 +114,11 @@ class GenerationConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="nucleus mass; 1 is off")
     top_k: Annotated[int, Field(ge=-1)] = Field(50, description="most likely tokens kept; -1 or 0 is off")
     repetition_penalty: PositiveFloat = Field(1.1, description="penalty on tokens seen before; 1 is off")
-    sync: Literal["reload", "restart", "none"] = Field(
+    sync: Literal["reload", "lora", "restart", "none"] = Field(
         "reload",
-        description="how a server gets new weights: in place, by a restart (managed only), or never (it keeps the "
-        "initial ones, and the sampler correction carries the difference)",
+        description="how a server gets new weights: in place, as an adapter beside the base model (model.lora), by a "
+        "restart (managed only), or never (it keeps the initial ones, and the sampler correction carries the "
+        "difference)",
     )
     sync_dir: str | None = Field(
         None, description="folder for those weights that trainer and server both see; null: a temporary one"

@@ -11,9 +11,11 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
+
+from grpo_mlflow.errors import one_line
 
 T = TypeVar("T")
 _MAY_PASS = (408, 409, 425, 429)
@@ -118,6 +120,18 @@ class Loop:
         self._loop.close()
 
 
+async def all_of(work: Sequence[Awaitable[T]]) -> list[T]:
+    """Await all in order; the first failure cancels the rest."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
 def _message(body: str) -> str:
     """Return what an error body says, in one line; the servers wrap it differently."""
     try:
@@ -132,7 +146,7 @@ def _message(body: str) -> str:
 def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
 
 
 def _seconds(header: str | None) -> float:

@@ -55,8 +55,12 @@ class Engine(Protocol):
         """Take the weights of a model folder in place, forget cached prefixes, and go by `label` from now on."""
         ...
 
+    async def load_adapter(self, folder: Path, label: str) -> None:
+        """Put the adapter of a folder beside the base model, under the name `label`, and sample from it from now on."""
+        ...
+
     async def label(self) -> str | None:
-        """Return the label of the weights that are served, or None where the server cannot say."""
+        """Return the label of the weights that completions come from, or None where the server cannot say."""
         ...
 
     async def tokenize(self, text: str) -> list[int]:

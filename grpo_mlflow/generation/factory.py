@@ -7,7 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from grpo_mlflow import lora
 from grpo_mlflow.config import Config
+from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation.base import Generator
 from grpo_mlflow.generation.client import Client
 from grpo_mlflow.generation.engine import Engine
@@ -17,7 +19,7 @@ from grpo_mlflow.generation.server import PolicyServer
 from grpo_mlflow.generation.server_process import Launch, ServerProcess, launch
 from grpo_mlflow.generation.sglang import SGLang
 from grpo_mlflow.generation.vllm import VLLM
-from grpo_mlflow.policy import Policy, load
+from grpo_mlflow.policy import Policy, load_as
 
 ENGINES: dict[str, type[VLLM] | type[SGLang]] = {"vllm_server": VLLM, "sglang_server": SGLang}
 
@@ -90,16 +92,27 @@ class Generators:
         return self._servers[backend, address]
 
     def _load_initial(self) -> Policy:
-        model = self._config.model
-        return load(self._initial, self._policy.device, model.dtype, model.trust_remote_code)
+        return load_as(self._config.model, self._initial, self._policy.device)
 
     def _managed(self) -> ServerProcess:
         if self._process is None:
             settings, dtype = self._config.generation, self._config.model.dtype
 
+            rank = self._config.model.lora.rank if settings.sync == "lora" else None
+
             def start(model: str | Path, port: int) -> Launch:
-                return launch(settings.backend, settings.server, model, port, dtype)
+                return launch(settings.backend, settings.server, model, port, dtype, rank)
 
             self._process = ServerProcess(start, settings.server, self._log, self._say)
-            self._process.start(self._initial if settings.sync == "none" else self._source)
+            self._process.start(self._startable(self._initial if settings.sync == "none" else self._source))
         return self._process
+
+    def _startable(self, source: str | Path) -> str | Path:
+        """Return what a server starts with: of an adapter its base, since the adapter comes with the first sync."""
+        base = lora.base_of(source)
+        if base is not None and self._config.generation.sync == "none":
+            raise UserError(
+                f"model {str(source)!r} is an adapter, which generation.sync = 'none' never sends to the server; "
+                "allowed: reload, lora, restart, or a merged model (python -m entrypoints.merge)"
+            )
+        return base or source

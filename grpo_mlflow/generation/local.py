@@ -5,7 +5,9 @@ Each prompt is prefilled once for its K completions; rows that have ended leave 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +64,8 @@ class LocalGenerator:
         self, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, uniforms: Tensor
     ) -> list[tuple[list[int], list[float]]]:
         """Return token ids and log-probs of len(prompts) * k rows; `uniforms` is (rows, max_new_tokens)."""
-        with self._policy.autocast():  # one block for all tokens: the weights are cast when they are first met
+        # one block for all tokens: the weights are cast when they are first met
+        with _casts_kept(self._policy.model), self._policy.autocast():
             return self._loop(prompts, k, sampling, uniforms)
 
     def _loop(
@@ -101,6 +104,19 @@ class LocalGenerator:
             (row[:end], values[:end])
             for row, values, end in zip(tokens.T.tolist(), logprobs.T.tolist(), ends.tolist(), strict=True)
         ]
+
+
+@contextmanager
+def _casts_kept(model: Any) -> Iterator[None]:
+    """Autocast keeps the cast of a weight only if it can have a gradient: where none is taken, let all look so."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _seen(prompts: Sequence[Sequence[int]], k: int, like: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from grpo_mlflow.config import GenerationConfig
 from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.generation import canary
 from grpo_mlflow.generation.base import Sampling
-from grpo_mlflow.generation.client import Fault, Loop, Refusal
+from grpo_mlflow.generation.client import Fault, Loop, Refusal, all_of
 from grpo_mlflow.generation.engine import Ask, Draw, Engine, Incapable, check
 from grpo_mlflow.generation.retries import Retries
 from grpo_mlflow.generation.server_process import ServerProcess
@@ -45,7 +45,8 @@ class PolicyServer:
         policy: the trainer's model, whose weights it gets.
         settings: sync, timeouts, retries.
         initial: loads the policy of version 0, which a server without `sync` keeps serving.
-        process: the server, where this run started it: with the policy's present weights, without `sync` the initial.
+        process: the server, where this run started it: with the policy's present weights (of one with an adapter, its
+            base's), without `sync` the initial.
     """
 
     def __init__(
@@ -116,9 +117,11 @@ class PolicyServer:
         if static:
             self._loop.run(self._guarded(self._prove()))
         else:
-            folder = self._weights.write(self._policy, version)
-            self._label = folder.name if self._settings.sync == "reload" else None
-            started_with_them = self._settings.sync == "restart" and not self._connected
+            folder = self._weights.write(self._policy, version, self._settings.sync == "lora")
+            self._label = folder.name if self._settings.sync != "restart" else None
+            started_with_them = (
+                self._settings.sync == "restart" and not self._connected and not self._policy.has_adapter
+            )
             self._loop.run(self._guarded(self._deliver(before, started_with_them)))
         self._connected, self.version = True, 0 if static else version
         self._seconds += time.perf_counter() - began
@@ -148,7 +151,8 @@ class PolicyServer:
         if self._settings.sync == "restart":
             await self._restart(self.folder)
         else:
-            await _shaped(self._engine.load(self.folder, str(self._label)))
+            load = self._engine.load_adapter if self._settings.sync == "lora" else self._engine.load
+            await _shaped(load(self.folder, str(self._label)))
 
     async def _prove(self, before: canary.Expected | None = None) -> None:
         """Raise _WrongWeights unless the server prices the canary as the trainer does, and not as it did `before`."""
@@ -200,7 +204,7 @@ class PolicyServer:
                 async with slots:
                     return await self._retries.ask("sampling", lambda: self._complete(ask), self._mend)
 
-            found = await _all([draw(ask) for ask in asks])
+            found = await all_of([draw(ask) for ask in asks])
             try:
                 await self._prove_still()
             except _WrongWeights as wrong:
@@ -243,7 +247,8 @@ class PolicyServer:
 
     async def _reconnect(self) -> None:
         if self._process is not None and not self._process.alive:
-            await self._restart(self.folder or self._process.model)
+            given = self.folder if self._settings.sync != "lora" else None  # an adapter's base is what it starts with
+            await self._restart(given or self._process.model)
         await _shaped(self._engine.connect())
 
     async def _restart(self, model: str | Path) -> None:
@@ -302,15 +307,3 @@ async def _shaped(answer: Awaitable[T]) -> T:
         return await answer
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise Fault(f"an answer of unexpected shape ({type(error).__name__}: {error})") from error
-
-
-async def _all(work: Sequence[Awaitable[T]]) -> list[T]:
-    """Await all in order; the first failure cancels the rest."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

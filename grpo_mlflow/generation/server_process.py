@@ -24,6 +24,7 @@ SERVERSIDE = Path(__file__).resolve().parent.parent / "serverside"
 _NEWS_SECONDS = 15.0
 _STOP_SECONDS = 20.0
 _CPU_CACHE_GIB = 1.0
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,10 @@ class Launch:
     environment: Mapping[str, str]
 
 
-def launch(backend: str, settings: ServerConfig, model: str | Path, port: int, dtype: str) -> Launch:
-    """Return how a server of this kind is started with a model."""
+def launch(
+    backend: str, settings: ServerConfig, model: str | Path, port: int, dtype: str, lora_rank: int | None = None
+) -> Launch:
+    """Return how a server of this kind is started with a model; with `lora_rank` it takes adapters of that rank."""
     on_cpu = settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available())
     environment = {"PYTHONPATH": str(SERVERSIDE)}
     if Path(model).is_dir():
@@ -46,6 +49,13 @@ def launch(backend: str, settings: ServerConfig, model: str | Path, port: int, d
         environment["CUDA_VISIBLE_DEVICES"] = granted[number] if number < len(granted) else str(number)
     words = _vllm if backend == "vllm_server" else _sglang
     ours = words(settings, str(model), port, dtype, on_cpu, environment)
+    if lora_rank:
+        ours += ["--enable-lora", "--max-lora-rank"]
+        if backend == "vllm_server":
+            environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+            ours += [str(next((rank for rank in _VLLM_RANKS if rank >= lora_rank), lora_rank))]
+        else:
+            ours += [str(lora_rank), "--lora-target-modules", "all"]
     return Launch((settings.python, *ours, *settings.arguments), environment)
 
 

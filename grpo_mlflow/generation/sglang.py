@@ -10,11 +10,17 @@ weights flushes the prefix cache, and answers 400 if requests that still run kep
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.generation.client import Client, Fault, Refusal
 from grpo_mlflow.generation.engine import NO_SCORES, Ask, Draw, Incapable, draw_of
+
+_LORA = (
+    "start it with --enable-lora, --lora-target-modules all and a --max-lora-rank of model.lora.rank or more, where it "
+    "sees the folder generation.sync_dir, or choose generation.sync=reload"
+)
 
 
 class SGLang:
@@ -22,6 +28,7 @@ class SGLang:
 
     def __init__(self, client: Client) -> None:
         self.client = client
+        self._adapter: str | None = None
 
     async def connect(self) -> str:
         return str((await self.client.get("/model_info"))["model_path"])
@@ -80,7 +87,23 @@ class SGLang:
         if not answer["success"]:
             raise Fault(f"/update_weights_from_disk: {answer['message']}")
 
+    async def load_adapter(self, folder: Path, label: str) -> None:
+        """See `Engine.load_adapter`. A name of its own for each version, since SGLang replaces no loaded adapter."""
+        body = {"lora_name": label, "lora_path": str(folder)}
+        try:
+            await self.client.post("/load_lora_adapter", body)
+        except Refusal as refusal:
+            if "already" not in str(refusal):  # it is: the answer was lost
+                raise Refusal(f"it does not take the adapter ({refusal}); {_LORA}") from refusal
+        before, self._adapter = self._adapter, label
+        if before not in (None, label):
+            with suppress(Refusal):  # a server that was restarted has forgotten it
+                await self.client.post("/unload_lora_adapter", {"lora_name": before})
+
     async def label(self) -> str | None:
+        if self._adapter is not None:
+            served = {entry["id"] for entry in (await self.client.get("/v1/models"))["data"]}
+            return self._adapter if self._adapter in served else ""
         return str((await self.client.get("/model_info"))["weight_version"])
 
     async def tokenize(self, text: str) -> list[int]:
@@ -88,7 +111,13 @@ class SGLang:
         return [int(i) for i in answer["tokens"]]
 
     async def _generate(self, **body: Any) -> list[dict[str, Any]]:
-        answer = await self.client.post("/generate", {**body, "return_logprob": True})
+        chosen = {} if self._adapter is None else {"lora_path": self._adapter}
+        try:
+            answer = await self.client.post("/generate", {**body, **chosen, "return_logprob": True})
+        except Refusal as refusal:
+            if self._adapter is not None and self._adapter in str(refusal):  # lost by a restart: to be loaded again
+                raise Fault(str(refusal)) from refusal
+            raise
         if not isinstance(answer, list) or not answer:
             raise Fault("/generate answers without completions")
         return answer

@@ -8,12 +8,17 @@ proves nothing, which is why every load is followed by the canary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.generation.client import Client, Fault, Refusal
 from grpo_mlflow.generation.engine import NO_SCORES, Ask, Draw, Incapable, draw_of
 
+_LORA = (
+    "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a --max-lora-rank of model.lora.rank or more, "
+    "where it sees the folder generation.sync_dir, or choose generation.sync=reload"
+)
 _DEV_MODE = (
     "it was started without its development endpoints, which load new weights; start it with VLLM_SERVER_DEV_MODE=1, "
     "or choose generation.sync=none (rollouts stay those of the initial weights)"
@@ -25,6 +30,7 @@ class VLLM:
 
     def __init__(self, client: Client) -> None:
         self.client, self._model = client, ""
+        self._adapter: str | None = None
 
     async def connect(self) -> str:
         served = (await self.client.get("/v1/models"))["data"]
@@ -38,7 +44,7 @@ class VLLM:
     def request(self, ask: Ask) -> dict[str, Any]:
         """Return the body of the request to /v1/completions."""
         return {
-            "model": self._model,
+            "model": self._adapter or self._model,
             "prompt": list(ask.token_ids),
             "n": ask.k,
             "max_tokens": ask.sampling.max_new_tokens,
@@ -78,7 +84,8 @@ class VLLM:
             await self.client.post("/resume")
 
     async def score(self, token_ids: Sequence[int]) -> list[float]:
-        body = {"model": self._model, "prompt": list(token_ids), "echo": True, "max_tokens": 0, "logprobs": 0}
+        served = self._adapter or self._model
+        body = {"model": served, "prompt": list(token_ids), "echo": True, "max_tokens": 0, "logprobs": 0}
         logprobs = (await self._completions(body))[0].get("logprobs")
         if logprobs is None:
             raise Incapable(NO_SCORES)
@@ -107,6 +114,25 @@ class VLLM:
         if failed:
             raise Refusal(f"it cannot load the weights: {failed[0]}; it must see the folder generation.sync_dir")
 
+    async def load_adapter(self, folder: Path, label: str) -> None:
+        """See `Engine.load_adapter`. A name of its own for each version: vLLM's prefix cache goes by names.
+
+        `load_inplace` is not used: vLLM 0.32 keeps the flag, and reads the files again with every step.
+        """
+        try:
+            await self.client.post("/v1/load_lora_adapter", {"lora_name": label, "lora_path": str(folder)})
+        except Refusal as refusal:
+            if "already" not in str(refusal):  # it has: the answer was lost
+                raise Refusal(f"it does not take the adapter ({refusal}); {_LORA}") from refusal
+        except Fault as fault:
+            if "max_lora_rank" in str(fault) or "LoRA is not enabled" in str(fault):
+                raise Refusal(f"{fault}; {_LORA}") from fault
+            raise
+        before, self._adapter = self._adapter, label
+        if before not in (None, label):
+            with suppress(Refusal):  # a server that was restarted has forgotten it
+                await self.client.post("/v1/unload_lora_adapter", {"lora_name": before})
+
     async def _rpc(self, method: str, kwargs: dict[str, str]) -> Any:
         return await self._develop("/collective_rpc", {"method": method, "kwargs": kwargs})
 
@@ -119,6 +145,9 @@ class VLLM:
             raise
 
     async def label(self) -> str | None:
+        if self._adapter is not None:
+            served = {entry["id"] for entry in (await self.client.get("/v1/models"))["data"]}
+            return self._adapter if self._adapter in served else ""
         try:
             return str((await self.client.get("/weight_info"))["weight_version"])
         except Refusal:  # no development endpoints

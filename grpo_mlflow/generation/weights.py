@@ -19,8 +19,8 @@ class WeightsFolder:
         self._run = uuid.uuid4().hex[:8]
         self.newest: Path | None = None
 
-    def write(self, policy: Policy, version: int) -> Path:
-        """Save the policy and return its folder, whose name no other run and no other version has.
+    def write(self, policy: Policy, version: int, adapter: bool) -> Path:
+        """Save the policy, or its adapter alone, and return the folder, whose name no other run and version has.
 
         The folder appears whole or not at all, and the one before goes only then.
         """
@@ -29,7 +29,7 @@ class WeightsFolder:
         folder = self._root / f"{self._run}-{version}"
         partial = self._partial()
         partial.mkdir(parents=True)
-        policy.save(partial)
+        (policy.save if adapter else policy.save_plain)(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         former, self.newest = self.newest, folder

@@ -1,0 +1,33 @@
+"""What the settings of an adapter ask of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from grpo_mlflow.config.schema import Config
+
+
+def errors(config: Config) -> Iterator[str]:
+    """Yield one line per contradiction: the key, its value and what is allowed."""
+    model, sync = config.model, config.generation.sync
+    rank = model.lora.rank
+    if not rank:
+        if sync == "lora":
+            yield "generation.sync = 'lora': the model has no adapter; allowed: reload, or model.lora.rank above 0"
+        return
+    if find_spec("peft") is None:
+        yield (
+            f"model.lora.rank = {rank}: the package peft is not installed; allowed: null, or a rank after "
+            "pip install 'grpo-mlflow[lora]'"
+        )
+    if model.ref_id not in (None, model.train_id):
+        yield (
+            f"model.ref_id = {model.ref_id!r}: with model.lora.rank = {rank} the reference is the trained model "
+            f"without its adapter; allowed: null or {model.train_id!r}"
+        )
+    if model.ref_device is not None:
+        yield (
+            f"model.ref_device = {model.ref_device!r}: with model.lora.rank = {rank} the reference is the trained "
+            "model without its adapter, not a second one; allowed: null"
+        )
