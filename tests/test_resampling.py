@@ -16,6 +16,7 @@ from grpo_mlflow.config import Resolved, resolve
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation import Sampling
 from grpo_mlflow.policy import Policy
+from grpo_mlflow.processes import Processes
 from grpo_mlflow.tasks import Task
 from grpo_mlflow.types import Completion, Problem, Prompt, Split, Verdict
 from tests.conftest import SMALL
@@ -68,7 +69,7 @@ def collect(policy: Policy, mixed: range, version: int = 0, *overrides: str) -> 
     words = [f"data.problems_per_iteration={P}", f"data.rollouts_per_problem={K}", "data.train_seed_start=1000"]
     config = resolve("tiny", [*words, "data.num_train_seeds=64", *overrides]).config
     generator = Scripted(mixed)
-    collector = Collector(config, Numbered(), policy, generator, Accelerator(cpu=True))
+    collector = Collector(config, Numbered(), policy, generator, Processes(Accelerator(cpu=True)))
     return collector.collect(version), generator
 
 

@@ -7,32 +7,24 @@ a laptop. Fields are strict (the text "8" is not a number) and frozen.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
+from grpo_mlflow.config.fields import (
+    Fraction,
+    Ints,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+    as_tuple,
+)
 from grpo_mlflow.config.methods import Method
 
 Backend = Literal["local", "vllm_server", "sglang_server"]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-def _tuple(value: Any) -> Any:
-    if not isinstance(value, (list, tuple)):
-        raise PydanticCustomError("list_type", "input should be a list")
-    return tuple(value)
-
-
-Ints = Annotated[tuple[Positive, ...], BeforeValidator(_tuple)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True)
 
 
 class TinyConfig(Section):
@@ -55,7 +47,7 @@ class LoraConfig(Section):
     alpha: Positive = Field(32, description="the adapter's output is scaled by alpha / rank")
     targets: (
         Literal["all-linear"]
-        | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_tuple), Field(min_length=1)]
+        | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(as_tuple), Field(min_length=1)]
     ) = Field("all-linear", description="layers with an adapter: all-linear, or a list such as [q_proj, v_proj]")
 
 
@@ -99,7 +91,7 @@ class ServerConfig(Section):
     memory: PositiveFloat | None = Field(
         None, description="its share of the GPU's memory; on a CPU: GiB for its cache; null: the server's default"
     )
-    arguments: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = Field(
+    arguments: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
         (), description="further arguments of its command line; they win over ours"
     )
     start_seconds: PositiveFloat = Field(600.0, description="how long its start may take")
@@ -172,7 +164,7 @@ class TrainConfig(Section):
 
 
 class ArithmeticConfig(Section):
-    operations: Annotated[tuple[Literal["+", "-", "*"], ...], BeforeValidator(_tuple), Field(min_length=1)] = Field(
+    operations: Annotated[tuple[Literal["+", "-", "*"], ...], BeforeValidator(as_tuple), Field(min_length=1)] = Field(
         ("+",), description="operations to draw from"
     )
     digits: Annotated[int, Field(ge=1, le=9)] = Field(2, description="digits of each operand")
@@ -182,7 +174,7 @@ class ArithmeticConfig(Section):
 class SatConfig(Section):
     difficulty: Annotated[
         tuple[Fraction, Fraction],
-        BeforeValidator(_tuple),
+        BeforeValidator(as_tuple),
         Field(description="range [low, high] that problems draw d from"),
     ] = (0.3, 0.7)
 
