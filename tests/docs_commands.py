@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _PROGRAMS = "python3?|mlflow|make|pip3?|uv|torchrun|accelerate|srun|sbatch|kubectl|docker|curl|git|time|nvidia-smi"
 _COMMAND = re.compile(rf"(\$ )?([A-Z_]+=\S+ +)*([\w./-]+/)?({_PROGRAMS})\s+\S.*", re.DOTALL)
 _SHELLS = ("bash", "sh", "shell", "console")
-_MENTIONS = {"mlflow run", "python -m"}  # named, not meant to be typed
+_MENTIONS = {"mlflow run", "python -m", "accelerate launch"}  # named, not meant to be typed
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class World:
     server: FakeServer
     run_id: str = ""
     model: str = ""
+    adapter: str = ""  # the run id of a model with an adapter
     done: set[str] = field(default_factory=set)
 
     def named(self, words: Sequence[str]) -> list[str]:
@@ -127,6 +128,11 @@ def run_ours(words: Sequence[str], world: World) -> None:
     assert importlib.util.find_spec(module), f"there is no {module}"
     if module == "entrypoints.smoke":  # it has no --print-config
         call(module, [*given, *(f"{key}={value}" for key, value in (MODEL | SIZES).items())])
+        return
+    if module == "entrypoints.merge":  # nor this one; the output must be new
+        given[given.index("--model") + 1] = world.adapter
+        given[given.index("--output") + 1] = str(world.folder / f"merged-{len(list(world.folder.glob('merged-*')))}")
+        call(module, given)
         return
     config = printed_config(module, given)
     if module == "entrypoints.server" or "--print-config" in given:
@@ -225,7 +231,10 @@ NOT_RUN: dict[str, tuple[str, Callable[[Command, World], None]]] = {
     r"python3? -m pytest.*": ("these tests themselves", no_check),
     r"python3? (-X importtime )?-c .*": ("says something about the machine", check_code),
     r"(curl|nvidia-smi) .*": ("asks a server or device that is not here", no_check),
-    r"(torchrun|accelerate launch|srun) .*": ("several processes: tests/test_runs.py starts two", check_ours_inside),
+    r"(torchrun|accelerate launch|srun) .*": (
+        "several processes: tests/test_processes.py starts two",
+        check_ours_inside,
+    ),
     r"(sbatch|kubectl|docker) .*": ("needs a cluster", check_ours_inside),
 }
 NO_SETTINGS = {"train.log10_lr"}  # a parameter that runs log beside their settings
@@ -272,11 +281,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         call("entrypoints.optimize", [*small, "search.finalists=1", "--n_trials", "1"])
         client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
         experiment = client.get_experiment_by_name("grpo").experiment_id
-        run = client.search_runs([experiment], "tags.`grpo.kind` = 'train'", order_by=["start_time"])[0]
+        call("entrypoints.train", [*small, "model.lora.rank=1"])
+        run, *_, adapted = client.search_runs([experiment], "tags.`grpo.kind` = 'train'", order_by=["start_time"])
         model = Path(run.info.artifact_uri.removeprefix("file://")) / "checkpoints/iter_001"
         plain = shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns("trainer"))
         with FakeServer("vllm", plain) as server:
-            yield World(folder, server, run.info.run_id, str(plain))
+            yield World(folder, server, run.info.run_id, str(plain), adapted.info.run_id)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
