@@ -218,7 +218,7 @@ def no_check(command: Command, world: World) -> None: ...
 RUN: dict[str, Callable[[Command, World], None]] = {
     r"(\S+/)?python3? -m entrypoints\.\w+": run_module,
     r"mlflow run \.": run_mlflow,
-    r"make [a-z-]+": run_make,
+    r"make [a-z./-]+": run_make,
 }
 # What is not run: why, and what is looked at instead.
 NOT_RUN: dict[str, tuple[str, Callable[[Command, World], None]]] = {
@@ -227,7 +227,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[Command, World], None]]] = {
     r"git clone .*": ("needs the network", no_check),
     r"mlflow (ui|server) .*": ("stays until it is stopped", no_check),
     r"(\S+/)?python3? -m (vllm|sglang)\..*": ("a real server: `make test-server` starts one", no_check),
-    r"python3? -m benchmarks\..*": ("takes minutes or hours", check_benchmark),
+    r"(\S+/)?python3? -m benchmarks\..*": ("takes minutes or hours", check_benchmark),
     r"python3? -m pytest.*": ("these tests themselves", no_check),
     r"python3? (-X importtime )?-c .*": ("says something about the machine", check_code),
     r"(curl|nvidia-smi) .*": ("asks a server or device that is not here", no_check),
