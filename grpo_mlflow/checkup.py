@@ -108,8 +108,10 @@ class ServerCheckup:
     def new_weights(self) -> str:
         """Give the server other weights and the old ones again; both times it must prove them."""
         model = self._actor.model
-        weights = [p for p in model.parameters() if p.requires_grad] if self._actor.has_adapter else []
-        weights = weights or [model.get_input_embeddings().weight]
+        if self._actor.has_adapter:
+            weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        else:
+            weights = [model.get_input_embeddings().weight]
         before = [weight.detach().clone() for weight in weights]
         try:
             try:

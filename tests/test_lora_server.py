@@ -23,15 +23,9 @@ DIALECTS = pytest.mark.parametrize("dialect", ["vllm", "sglang"])
 
 
 @pytest.fixture
-def base(policy: Policy, tmp_path: Path) -> Path:
-    """The folder that a server starts with."""
-    policy.save(tmp_path / "base")
-    return tmp_path / "base"
-
-
-@pytest.fixture
-def adapted(base: Path) -> Policy:
-    found = policy.load(base, torch.device("cpu"))
+def adapted(folder: Path) -> Policy:
+    """The model of `folder`, which a server starts with, and an adapter."""
+    found = policy.load(folder, torch.device("cpu"))
     lora.add(found.model, LoraConfig(rank=4), 0)
     return found
 
@@ -44,32 +38,29 @@ def speaking(dialect: str, policy: Policy, folder: Path) -> Iterator[Generator]:
         yield generator
 
 
-class TestVLLM(ShapedConformance):
+class Adapted:
     @pytest.fixture
     def policy(self, adapted: Policy) -> Policy:
         move_adapter(adapted)
         return adapted
 
+
+class TestVLLM(Adapted, ShapedConformance):
     @pytest.fixture
-    def generator(self, policy: Policy, base: Path) -> Iterator[Generator]:
-        yield from speaking("vllm", policy, base)
+    def generator(self, policy: Policy, folder: Path) -> Iterator[Generator]:
+        yield from speaking("vllm", policy, folder)
 
 
-class TestSGLang(Conformance):
+class TestSGLang(Adapted, Conformance):
     @pytest.fixture
-    def policy(self, adapted: Policy) -> Policy:
-        move_adapter(adapted)
-        return adapted
-
-    @pytest.fixture
-    def generator(self, policy: Policy, base: Path) -> Iterator[Generator]:
-        yield from speaking("sglang", policy, base)
+    def generator(self, policy: Policy, folder: Path) -> Iterator[Generator]:
+        yield from speaking("sglang", policy, folder)
 
 
 @DIALECTS
 @pytest.mark.parametrize("sync", ["lora", "reload"])
-def test_each_sync_brings_the_adapter(adapted: Policy, base: Path, dialect: str, sync: str) -> None:
-    with FakeServer(dialect, base) as server, served(adapted, server, sync=sync) as generators:
+def test_each_sync_brings_the_adapter(adapted: Policy, folder: Path, dialect: str, sync: str) -> None:
+    with FakeServer(dialect, folder) as server, served(adapted, server, sync=sync) as generators:
         generator, seen = generators.training(), []
         for version in range(3):
             generator.sync(version)
@@ -82,8 +73,8 @@ def test_each_sync_brings_the_adapter(adapted: Policy, base: Path, dialect: str,
 
 
 @DIALECTS
-def test_a_server_that_was_restarted_gets_its_adapter_again(adapted: Policy, base: Path, dialect: str) -> None:
-    with FakeServer(dialect, base) as server, served(adapted, server, sync="lora") as generators:
+def test_a_server_that_was_restarted_gets_its_adapter_again(adapted: Policy, folder: Path, dialect: str) -> None:
+    with FakeServer(dialect, folder) as server, served(adapted, server, sync="lora") as generators:
         move_adapter(adapted)
         generator = generators.training()
         generator.sync(0)
@@ -94,9 +85,9 @@ def test_a_server_that_was_restarted_gets_its_adapter_again(adapted: Policy, bas
 
 
 @DIALECTS
-def test_a_server_that_keeps_the_first_adapter_is_caught(adapted: Policy, base: Path, dialect: str) -> None:
+def test_a_server_that_keeps_the_first_adapter_is_caught(adapted: Policy, folder: Path, dialect: str) -> None:
     quirks = Quirks(keeps_old_adapter=True)
-    with FakeServer(dialect, base, quirks=quirks) as server, served(adapted, server, sync="lora") as generators:
+    with FakeServer(dialect, folder, quirks=quirks) as server, served(adapted, server, sync="lora") as generators:
         generators.training().sync(0)
         move_adapter(adapted)
         with pytest.raises(ServerFailed, match="given new weights, but its log-probabilities of fixed tokens"):
@@ -104,9 +95,9 @@ def test_a_server_that_keeps_the_first_adapter_is_caught(adapted: Policy, base: 
 
 
 @DIALECTS
-def test_a_server_that_takes_no_adapters_is_refused(adapted: Policy, base: Path, dialect: str) -> None:
+def test_a_server_that_takes_no_adapters_is_refused(adapted: Policy, folder: Path, dialect: str) -> None:
     quirks = Quirks(without_lora=True)
-    with FakeServer(dialect, base, quirks=quirks) as server, served(adapted, server, sync="lora") as generators:
+    with FakeServer(dialect, folder, quirks=quirks) as server, served(adapted, server, sync="lora") as generators:
         with pytest.raises(ServerFailed, match=r"--enable-lora.* or choose generation\.sync=reload") as caught:
             generators.training().sync(0)
         assert "\n" not in str(caught.value)

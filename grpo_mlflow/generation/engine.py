@@ -75,6 +75,12 @@ class Incapable(Fault):
     """A part of the answer is missing: from a server that has given it before a failure, else beyond this server."""
 
 
+async def adapter_label(client: Client, adapter: str) -> str:
+    """Return the adapter's name where the server still has it, else an empty label: it was restarted since."""
+    served = (await client.get("/v1/models"))["data"]
+    return adapter if any(entry["id"] == adapter for entry in served) else ""
+
+
 def draw_of(token_ids: Any, logprobs: Any, finish_reason: Any, ask: Ask) -> Draw:
     """Return a draw from what an answer holds.
 
@@ -118,7 +124,8 @@ def check(draws: Sequence[Draw], ask: Ask, vocabulary: int) -> None:
             raise Fault("a completion that goes on after its end token")
         if min(draw.token_ids) < 0 or max(draw.token_ids) >= vocabulary:
             raise Fault(f"a token id outside 0 to {vocabulary - 1}")
-        if draw.logprobs and not (math.isfinite(sum(draw.logprobs)) and max(draw.logprobs) <= 1e-3):  # rounding
+        # a sum is finite only if all are; rounding may exceed 0
+        if draw.logprobs and not (math.isfinite(sum(draw.logprobs)) and max(draw.logprobs) <= 1e-3):
             raise Fault("log-probabilities that are not finite or above 0")
         ended = draw.token_ids[-1] in stops
         if draw.finish_reason == "stop" and not ended:

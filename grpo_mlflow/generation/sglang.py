@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.generation.client import Client, Fault, Refusal
-from grpo_mlflow.generation.engine import NO_SCORES, Ask, Draw, Incapable, draw_of
+from grpo_mlflow.generation.engine import NO_SCORES, Ask, Draw, Incapable, adapter_label, draw_of
 
 _LORA = (
     "start it with --enable-lora, --lora-target-modules all and a --max-lora-rank of model.lora.rank or more, where it "
@@ -102,8 +102,7 @@ class SGLang:
 
     async def label(self) -> str | None:
         if self._adapter is not None:
-            served = {entry["id"] for entry in (await self.client.get("/v1/models"))["data"]}
-            return self._adapter if self._adapter in served else ""
+            return await adapter_label(self.client, self._adapter)
         return str((await self.client.get("/model_info"))["weight_version"])
 
     async def tokenize(self, text: str) -> list[int]:

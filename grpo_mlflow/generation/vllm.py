@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.generation.client import Client, Fault, Refusal
-from grpo_mlflow.generation.engine import NO_SCORES, Ask, Draw, Incapable, draw_of
+from grpo_mlflow.generation.engine import NO_SCORES, Ask, Draw, Incapable, adapter_label, draw_of
 
 _LORA = (
     "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a --max-lora-rank of model.lora.rank or more, "
@@ -115,7 +115,7 @@ class VLLM:
             raise Refusal(f"it cannot load the weights: {failed[0]}; it must see the folder generation.sync_dir")
 
     async def load_adapter(self, folder: Path, label: str) -> None:
-        """See `Engine.load_adapter`. A name of its own for each version: vLLM's prefix cache goes by names.
+        """See `Engine.load_adapter`. A name of its own for each version: the prefix cache goes by name and path.
 
         `load_inplace` is not used: vLLM 0.32 keeps the flag, and reads the files again with every step.
         """
@@ -146,8 +146,7 @@ class VLLM:
 
     async def label(self) -> str | None:
         if self._adapter is not None:
-            served = {entry["id"] for entry in (await self.client.get("/v1/models"))["data"]}
-            return self._adapter if self._adapter in served else ""
+            return await adapter_label(self.client, self._adapter)
         try:
             return str((await self.client.get("/weight_info"))["weight_version"])
         except Refusal:  # no development endpoints
