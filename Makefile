@@ -51,7 +51,7 @@ $(VENV)/.installed: pyproject.toml
 	.venv-vllm/bin/python $<
 	touch $@
 
-.venv-bench/.installed:
+.venv-bench/.installed: | $(VENV)/.installed
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet "torch==$$($(VENV)/bin/python -c 'import torch; print(torch.__version__.split("+")[0])')"
 	.venv-bench/bin/python -m pip install --quiet trl==1.16.0 datasets gguf

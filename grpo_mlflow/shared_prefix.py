@@ -1,10 +1,8 @@
 """Log-probabilities of many completions of the same prompts, each prompt computed once.
 
-K rollouts of a problem differ only after their prompt. A micro-batch becomes one row of tokens without padding: all
-prompts, then all completions but for their last tokens, which predict nothing. A prompt attends to itself; a completion
-attends to its prompt, whose keys and values are expanded over its completions, and to itself. Autograd adds the
-gradients of all completions up at the expansion, so the prompt runs backward once too. The result is that of padded
-rows, up to rounding.
+K rollouts of a problem differ only after their prompt, and prompts often begin alike. A micro-batch becomes one row of
+tokens without padding (`prefix_tree`): all prompts, then all completions but for their last tokens, which predict
+nothing. The result is that of padded rows, up to rounding.
 
 This needs a model whose attention can be replaced (`attention`) and whose other layers look at single tokens.
 `reason_against` finds out by trying; any other model takes the padded path, `policy.completion_logprobs`.
@@ -18,20 +16,18 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from grpo_mlflow.attention import Packed, allow_packing, packed_forward
+from grpo_mlflow.attention import allow_packing, packed_forward
 from grpo_mlflow.policy import completion_logprobs
+from grpo_mlflow.prefix_tree import Ids, Level, Tree, prompt_levels
 from grpo_mlflow.token_head import token_logprobs
 
-Ids = Sequence[int]
 _REASONS: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
 
-class Prefixes(Packed):
-    """G prompts and R completions in one packed row of N tokens; `owners` (R,) names each completion's prompt.
+class Prefixes(Tree):
+    """Prompts and R completions without their last tokens; `owners` (R,) names each completion's prompt.
 
-    ids, positions (N,)    the row: prompt after prompt, completion after completion
     picks, targets (M,)    for each completion token: where it is predicted, and which it is
     mask (R, T)            True on the tokens of each completion; its True places in order are those of picks
     """
@@ -39,124 +35,15 @@ class Prefixes(Packed):
     def __init__(
         self, prompts: Sequence[Ids], completions: Sequence[Ids], owners: Sequence[int], device: torch.device
     ) -> None:
-        sequences = [*prompts, *(completion[:-1] for completion in completions)]
-        before = [0] * len(prompts) + [len(prompts[owner]) for owner in owners]
-        lengths = torch.tensor([len(sequence) for sequence in sequences])
-        starts = lengths.cumsum(0) - lengths
-        self.ids = torch.tensor([token for sequence in sequences for token in sequence], device=device)
-        offsets = torch.tensor(before) - starts
-        self.positions = (torch.arange(len(self.ids)) + offsets.repeat_interleave(lengths)).to(device)
+        beginnings = Level([completion[:-1] for completion in completions], owners)
+        super().__init__([*prompt_levels(prompts), beginnings], device)
         whole = torch.tensor([len(completion) for completion in completions])
-        self.mask = (torch.arange(int(whole.max()))[None, :] < whole[:, None]).to(device)
+        mask = torch.arange(int(whole.max()))[None, :] < whole[:, None]
+        self.mask = mask.to(device)
         self.targets = torch.tensor([token for completion in completions for token in completion], device=device)
-        ends = (starts + lengths - 1)[: len(prompts)][torch.tensor(owners)]
-        own = starts[len(prompts) :, None] + torch.arange(self.mask.shape[1] - 1)[None, :]
-        self.picks = torch.cat([ends[:, None], own], dim=1).to(device)[self.mask]
-
-        # For attention the sequences are laid out as (G, P) prompts and (R, T - 1) completions, padded on the right.
-        self.owners = torch.tensor(owners, device=device)
-        self._shapes = [(len(prompts), int(lengths[: len(prompts)].max())), (len(owners), self.mask.shape[1] - 1)]
-        widths = torch.tensor([width for count, width in self._shapes for _ in range(count)])
-        begins = widths.cumsum(0) - widths
-        slots = (torch.arange(len(self.ids)) + (begins - starts).repeat_interleave(lengths)).to(device)
-        places = torch.zeros(int(widths.sum()), dtype=torch.long, device=device)  # a filler repeats the first token
-        places[slots] = torch.arange(len(self.ids), device=device)
-        filler = torch.ones(len(places), dtype=torch.bool, device=device)
-        filler[slots] = False
-        self._slots, self._places, self._fillers = slots, places, filler.nonzero().squeeze(1)
-        self._visible = self._visibility(lengths[: len(prompts)].to(device))
-
-    def _visibility(self, prompt_lengths: Tensor) -> Tensor:
-        """Return what a completion may look at as an additive mask (R, 1, T - 1, P + T - 1)."""
-        (_, wide), (_, long) = self._shapes
-        device = prompt_lengths.device
-        prompt = torch.arange(wide, device=device)[None, :] < prompt_lengths[self.owners, None]
-        before = torch.ones(long, long, dtype=torch.bool, device=device).tril()
-        rows = len(self.owners)
-        seen = torch.cat([prompt[:, None, :].expand(rows, long, wide), before.expand(rows, long, long)], dim=2)
-        return torch.zeros(seen.shape, device=device).masked_fill_(~seen, -torch.inf)[:, None]
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """See `Packed.attend`; tokens are those of `ids`."""
-        (prompts, wide), (rows, long) = self._shapes
-        parts = [torch.split(self._unpack(part), [prompts * wide, rows * long]) for part in (query, key, value)]
-        shared = query.shape[1] != key.shape[1]
-        q, k, v = (part[0].view(prompts, wide, *part[0].shape[1:]).transpose(1, 2) for part in parts)
-        on_prompts = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shared)
-        found = [on_prompts.transpose(1, 2).flatten(0, 1)]
-        if long:
-            own_q, own_k, own_v = (part[1].view(rows, long, *part[1].shape[1:]).transpose(1, 2) for part in parts)
-            on_completions = scaled_dot_product_attention(
-                own_q,
-                torch.cat([_expand(k, self.owners), own_k], dim=2),
-                torch.cat([_expand(v, self.owners), own_v], dim=2),
-                attn_mask=self._visible.to(query.dtype),
-                scale=scaling,
-                enable_gqa=shared,
-            )
-            found.append(on_completions.transpose(1, 2).flatten(0, 1))
-        return self._pack(torch.cat(found))
-
-    def _unpack(self, rows: Tensor) -> Tensor:
-        """Return tokens (N, ...) in their padded places."""
-        if not len(self._fillers):
-            return rows
-        return _look_up(rows, self._places, self._slots, None)
-
-    def _pack(self, rows: Tensor) -> Tensor:
-        """Return the tokens (N, ...) of padded places."""
-        if not len(self._fillers):
-            return rows
-        return _look_up(rows, self._slots, self._places, self._fillers)
-
-
-def _look_up(rows: Tensor, index: Tensor, inverse: Tensor, unused: Tensor | None) -> Tensor:
-    """Return rows by index. Each is used once, so its gradient is looked up by `inverse`; those in `unused` never.
-
-    The gradient of plain indexing adds up row by row, which costs more than attention itself.
-    """
-    apply: Any = _LookUp.apply
-    found: Tensor = apply(rows, index, inverse, unused)
-    return found
-
-
-class _LookUp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, unused: Tensor | None) -> Tensor:
-        ctx.save_for_backward(inverse, unused)
-        return rows.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        inverse, unused = ctx.saved_tensors
-        gradient = grads[0].index_select(0, inverse)
-        if unused is not None:
-            gradient.index_fill_(0, unused, 0.0)
-        return gradient, None, None, None
-
-
-def _expand(prompts: Tensor, owners: Tensor) -> Tensor:
-    """Return (R, ...) from (G, ...): each completion's own copy of what its prompt holds."""
-    apply: Any = _Expand.apply
-    found: Tensor = apply(prompts, owners)
-    return found
-
-
-class _Expand(torch.autograd.Function):
-    """Rows by index, with the gradient as a matrix product, which adds up far faster than `index_add`."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.count = len(rows)
-        return rows.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (index,), (gradient,) = ctx.saved_tensors, grads
-        belongs = torch.zeros(ctx.count, len(index), dtype=gradient.dtype, device=gradient.device)
-        belongs[index, torch.arange(len(index), device=index.device)] = 1.0
-        return (belongs @ gradient.flatten(1)).view(ctx.count, *gradient.shape[1:]), None
+        ends = (self.starts[-2] + self.lengths[-2] - 1)[torch.tensor(owners)]
+        own = self.starts[-1][:, None] + torch.arange(mask.shape[1] - 1)[None, :]
+        self.picks = torch.cat([ends[:, None], own], dim=1)[mask].to(device)
 
 
 class _Head:

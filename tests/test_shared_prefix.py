@@ -26,6 +26,7 @@ from transformers import (
 from grpo_mlflow import shared_prefix
 from grpo_mlflow.batching import Row, prompt_batches
 from grpo_mlflow.policy import Policy
+from grpo_mlflow.prefix_tree import common_prefix
 from grpo_mlflow.scoring import Scorer
 
 SIZES: dict[str, Any] = {
@@ -47,11 +48,14 @@ MODELS: dict[str, Any] = {
     "qwen3": lambda **kw: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, **kw)),
     "gpt2": lambda **kw: GPT2LMHeadModel(GPT2Config(vocab_size=200, n_embd=48, n_layer=3, n_head=6, **kw)),
 }
-# prompt lengths, and for each prompt the lengths of its completions
-SHAPES: dict[str, tuple[list[int], list[list[int]]]] = {
-    "ragged": ([3, 9, 1, 6], [[4, 1, 7], [2, 2], [5], [1, 8, 3]]),
-    "equal": ([5, 5], [[4, 4, 4], [4, 4, 4]]),
-    "one token each": ([4, 2], [[1, 1], [1]]),
+# what all prompts begin with, the lengths of their rests, and for each prompt the lengths of its completions
+SHAPES: dict[str, tuple[int, list[int], list[list[int]]]] = {
+    "ragged": (0, [3, 9, 1, 6], [[4, 1, 7], [2, 2], [5], [1, 8, 3]]),
+    "equal": (0, [5, 5], [[4, 4, 4], [4, 4, 4]]),
+    "one token each": (0, [4, 2], [[1, 1], [1]]),
+    "alike, ragged": (11, [3, 9, 1, 6], [[4, 1, 7], [2, 2], [5], [1, 8, 3]]),
+    "alike, equal": (20, [5, 5], [[4, 4, 4], [4, 4, 4]]),
+    "alike, one token each": (17, [1, 1], [[1, 1], [1]]),
 }
 
 
@@ -66,10 +70,11 @@ def scorer(model: Any, temperature: float = 0.7, dtype: torch.dtype = torch.floa
 
 def rows(shape: str) -> list[Row]:
     rng = random.Random(0)
-    prompts, completions = SHAPES[shape]
+    alike, rests, completions = SHAPES[shape]
+    beginning = tuple(rng.randrange(3, 200) for _ in range(alike))
     found = []
-    for length, group in zip(prompts, completions, strict=True):
-        prompt = tuple(rng.randrange(3, 200) for _ in range(length))
+    for length, group in zip(rests, completions, strict=True):
+        prompt = beginning + tuple(rng.randrange(3, 200) for _ in range(length))
         for size in group:
             found.append(Row(prompt, tuple(rng.randrange(3, 200) for _ in range(size)), (0.0,) * size, 0.0, False))
     rng.shuffle(found)
@@ -99,7 +104,7 @@ def test_shared_prompts_equal_padded_rows(name: str, shape: str, entropy_gradien
     expected = results(made, given, False, entropy_gradient)
     found = results(made, given, True, entropy_gradient)
     for one, other in zip(found[:2], expected[:2], strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     assert expected[2].norm() > 1
     assert (found[2] - expected[2]).norm() < 1e-5 * expected[2].norm()
 
@@ -114,12 +119,24 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
 
 
-def test_each_prompt_is_computed_once_and_no_last_token() -> None:
-    made, given, seen = scorer(build("llama")), rows("ragged"), []
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_prompt_and_what_all_share_is_computed_once_and_no_last_token(shape: str) -> None:
+    made, given, seen = scorer(build("llama")), rows(shape), []
     made._policy.model.model.layers[0].mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     made.score(given)
-    prompts, completions = SHAPES["ragged"]
-    assert seen == [(1, sum(prompts) + sum(size - 1 for group in completions for size in group), 48)]
+    alike, rests, completions = SHAPES[shape]
+    assert seen == [(1, alike + sum(rests) + sum(size - 1 for group in completions for size in group), 48)]
+
+
+def test_what_prompts_share_leaves_each_its_last_token() -> None:
+    long = list(range(40))
+    assert common_prefix([long, [*long, 1], [*long, 2]]) == 39
+    assert common_prefix([[*long, 1, 5], [*long, 2, 5]]) == 40
+    assert common_prefix([long, long]) == 39  # two problems may be the same
+    assert common_prefix([long]) == 0
+    assert common_prefix([[7, *long], long]) == 0
+    assert common_prefix([long[:9], [*long[:8], 1]]) == 0  # saves too little
+    assert common_prefix([]) == 0
 
 
 def test_no_logits_are_computed_but_a_single_token() -> None:

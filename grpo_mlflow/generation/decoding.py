@@ -1,9 +1,9 @@
 """From prompts to next-token logits, one token after another for K rows of each prompt, by one of two ways.
 
 `PackedDecoder` keeps keys and values in buffers of its own: nothing is concatenated or masked anew for a token, prompts
-are prefilled without padding and kept once for their k rows, and grouped key heads are never repeated. `CacheDecoder`
-uses the model's own cache and serves every architecture. Both give the same logits up to rounding, in the type of the
-autocast block around them.
+are prefilled without padding, what they share once, and kept once for their k rows, and grouped key heads are never
+repeated. `CacheDecoder` uses the model's own cache and serves every architecture. Both give the same logits up to
+rounding, in the type of the autocast block around them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from grpo_mlflow.attention import Packed, packed_forward
 from grpo_mlflow.policy import Policy, keeps_logits
+from grpo_mlflow.prefix_tree import Tree, prompt_levels
 from grpo_mlflow.shared_prefix import reason_against
 
 _GROWTH = 64  # columns by which the buffers grow
@@ -48,31 +48,25 @@ class PackedDecoder(Packed):
     """G prompts x k rows, packed without padding. Per layer, keys and values of the prompts (G, key heads, P, D) stand
     once, beside buffers of each row's own tokens (R, key heads, columns, D); `slots` (R,) is prompt * k + number.
 
-    A row's attention is that to its prompt, computed for all rows of the prompt at once, and that to its own tokens;
-    softmax over both follows from the two sums of exponentials.
+    Products with a prompt's keys and values are those of all its rows at once.
     """
 
     def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> None:
         self._policy, device = policy, policy.device
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        starts, width = lengths.cumsum(0) - lengths, int(lengths.max())
-        inside = torch.arange(width)[None, :] < lengths[:, None]
-        self._places = (starts[:, None] + torch.arange(width)[None, :]).where(inside, 0).to(device)  # (G, P)
-        self._inside = inside.to(device)
-        beyond = torch.zeros(inside.shape, device=device).masked_fill_(~self._inside, -torch.inf)
-        self._mask = None if bool(inside.all()) else beyond[:, None, None]  # (G, 1, 1, P)
-        self._k, self._column, self._room, self._prefilling = k, 0, min(most, _GROWTH), True
+        self._tree: Tree | None = Tree(prompt_levels(prompts), device)
+        tree = self._tree
+        beyond = torch.zeros(tree.filled.shape, device=device).masked_fill_(~tree.filled, -torch.inf)
+        self._mask = None if bool(tree.filled.all()) else beyond[:, None, None]  # (G, 1, 1, P)
+        self._k, self._column, self._room = k, 0, min(most, _GROWTH)
         self._prompt_keys: list[Tensor] = []
         self._prompt_values: list[Tensor] = []
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._slots = torch.arange(len(prompts) * k, device=device)
-        self._positions = lengths.repeat_interleave(k).to(device)
-        ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)
-        positions = torch.cat([torch.arange(int(n)) for n in lengths]).to(device)
-        logits = packed_forward(policy.model, ids, positions, self, (starts + lengths - 1).to(device))
-        self.logits = logits.repeat_interleave(k, dim=0)
-        self._prefilling = False
+        self._positions = torch.tensor([len(prompt) for prompt in prompts], device=device).repeat_interleave(k)
+        ends = (tree.starts[-1] + tree.lengths[-1] - 1).to(device)
+        self.logits = packed_forward(policy.model, tree.ids, tree.positions, self, ends).repeat_interleave(k, dim=0)
+        self._tree = None  # from here on rows of single tokens
 
     def step(self, tokens: Tensor) -> None:
         """See `Decoder.step`."""
@@ -95,19 +89,25 @@ class PackedDecoder(Packed):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `Packed.attend`."""
-        if self._prefilling:
-            return self._prefill(query, key, value, scaling)
+        if self._tree is not None:
+            found, keys, values = self._tree.attend_keeping(query, key, value, scaling)
+            self._prompt_keys.append(keys.contiguous())
+            self._prompt_values.append(values.contiguous())
+            return found
         rows, heads, size = query.shape
         scale = size**-0.5 if scaling is None else scaling
         keys = self._append(self._keys, layer, key)
         values = self._append(self._values, layer, value)
         # the heads that share a key head stand in the place of several queries
         grouped = (query * scale).view(rows, key.shape[1], heads // key.shape[1], size)
-        own, own_weight = _attention(grouped, keys, values, None)
-        of_prompts = _attention(self._spread(grouped), self._prompt_keys[layer], self._prompt_values[layer], self._mask)
-        prompt, prompt_weight = (self._gather(part, grouped.shape[2]) for part in of_prompts)
-        share = torch.sigmoid(prompt_weight - own_weight).to(own.dtype)
-        return torch.lerp(own, prompt, share).view(rows, heads, size)
+        on_prompt = self._spread(grouped) @ self._prompt_keys[layer].transpose(2, 3)
+        if self._mask is not None:
+            on_prompt += self._mask
+        scores = torch.cat([self._gather(on_prompt, grouped.shape[2]), grouped @ keys.transpose(2, 3)], dim=-1)
+        shares = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
+        prompt, own = shares.tensor_split([on_prompt.shape[-1]], dim=-1)
+        of_prompt = self._gather(self._spread(prompt) @ self._prompt_values[layer], grouped.shape[2])
+        return (of_prompt + own @ values).reshape(rows, heads, size)
 
     def _spread(self, rows: Tensor) -> Tensor:
         """Return (G, key heads, k * n, D) of rows (R, key heads, n, D); rows that have left are zeros."""
@@ -134,24 +134,6 @@ class PackedDecoder(Packed):
             )
         buffer[:, :, self._column] = new
         return buffer[:, :, : self._column + 1]
-
-    def _prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """Return the attention of prompts to themselves, and keep what the next layer's rows look at."""
-        q, k, v = (part[self._places].transpose(1, 2) for part in (query, key, value))
-        self._prompt_keys.append(k.contiguous())
-        self._prompt_values.append(v.contiguous())
-        shared = query.shape[1] != key.shape[1]
-        found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shared)
-        return found.transpose(1, 2)[self._inside]
-
-
-def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the attention of scaled queries, both (..., n, D), and the log-sum of its exponentials (..., n, 1)."""
-    scores = (query @ keys.transpose(-1, -2)).float()
-    if mask is not None:
-        scores = scores + mask
-    weight = scores.logsumexp(dim=-1, keepdim=True)
-    return (scores - weight).exp_().to(values.dtype) @ values, weight
 
 
 class CacheDecoder:
