@@ -40,7 +40,7 @@ def side(workload: Workload, folder: str, threads: int, iterations: int, dtype: 
     actor.tokenizer.chat_template = None  # both sides take the text as it is
     reference.model.requires_grad_(False)
     total = workload.prompts * workload.k
-    config = TrainConfig(batch_size=min(total, 64 if workload.model == "tiny" else 8), kl_coef=KL_COEF, lr=LR)
+    config = TrainConfig(batch_size=total, kl_coef=KL_COEF, lr=LR)  # all rows at once, as the other side
     sizes = Sizes(1.0, workload.tokens, total, iterations)
     learner = Learner(actor, reference, Accelerator(cpu=True), config, sizes)
     sampler = replace(actor, eos_ids=()) if workload.fixed else actor

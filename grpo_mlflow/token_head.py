@@ -93,7 +93,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, bias, targets, entropy, *kept = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         to_hidden = torch.empty_like(hidden) if needs_hidden else None
-        to_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        to_weight: Tensor | None = None
         to_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for number, part in enumerate(_slices(len(hidden), len(weight))):
             logprobs = kept[number] if kept else _logprobs(hidden[part], weight, bias, ctx.temperature)
@@ -109,8 +109,10 @@ class _TokenLogprobs(torch.autograd.Function):
             typed = gradient.to(weight.dtype)
             if to_hidden is not None:
                 torch.mm(typed, weight, out=to_hidden[part])
-            if to_weight is not None:
-                if to_weight.dtype == typed.dtype:
+            if needs_weight:
+                if to_weight is None:  # the first slice needs no zeros to be added to
+                    to_weight = (typed.T @ hidden[part]).float()
+                elif to_weight.dtype == typed.dtype:
                     to_weight.addmm_(typed.T, hidden[part])
                 else:
                     to_weight += typed.T @ hidden[part]
