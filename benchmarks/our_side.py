@@ -45,7 +45,8 @@ def side(workload: Workload, folder: str, threads: int, iterations: int, dtype: 
     learner = Learner(actor, reference, Accelerator(cpu=True), config, sizes)
     sampler = replace(actor, eos_ids=()) if workload.fixed else actor
     generator, task = LocalGenerator(sampler, workload.prompts), Hashes(workload)
-    phases, all_groups = {"generate": 0.0, "update": 0.0}, list[Group]()
+    costs, all_groups = Costs.of(actor.model), list[Group]()
+    phases, floors = {"generate": 0.0, "update": 0.0}, {"generate": 0.0, "update": 0.0}
     for iteration, turn in enumerate(workloads.turns()):
         began = time.perf_counter()
         numbers = range(iteration * workload.prompts, (iteration + 1) * workload.prompts)
@@ -61,12 +62,10 @@ def side(workload: Workload, folder: str, threads: int, iterations: int, dtype: 
         if iteration:  # the first one is not counted
             phases["generate"] += sampled - began
             phases["update"] += ended - sampled
+            floors["generate"] += costs.forward(groups)
+            floors["update"] += 4 * costs.forward(group for group in groups if not group.is_flat)
             all_groups += groups
-    costs, counted = Costs.of(actor.model), len(all_groups) // workload.prompts
-    floors = {
-        "generate": costs.forward(all_groups),
-        "update": 4 * costs.forward(group for group in all_groups if not group.is_flat),
-    }
+    counted = len(all_groups) // workload.prompts
     lengths = [len(r.completion.token_ids) for group in all_groups for r in group.rollouts]
     workloads.leave(
         phases={name: seconds / counted for name, seconds in phases.items()},

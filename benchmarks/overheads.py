@@ -1,8 +1,8 @@
-"""What a default run spends beside its iterations: starting up, tracking, and how cost grows with the work.
+"""What a default run spends beside its iterations: starting, resuming, tracking; and how cost grows with the work.
 
     python -m benchmarks.overheads --output benchmarks/results/overheads.json --model build/bench-models/tiny
 
-Processor seconds of the main thread (of a child process for imports): other processes disturb them less than wall time.
+Processor seconds, which other processes disturb less than wall time; wall time from a command to its first iteration.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,32 @@ def tracking(folder: Path, iterations: int) -> dict[str, float]:
     return {name: sum(seconds[2:]) / (iterations - 2) for name, seconds in clock.items()}
 
 
-def scaling(folder: str) -> dict[str, list[dict[str, float]]]:
-    """Return processor seconds of an iteration by rollouts, prompt length and K, on a model of a million weights."""
+def first_iteration(folder: Path) -> dict[str, float]:
+    """Return seconds from the command to the end of the first iteration, in which held-out problems are evaluated
+    first: of a new run of the cached default, and of one that resumes."""
+    store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
+
+    def begin(*words: str) -> tuple[float, str]:
+        command = [sys.executable, "-u", "-m", "entrypoints.train", store, *words]
+        began, reached, run = time.perf_counter(), 0.0, ""
+        with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("iter ") and not reached:
+                    reached = time.perf_counter() - began
+                if line.startswith("run "):
+                    run = line.split()[1]
+        if process.returncode:
+            raise SystemExit(f"{command} ended with {process.returncode}")
+        return reached, run
+
+    new, run = begin("train.iterations=12")
+    resumed, _ = begin("train.iterations=14", f"resume={run}")
+    return {"new": new, "resumed": resumed}
+
+
+def _iteration(folder: str) -> Callable[..., float]:
+    """Return what measures processor seconds of an iteration of `prompts` of `length` tokens with `k` completions."""
     from dataclasses import replace
 
     import torch
@@ -95,11 +120,33 @@ def scaling(folder: str) -> dict[str, list[dict[str, float]]]:
         return min(spent[1:])
 
     seconds(4, 8, 16)
+    return seconds
+
+
+def scaling(folder: str) -> dict[str, list[dict[str, float]]]:
+    """Return processor seconds of an iteration by rollouts, prompt length and K, on a model of a million weights."""
+    seconds = _iteration(folder)
     return {
         "rollouts": [{"rollouts": 64 * n, "seconds": seconds(8 * n, 8, 32)} for n in (1, 2, 4, 8, 16)],
         "prompt_length": [{"tokens": n, "seconds": seconds(8, 8, n)} for n in (32, 64, 128, 256, 512)],
         "k": [{"k": n, "seconds": seconds(64 // n, n, 128)} for n in (2, 4, 8, 16, 32)],
     }
+
+
+def model_sizes(like: str, folder: Path) -> list[dict[str, float]]:
+    """Return processor seconds of an iteration by the number of weights: the model `like`, made wider."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    found = []
+    for width in (64, 128, 256, 512, 1024):
+        config = AutoConfig.from_pretrained(like)
+        config.hidden_size, config.intermediate_size = width, 4 * width
+        model = AutoModelForCausalLM.from_config(config)
+        wide = str(folder / f"wide{width}")
+        model.save_pretrained(wide)
+        AutoTokenizer.from_pretrained(like).save_pretrained(wide)
+        found.append({"parameters": model.num_parameters(), "seconds": _iteration(wide)(8, 8, 32)})
+    return found
 
 
 def main() -> None:
@@ -114,7 +161,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tracked = tracking(Path(folder), arguments.iterations)
         os.chdir(_ROOT)
-    result = {"startup": started, "tracking": tracked, **scaling(model)}
+        first = first_iteration(Path(folder))
+        sizes = model_sizes(model, Path(folder))
+    result = {"startup": started, "first_iteration": first, "tracking": tracked, **scaling(model), "model_size": sizes}
     result["tracking_share"] = tracked["track"] / tracked["iterate"]
     text = json.dumps(result, indent=1)
     print(text)

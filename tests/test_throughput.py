@@ -14,11 +14,19 @@ from grpo_mlflow.config import resolve
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.scoring import Scorer
 from grpo_mlflow.throughput import Costs, Meter
+from grpo_mlflow.types import Group
 from tests.test_update import make_groups
 
 
-def test_costs_are_those_that_torch_counts(policy: Policy) -> None:
-    groups, scorer = make_groups(5), Scorer(policy, 1.0)
+def begin_with(tokens: tuple[int, ...], group: Group) -> Group:
+    prompt = group.rollouts[0].prompt
+    longer = replace(prompt, token_ids=(*tokens, *prompt.token_ids))
+    return replace(group, rollouts=tuple(replace(rollout, prompt=longer) for rollout in group.rollouts))
+
+
+@pytest.mark.parametrize("beginning", [(), (7,) * 30])
+def test_costs_are_those_that_torch_counts(policy: Policy, beginning: tuple[int, ...]) -> None:
+    groups, scorer = [begin_with(beginning, group) for group in make_groups(5)], Scorer(policy, 1.0)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         scorer.score(rows_of(groups))
     counted = counter.get_flop_counts()["Global"]
