@@ -20,6 +20,7 @@ from grpo_mlflow.attention import Packed
 
 Ids = Sequence[int]
 _WORTH = 16  # tokens saved, from which on they pay for another call of attention in each layer
+_REST = 8  # times the shared tokens: the longest rest of a prompt whose attention to them, by a mask, is still cheap
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Level:
 
 
 def common_prefix(prompts: Sequence[Ids]) -> int:
-    """Return how many first tokens all prompts share and are computed once: 0 where that saves next to nothing.
+    """Return how many first tokens all prompts share and are computed once: 0 where that would not pay.
 
     Each prompt keeps its last token for itself.
     """
@@ -40,7 +41,8 @@ def common_prefix(prompts: Sequence[Ids]) -> int:
     least, most = (choose(prompts, key=tuple) for choose in (min, max))  # all others lie between them
     alike = [a == b for a, b in zip(least, most, strict=False)]
     shared = min([*(i for i, same in enumerate(alike) if not same), *(len(prompt) - 1 for prompt in prompts)])
-    return shared if shared * (len(prompts) - 1) >= _WORTH else 0
+    pays = shared * (len(prompts) - 1) >= _WORTH and max(map(len, prompts)) - shared <= _REST * shared
+    return shared if pays else 0
 
 
 def prompt_levels(prompts: Sequence[Ids]) -> list[Level]:
@@ -69,23 +71,24 @@ class Tree(Packed):
 
         self._parents: list[Tensor | None] = []
         self._masks: list[Tensor | None] = []
-        self.filled = torch.zeros(counts[0], 0, dtype=torch.bool)
+        filled = torch.zeros(counts[0], 0, dtype=torch.bool, device=device)
         before = torch.zeros(counts[0], dtype=torch.long)  # how many tokens each sequence of a level continues
         offsets = []
         for level, own in zip(levels, self.lengths, strict=True):
-            inside = torch.arange(int(own.max()))[None, :] < own[:, None]
+            inside = (torch.arange(int(own.max()))[None, :] < own[:, None]).to(device)
             if level.parents:
                 parents = torch.tensor(level.parents)
-                before, above = before[parents], self.filled[parents]
+                before, above = before[parents], filled[parents.to(device)]
                 self._parents.append(parents.to(device))
-                self._masks.append(_mask(above, inside.shape[1]).to(device))
-                inside = torch.cat([above, inside], dim=1)
+                self._masks.append(_mask(above, inside.shape[1]))
+                filled = torch.cat([above, inside], dim=1)
             else:
                 self._parents.append(None)
                 self._masks.append(None)
+                filled = inside
             offsets.append(before)
-            self.filled, before = inside, before + own
-        self.filled = self.filled.to(device)
+            before = before + own
+        self.filled = filled
         shifts = torch.cat(offsets) - starts
         self.positions = (torch.arange(len(self.ids)) + shifts.repeat_interleave(lengths)).to(device)
 
@@ -114,16 +117,18 @@ class Tree(Packed):
         grouped = query.shape[1] != key.shape[1]
         found, keys, values = [], key, value
         for (count, width), parents, mask, rows in zip(self._blocks, self._parents, self._masks, parts, strict=True):
+            if not width:  # completions of a single token, which is looked at by none
+                continue
             q, k, v = (part.view(count, width, *part.shape[1:]).transpose(1, 2) for part in rows)
             if parents is not None:
                 k = torch.cat([_expand(keys, parents), k], dim=2)
                 v = torch.cat([_expand(values, parents), v], dim=2)
             keys, values = k, v
-            if not width:
-                continue
             bias = None if mask is None else mask.to(query.dtype)
+            if grouped and bias is not None and k.is_cuda:  # its lean kernels take a mask or grouped heads, not both
+                k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
             out = scaled_dot_product_attention(
-                q, k, v, attn_mask=bias, is_causal=bias is None, scale=scaling, enable_gqa=grouped
+                q, k, v, attn_mask=bias, is_causal=bias is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
             )
             found.append(out.transpose(1, 2).flatten(0, 1))
         return self._pack(torch.cat(found)), keys, values
@@ -142,16 +147,19 @@ class Tree(Packed):
 
 
 def _mask(above: Tensor, width: int) -> Tensor:
-    """Return what sequences of `width` tokens may look at, as an additive mask (C, 1, width, A + width); `above` (C, A)
-    is True on what they continue."""
+    """Return what sequences of `width` tokens may look at, as an additive mask (C, 1, width, A + width), or one for all
+    of them; `above` (C, A) is True on what they continue."""
+    if bool(above.all()):
+        above = above[:1]
     count, before = above.shape
-    own = torch.ones(width, width, dtype=torch.bool).tril()
+    own = torch.ones(width, width, dtype=torch.bool, device=above.device).tril()
     seen = torch.cat([above[:, None].expand(count, width, before), own.expand(count, width, width)], dim=2)
-    return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)[:, None]
+    return torch.zeros(seen.shape, device=above.device).masked_fill_(~seen, -torch.inf)[:, None]
 
 
 def _look_up(rows: Tensor, index: Tensor, inverse: Tensor, unused: Tensor | None) -> Tensor:
-    """Return rows by index. Each is used once, so its gradient is looked up by `inverse`; those in `unused` never.
+    """Return rows by index. Each is used once, so its gradient is looked up by `inverse`; places in `unused` have none,
+    nor do fillers, which nothing looks at.
 
     The gradient of plain indexing adds up row by row, which costs more than attention itself.
     """
@@ -175,10 +183,10 @@ class _LookUp(torch.autograd.Function):
         return gradient, None, None, None
 
 
-def _expand(prompts: Tensor, owners: Tensor) -> Tensor:
-    """Return (R, ...) from (G, ...): each completion's own copy of what its prompt holds."""
+def _expand(rows: Tensor, parents: Tensor) -> Tensor:
+    """Return (C, ...) from rows: each sequence's own copy of what it continues."""
     apply: Any = _Expand.apply
-    found: Tensor = apply(prompts, owners)
+    found: Tensor = apply(rows, parents)
     return found
 
 

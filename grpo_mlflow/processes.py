@@ -58,7 +58,7 @@ def join(config: Config, device: torch.device) -> Processes:
     )
     processes = Processes(accelerator)
     if problem := _objection(config, processes):
-        accelerator.wait_for_everyone()  # the first holds the store through which the others may still be connecting
+        processes.together([None])  # the first holds the store through which the others may still be connecting
         raise processes.told_by_first(ConfigError(problem))
     return processes
 

@@ -21,9 +21,10 @@ from transformers import (
 )
 
 from grpo_mlflow import seeding
-from grpo_mlflow.generation import LocalGenerator, Sampling, decoding
+from grpo_mlflow.generation import LocalGenerator, Sampling, decoding, products
 from grpo_mlflow.generation.sampling import draw, processed_logprobs
 from grpo_mlflow.policy import Policy
+from grpo_mlflow.prefix_tree import common_prefix
 from grpo_mlflow.shared_prefix import reason_against
 from grpo_mlflow.tasks import Arithmetic, Sat
 from grpo_mlflow.types import Completion, Prompt
@@ -152,20 +153,29 @@ def grouped_heads(policy: Policy) -> Policy:
     return replace(policy, model=model)
 
 
-@pytest.mark.parametrize("given", ["one length", "ragged"])
+def alike(asked: list[Prompt]) -> list[Prompt]:
+    """Prompts after the same beginning, two of them with the same tokens."""
+    longer = [replace(prompt, token_ids=(*range(5, 25), *prompt.token_ids)) for prompt in asked]
+    return [*longer, replace(longer[0], problem_id="twin")]
+
+
+@pytest.mark.parametrize("given", ["one length", "ragged", "alike"])
 @pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
 def test_both_decoders_draw_the_same(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch, given: str, grouped: bool
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, given: str, grouped: bool, turned: bool
 ) -> None:
+    monkeypatch.setattr(products, "_LARGE", 0 if turned else 1 << 60)  # products of few rows, all of them or none
     used = grouped_heads(policy) if grouped else policy
-    questions = prompts(used) if given == "ragged" else prompts(used)[:1]
+    questions = {"one length": prompts(used)[:1], "ragged": prompts(used), "alike": alike(prompts(used))}[given]
     packer, sampling = decoding.PackedDecoder, Sampling(150)  # longer than the buffers grow at once
 
     def sample(kind: Any) -> list[list[Completion]]:
         monkeypatch.setattr(decoding, "start", lambda *given: kind(*given) if kind is packer else kind(*given[:3]))
-        return LocalGenerator(used, batch_size=3).generate(questions, 6, sampling, 0, ())
+        return LocalGenerator(used, batch_size=4).generate(questions, 6, sampling, 0, ())
 
     assert reason_against(used.model) is None
+    assert (common_prefix([prompt.token_ids for prompt in questions]) > 0) is (given == "alike")
     packed, cached = sample(packer), sample(decoding.CacheDecoder)
     assert len({len(completion.token_ids) for row in packed for completion in row}) > 2
     for one, other in zip(packed, cached, strict=True):
@@ -179,6 +189,21 @@ def test_models_that_cannot_be_packed_use_their_own_cache(policy: Policy) -> Non
     plain = replace(policy, model=grouped_heads(policy).model)
     plain.model.set_attn_implementation("eager")
     assert isinstance(decoding.start(plain, [[5, 6]], 2, 4), decoding.CacheDecoder)
+
+
+def test_products_are_turned_only_where_that_is_known_to_work(policy: Policy) -> None:
+    def turned(used: Policy) -> bool:
+        with LocalGenerator(used, batch_size=1)._products():
+            return any("forward" in vars(module) for module in used.model.modules())
+
+    torch.manual_seed(0)
+    settings = {"hidden_size": 320, "intermediate_size": 320, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **settings)).eval()
+    wide = replace(policy, model=model)
+    assert turned(wide)
+    assert not turned(replace(wide, dtype=torch.bfloat16))
+    other = LlamaForCausalLM(LlamaConfig(vocab_size=50, attn_implementation="eager", **settings)).eval()
+    assert not turned(replace(policy, model=other))
 
 
 class Casts(TorchDispatchMode):

@@ -109,8 +109,9 @@ def test_shared_prompts_equal_padded_rows(name: str, shape: str, entropy_gradien
     assert (found[2] - expected[2]).norm() < 1e-5 * expected[2].norm()
 
 
-def test_gradient_checkpointing_changes_nothing() -> None:
-    made, given = scorer(build("llama")), rows("ragged")
+@pytest.mark.parametrize("shape", ["ragged", "alike, ragged"])
+def test_gradient_checkpointing_changes_nothing(shape: str) -> None:
+    made, given = scorer(build("llama")), rows(shape)
     expected = results(made, given, True, True)
     model = made._policy.model
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -136,6 +137,8 @@ def test_what_prompts_share_leaves_each_its_last_token() -> None:
     assert common_prefix([long]) == 0
     assert common_prefix([[7, *long], long]) == 0
     assert common_prefix([long[:9], [*long[:8], 1]]) == 0  # saves too little
+    assert common_prefix([[*long[:4], *[n] * 32] for n in range(9)]) == 4
+    assert common_prefix([[*long[:4], *[n] * 33] for n in range(9)]) == 0  # a word before long prompts
     assert common_prefix([]) == 0
 
 
@@ -146,9 +149,10 @@ def test_no_logits_are_computed_but_a_single_token() -> None:
     assert seen == [(1, 1, 200)]
 
 
-def test_low_precision_shares_as_well() -> None:
+@pytest.mark.parametrize("shape", ["ragged", "alike, ragged"])
+def test_low_precision_shares_as_well(shape: str) -> None:
     made = scorer(build("llama"), 1.0, torch.bfloat16)
-    given = rows("ragged")
+    given = rows(shape)
     found, expected = (results(made, given, shares, True) for shares in (True, False))
     assert found[0].dtype == torch.float32
     assert (found[0] - expected[0]).abs().max() < 0.5

@@ -19,6 +19,7 @@ from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.products import of_few_rows
 from grpo_mlflow.generation.sampling import choose
 from grpo_mlflow.policy import Policy
+from grpo_mlflow.shared_prefix import reason_against
 from grpo_mlflow.types import Completion, Prompt
 
 _PLAIN = ("cpu", torch.float32)
@@ -72,7 +73,8 @@ class LocalGenerator:
 
     def _products(self) -> AbstractContextManager[None]:
         policy = self._policy
-        return of_few_rows(policy.model) if (policy.device.type, policy.dtype) == _PLAIN else nullcontext()
+        able = (policy.device.type, policy.dtype) == _PLAIN and reason_against(policy.model) is None
+        return of_few_rows(policy.model) if able else nullcontext()
 
     def _loop(
         self, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, uniforms: Tensor

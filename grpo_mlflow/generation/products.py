@@ -19,7 +19,10 @@ _LARGE = 100_000  # weights; a smaller product gains less than the detour costs
 
 @contextmanager
 def of_few_rows(model: nn.Module) -> Iterator[None]:
-    """Let the large linear layers of a float32 model on a CPU multiply few rows the faster way inside the block."""
+    """Let the large linear layers of a model multiply few rows the faster way inside the block.
+
+    For float32 on a CPU. What they return is a transposed tensor, which not every model's code can take.
+    """
     linear = [module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)]
     layers = [layer for layer in linear if layer.weight.numel() >= _LARGE]
     for layer in layers:
@@ -31,9 +34,9 @@ def of_few_rows(model: nn.Module) -> Iterator[None]:
             del layer.forward
 
 
-def _forward(layer: nn.Linear, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    if x.numel() > _FEW * x.shape[-1]:
-        return plain(x)
-    rows = x.reshape(-1, x.shape[-1]).t()
+def _forward(layer: nn.Linear, plain: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:  # named as in nn.Linear
+    if input.numel() > _FEW * layer.in_features:
+        return plain(input)
+    rows = input.reshape(-1, layer.in_features).t()
     product = layer.weight @ rows if layer.bias is None else torch.addmm(layer.bias[:, None], layer.weight, rows)
-    return product.t().view(*x.shape[:-1], -1)
+    return product.t().view(*input.shape[:-1], layer.out_features)
