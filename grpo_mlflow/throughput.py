@@ -46,7 +46,7 @@ class Costs:
         """Return the operations of one forward pass over groups, each prompt once, and once what all prompts share."""
         groups = list(groups)
         shared = common_prefix([group.rollouts[0].prompt.token_ids for group in groups])
-        total = -(len(groups) - 1) * (self.token * shared + self.pair * shared * shared / 2) if shared else 0.0
+        total = -(len(groups) - 1) * (self.token * shared + self.pair * shared * shared / 2)
         for group in groups:
             prompt = len(group.rollouts[0].prompt.token_ids)
             total += self.token * prompt + self.pair * prompt * prompt / 2
