@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from grpo_mlflow.config import Resolved, render
 from grpo_mlflow.errors import ConfigError, UserError
@@ -25,6 +27,18 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import large libraries inside the block: a quarter faster, for their objects stay, and are not looked through for
+    garbage, neither now nor later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def require_task(resolved: Resolved) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from entrypoints.command import require_task, run, show
+from entrypoints.command import importing, require_task, run, show
 from grpo_mlflow.config import parse_arguments, resolve
 
 OPTIONS = {
@@ -16,7 +16,8 @@ OPTIONS = {
 def main(argv: Sequence[str]) -> None:
     arguments = parse_arguments(argv, "evaluate", "Measure a model on held-out problems.", OPTIONS)
     if arguments.options["model"]:
-        from grpo_mlflow import sources
+        with importing():
+            from grpo_mlflow import sources
 
         resolved, source = sources.resolve_evaluation(arguments, **arguments.options)
     else:
@@ -25,7 +26,8 @@ def main(argv: Sequence[str]) -> None:
         show(resolved)
         return
     require_task(resolved)
-    from grpo_mlflow import runs
+    with importing():
+        from grpo_mlflow import runs
 
     runs.evaluate(resolved, source)
 

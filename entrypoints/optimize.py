@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from entrypoints.command import require_task, run, show
+from entrypoints.command import importing, require_task, run, show
 from grpo_mlflow.config import parse_arguments, resolve
 
 OPTIONS = {
@@ -30,14 +30,16 @@ def main(argv: Sequence[str]) -> None:
     resolved.require_trainable()
     resolved.require_searchable()
     require_task(resolved)
-    from grpo_mlflow.search import space_file
-    from grpo_mlflow.search.storage import open_storage
+    with importing():
+        from grpo_mlflow.search import space_file
+        from grpo_mlflow.search.storage import open_storage
 
     found = space_file.load(resolved.config.search.space, resolved)
     if resolved.config.search.sampler == "grid":
         found.require_grid(resolved)
     storage = open_storage(resolved.config.search.storage, resolved.config.tracking.uri)
-    from grpo_mlflow.search.optimize import optimize
+    with importing():
+        from grpo_mlflow.search.optimize import optimize
 
     optimize(resolved, found, storage, argv)
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from entrypoints.command import require_task, run
+from entrypoints.command import importing, require_task, run
 from grpo_mlflow.config import parse_arguments, resolve
 
 
@@ -17,7 +17,8 @@ def main(argv: Sequence[str]) -> None:
         store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
         resolved = resolve(arguments.config or "smoke", [*arguments.overrides, store])
         require_task(resolved)
-        from grpo_mlflow import runs
+        with importing():
+            from grpo_mlflow import runs
 
         metrics = runs.train(resolved).run_dir / "metrics"
         for kind in ("train", "eval"):

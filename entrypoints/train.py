@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from entrypoints.command import require_task, run, show
+from entrypoints.command import importing, require_task, run, show
 from grpo_mlflow.config import parse_arguments, resolve
 
 
@@ -12,7 +12,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse_arguments(argv, "train", "Train a model with GRPO; resume=RUN_ID continues a run.")
     # torch and MLflow are imported only once the settings are known to be right
     if resume := arguments.resumes():
-        from grpo_mlflow import sources
+        with importing():
+            from grpo_mlflow import sources
 
         resolved, stored = sources.resolve_training(arguments, resume)
     else:
@@ -22,7 +23,8 @@ def main(argv: Sequence[str]) -> None:
         return
     resolved.require_trainable()
     require_task(resolved)
-    from grpo_mlflow import runs
+    with importing():
+        from grpo_mlflow import runs
 
     runs.train(resolved, stored)
 

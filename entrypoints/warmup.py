@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from entrypoints.command import require_task, run, show
+from entrypoints.command import importing, require_task, run, show
 from grpo_mlflow.config import parse_arguments, resolve
 
 
@@ -15,7 +15,8 @@ def main(argv: Sequence[str]) -> None:
         show(resolved)
         return
     require_task(resolved)
-    from grpo_mlflow import runs
+    with importing():
+        from grpo_mlflow import runs
 
     runs.warmup(resolved)
 

@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic_core import PydanticSerializationError, to_json
 
 from grpo_mlflow import seeding
 from grpo_mlflow.advantages import Scale, group_advantages
@@ -20,7 +22,8 @@ from grpo_mlflow.statistics import mean
 from grpo_mlflow.tasks import Posed, Task, member_of
 from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout, Verdict
 
-_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Problem, Completion, Verdict)}
+_NAMES = {kind: [field.name for field in fields(kind)] for kind in (Problem, Completion, Verdict)}
+_FIELDS = {kind: (names, attrgetter(*names)) for kind, names in _NAMES.items()}
 
 
 def training_sampling(config: GenerationConfig) -> Sampling:
@@ -102,7 +105,7 @@ def form_groups(problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout
 def write(path: Path, groups: Sequence[Group]) -> None:
     """Write one JSON object per group: the problem, and all that each rollout holds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
+    with path.open("wb") as stream:
         for group in groups:
             record = {
                 "problem": _shallow(group.problem),
@@ -110,13 +113,21 @@ def write(path: Path, groups: Sequence[Group]) -> None:
                 "advantages": group.advantages,
                 "rollouts": [record_of(rollout) for rollout in group.rollouts],
             }
-            stream.write(json.dumps(record) + "\n")
+            stream.write(_json(record) + b"\n")
+
+
+def _json(record: Any) -> bytes:
+    """Return what `json` would, in an eighth of its time: an iteration may hold a million log-probs."""
+    try:
+        return to_json(record, inf_nan_mode="constants")
+    except PydanticSerializationError:  # half of a surrogate pair, which only an escape can write
+        return json.dumps(record).encode()
 
 
 def read(path: Path) -> list[Group]:
     """Read what `write` wrote."""
     groups = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         record = json.loads(line)
         problem = Problem(**{**record["problem"], "messages": tuple(record["problem"]["messages"])})
         prompt = Prompt(problem.id, problem.messages, tuple(record["prompt_token_ids"]))
@@ -127,12 +138,15 @@ def read(path: Path) -> list[Group]:
 
 def record_of(rollout: Rollout) -> dict[str, Any]:
     """Return a rollout without its prompt as JSON can hold it."""
-    return {**_shallow(rollout.completion), "verdict": _shallow(rollout.verdict)}
+    record = _shallow(rollout.completion)
+    record["verdict"] = _shallow(rollout.verdict)
+    return record
 
 
 def _shallow(record: Problem | Completion | Verdict) -> dict[str, Any]:
     """Return the fields as they are: `asdict` copies every token on its own."""
-    return {name: getattr(record, name) for name in _NAMES[type(record)]}
+    names, values = _FIELDS[type(record)]
+    return dict(zip(names, values(record), strict=True))
 
 
 def rollout_of(prompt: Prompt, record: Mapping[str, Any]) -> Rollout:

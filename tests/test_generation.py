@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LogitsProcessorList,
@@ -21,7 +23,8 @@ from transformers import (
 )
 
 from grpo_mlflow import seeding
-from grpo_mlflow.generation import LocalGenerator, Sampling, decoding, products
+from grpo_mlflow.generation import LocalGenerator, Sampling, decoding
+from grpo_mlflow.generation.llama_step import LlamaStep
 from grpo_mlflow.generation.sampling import draw, processed_logprobs
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.prefix_tree import common_prefix
@@ -153,6 +156,13 @@ def grouped_heads(policy: Policy) -> Policy:
     return replace(policy, model=model)
 
 
+def other_family(policy: Policy) -> Any:
+    """A model that can be packed but is not of the Llama family."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(policy.tokenizer), n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)
+    return GPT2LMHeadModel(config).eval()
+
+
 def alike(asked: list[Prompt]) -> list[Prompt]:
     """Prompts after the same beginning, two of them with the same tokens."""
     longer = [replace(prompt, token_ids=(*range(5, 25), *prompt.token_ids)) for prompt in asked]
@@ -160,13 +170,11 @@ def alike(asked: list[Prompt]) -> list[Prompt]:
 
 
 @pytest.mark.parametrize("given", ["one length", "ragged", "alike"])
-@pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("turned", [False, True])
-def test_both_decoders_draw_the_same(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch, given: str, grouped: bool, turned: bool
-) -> None:
-    monkeypatch.setattr(products, "_LARGE", 0 if turned else 1 << 60)  # products of few rows, all of them or none
-    used = grouped_heads(policy) if grouped else policy
+@pytest.mark.parametrize("family", ["plain", "grouped heads", "other family"])
+def test_both_decoders_draw_the_same(policy: Policy, monkeypatch: pytest.MonkeyPatch, given: str, family: str) -> None:
+    grouped = replace(policy, model=grouped_heads(policy).model)
+    strange = replace(policy, model=other_family(policy))
+    used = {"plain": policy, "grouped heads": grouped, "other family": strange}[family]
     questions = {"one length": prompts(used)[:1], "ragged": prompts(used), "alike": alike(prompts(used))}[given]
     packer, sampling = decoding.PackedDecoder, Sampling(150)  # longer than the buffers grow at once
 
@@ -191,19 +199,15 @@ def test_models_that_cannot_be_packed_use_their_own_cache(policy: Policy) -> Non
     assert isinstance(decoding.start(plain, [[5, 6]], 2, 4), decoding.CacheDecoder)
 
 
-def test_products_are_turned_only_where_that_is_known_to_work(policy: Policy) -> None:
-    def turned(used: Policy) -> bool:
-        with LocalGenerator(used, batch_size=1)._products():
-            return any("forward" in vars(module) for module in used.model.modules())
+def test_steps_are_written_out_only_where_that_is_known_to_work(policy: Policy) -> None:
+    def step(used: Policy) -> Any:
+        decoder = decoding.start(used, [[5, 6]], 2, 4)
+        assert isinstance(decoder, decoding.PackedDecoder)
+        return decoder._forward
 
-    torch.manual_seed(0)
-    settings = {"hidden_size": 320, "intermediate_size": 320, "num_hidden_layers": 1, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **settings)).eval()
-    wide = replace(policy, model=model)
-    assert turned(wide)
-    assert not turned(replace(wide, dtype=torch.bfloat16))
-    other = LlamaForCausalLM(LlamaConfig(vocab_size=50, attn_implementation="eager", **settings)).eval()
-    assert not turned(replace(policy, model=other))
+    assert isinstance(step(policy), LlamaStep)
+    assert not isinstance(step(replace(policy, dtype=torch.bfloat16)), LlamaStep)
+    assert not isinstance(step(replace(policy, model=other_family(policy))), LlamaStep)
 
 
 class Casts(TorchDispatchMode):

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from grpo_mlflow.attention import Packed, packed_forward
+from grpo_mlflow.generation.llama_step import LlamaStep, can_step
 from grpo_mlflow.policy import Policy, keeps_logits
 from grpo_mlflow.prefix_tree import Tree, prompt_levels
 from grpo_mlflow.shared_prefix import reason_against
 
+_PLAIN = ("cpu", torch.float32)
 _GROWTH = 64  # columns by which the buffers grow
 
 
@@ -67,10 +70,12 @@ class PackedDecoder(Packed):
         ends = (tree.starts[-1] + tree.lengths[-1] - 1).to(device)
         self.logits = packed_forward(policy.model, tree.ids, tree.positions, self, ends).repeat_interleave(k, dim=0)
         self._tree = None  # from here on rows of single tokens
+        plain = (device.type, policy.dtype) == _PLAIN and can_step(policy.model)
+        self._forward = LlamaStep(policy.model) if plain else partial(packed_forward, policy.model, picks=0)
 
     def step(self, tokens: Tensor) -> None:
         """See `Decoder.step`."""
-        self.logits = packed_forward(self._policy.model, tokens, self._positions, self, 0)
+        self.logits = self._forward(tokens, self._positions, self)
         self._column += 1
         self._positions = self._positions + 1
 

@@ -6,7 +6,7 @@ Each prompt is prefilled once for its K completions; rows that have ended leave 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,10 @@ from torch import Tensor
 from grpo_mlflow import seeding
 from grpo_mlflow.generation import decoding
 from grpo_mlflow.generation.base import Sampling
-from grpo_mlflow.generation.products import of_few_rows
 from grpo_mlflow.generation.sampling import choose
 from grpo_mlflow.policy import Policy
-from grpo_mlflow.shared_prefix import reason_against
 from grpo_mlflow.types import Completion, Prompt
 
-_PLAIN = ("cpu", torch.float32)
 _IDLE = 0.1  # share of ended rows that are carried along: to take rows out copies all keys and values
 
 
@@ -68,13 +65,8 @@ class LocalGenerator:
     ) -> list[tuple[list[int], list[float]]]:
         """Return token ids and log-probs of len(prompts) * k rows; `uniforms` is (rows, max_new_tokens)."""
         # one block for all tokens: the weights are cast when they are first met
-        with _casts_kept(self._policy.model), self._policy.autocast(), self._products():
+        with _casts_kept(self._policy.model), self._policy.autocast():
             return self._loop(prompts, k, sampling, uniforms)
-
-    def _products(self) -> AbstractContextManager[None]:
-        policy = self._policy
-        able = (policy.device.type, policy.dtype) == _PLAIN and reason_against(policy.model) is None
-        return of_few_rows(policy.model) if able else nullcontext()
 
     def _loop(
         self, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, uniforms: Tensor

@@ -1,0 +1,21 @@
+"""What the entry points do around their work."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from entrypoints.command import importing
+
+
+def test_garbage_is_looked_for_again_after_importing() -> None:
+    frozen = gc.get_freeze_count()
+    try:
+        with pytest.raises(ImportError), importing():
+            assert not gc.isenabled()
+            raise ImportError("a library is broken")
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()

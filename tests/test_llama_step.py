@@ -1,0 +1,125 @@
+"""A decoding step written out gives the logits of the model, and stands aside where it would not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from grpo_mlflow import lora
+from grpo_mlflow.attention import packed_forward
+from grpo_mlflow.config import LoraConfig
+from grpo_mlflow.generation.llama_step import LlamaStep, can_step
+from grpo_mlflow.prefix_tree import Level, Tree
+from grpo_mlflow.shared_prefix import reason_against
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 200,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+MODELS: dict[str, Any] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "llama, biases": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True)),
+    "llama, gelu": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act="gelu")),
+    "llama 3 angles": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
+    "dynamic angles": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=DYNAMIC)),
+    "wide heads": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, head_dim=16)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8)),
+}
+
+
+def made(name: str) -> Any:
+    """A model whose norms and biases are not those of a fresh one."""
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    assert reason_against(model) is None
+    return model
+
+
+@torch.no_grad()
+def both(model: Any, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    tree = Tree([Level([ids])], model.device)
+    return LlamaStep(model)(tree.ids, tree.positions, tree), packed_forward(model, tree.ids, tree.positions, tree, 0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("count", [1, 100])
+def test_gives_what_the_model_gives(name: str, count: int) -> None:
+    model = made(name)
+    assert can_step(model)
+    found, expected = both(model, torch.randint(200, (count,)).tolist())
+    assert found.shape == (count, 200)
+    assert expected.std() > 0.5
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_adapters_count() -> None:
+    pytest.importorskip("peft")
+    model = made("llama")
+    lora.add(model, LoraConfig(rank=4, alpha=8), 0)
+    plain, _ = both(model, [5, 6, 7])
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    found, expected = both(model, [5, 6, 7])
+    assert can_step(model)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert (found - plain).abs().max() > 0.1
+    with lora.switched_off(model):
+        torch.testing.assert_close(both(model, [5, 6, 7])[0], plain)
+
+
+def test_other_families_go_through_their_modules() -> None:
+    sizes = {**SIZES, "embedding_multiplier": 2.0}  # layers with the same names that compute something else
+    assert not can_step(GraniteForCausalLM(GraniteConfig(**sizes)).eval())
+
+
+def test_what_disagrees_is_not_used() -> None:
+    model = made("llama")
+    model.model.layers[1].mlp.register_forward_hook(lambda module, given, found: 2 * found)
+    assert not can_step(model)
+
+
+def test_what_lacks_the_modules_is_not_used() -> None:
+    model = made("llama")
+    mlp = model.model.layers[0].mlp
+    mlp.up = mlp.up_proj
+    mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up(x))
+    del mlp.up_proj
+    assert not can_step(model)
