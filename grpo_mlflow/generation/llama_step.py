@@ -2,8 +2,8 @@
 
 transformers' modules serve every length, type and device, in some seventy small operations a layer; with the few rows
 of a decoding step these cost more than the matrix products. Here the same sums take half as many, and the products are
-the way round that BLAS does fast: hidden states are columns (width, R), because with few rows weight @ columns runs up to
-twice as fast as rows @ weight.T.
+the way round that BLAS does fast: hidden states are columns (width, R), because with few rows weight @ columns runs up
+to twice as fast as rows @ weight.T.
 
 A layer (Touvron et al. 2023, arXiv:2302.13971): x += O attention(rope(Q n(x)), rope(K n(x)), V n(x));
 x += down (act(gate n(x)) * up n(x)), where n is RMSNorm (Zhang and Sennrich 2019) and rope is rotary position embedding
