@@ -51,7 +51,8 @@ class PackedDecoder(Packed):
     """G prompts x k rows, packed without padding. Per layer, keys and values of the prompts (G, key heads, P, D) stand
     once, beside buffers of each row's own tokens (R, key heads, columns, D); `slots` (R,) is prompt * k + number.
 
-    Products with a prompt's keys and values are those of all its rows at once.
+    Products with a prompt's keys and values are those of all its rows at once. Steps of a model of the Llama family are
+    written out (`llama_step`), in float32 on a CPU.
     """
 
     def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> None:
