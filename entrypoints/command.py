@@ -31,14 +31,16 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import large libraries inside the block: a quarter faster, for their objects stay, and are not looked through for
-    garbage, neither now nor later."""
+    """Import large libraries inside the block, a quarter faster: nothing is looked through for garbage meanwhile, and
+    what exists at its end, which is next to all theirs and stays, never again."""
+    was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if was_on:
+            gc.enable()
 
 
 def require_task(resolved: Resolved) -> None:

@@ -24,7 +24,7 @@ from transformers import (
 
 from grpo_mlflow import seeding
 from grpo_mlflow.generation import LocalGenerator, Sampling, decoding
-from grpo_mlflow.generation.llama_step import LlamaStep
+from grpo_mlflow.generation.llama_step import LlamaStep, can_step
 from grpo_mlflow.generation.sampling import draw, processed_logprobs
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.prefix_tree import common_prefix
@@ -183,6 +183,7 @@ def test_both_decoders_draw_the_same(policy: Policy, monkeypatch: pytest.MonkeyP
         return LocalGenerator(used, batch_size=4).generate(questions, 6, sampling, 0, ())
 
     assert reason_against(used.model) is None
+    assert can_step(used.model) is (family != "other family")
     assert (common_prefix([prompt.token_ids for prompt in questions]) > 0) is (given == "alike")
     packed, cached = sample(packer), sample(decoding.CacheDecoder)
     assert len({len(completion.token_ids) for row in packed for completion in row}) > 2

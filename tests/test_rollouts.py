@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +45,8 @@ def test_a_value_that_is_no_number_stays_one(tmp_path: Path) -> None:
     assert math.isnan(logprobs[0])
     assert logprobs[1] == math.inf
     assert found.problem.payload == {"limit": -math.inf}
+
+
+def test_a_payload_that_json_cannot_hold_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="Decimal"):
+        rollouts.write(tmp_path / "x", [group("3", (-0.5,), {"answer": Decimal("1.5")})])

@@ -56,7 +56,7 @@ class PackedDecoder(Packed):
     """
 
     def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> None:
-        self._policy, device = policy, policy.device
+        device = policy.device
         self._tree: Tree | None = Tree(prompt_levels(prompts), device)
         tree = self._tree
         beyond = torch.zeros(tree.filled.shape, device=device).masked_fill_(~tree.filled, -torch.inf)

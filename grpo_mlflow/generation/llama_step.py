@@ -27,7 +27,10 @@ _TRIED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def can_step(model: Any) -> bool:
-    """Return whether `LlamaStep` gives what a model gives that can be packed; found out once per model."""
+    """Return whether `LlamaStep` gives what the model gives; found out once per model.
+
+    The model can be packed (`shared_prefix.reason_against`).
+    """
     if model not in _TRIED:
         _TRIED[model] = model.config.model_type in _FAMILY and _agrees(model)
     return _TRIED[model]
@@ -43,7 +46,7 @@ def _agrees(model: Any) -> bool:
         expected = packed_forward(model, tree.ids, tree.positions, tree, 0)
         try:
             found = LlamaStep(model)(tree.ids, tree.positions, tree)
-        except (AttributeError, TypeError, RuntimeError):  # other modules, or of other shapes, than those known here
+        except Exception:  # other modules than those known here may fail in any way
             return False
     return torch.allclose(found, expected, atol=1e-3, rtol=1e-3)
 
@@ -60,12 +63,13 @@ class LlamaStep:
         model = self._model
         hidden = functional.embedding(tokens, model.embed_tokens.weight).t().contiguous()
         cos, sin = (part[0].t().contiguous() for part in model.rotary_emb(hidden, positions[None]))  # (D, R)
-        sin[: len(sin) // 2].neg_()  # rotate_half(x) * sin = roll(x) * this
+        half = len(sin) // 2
+        sin = torch.cat([-sin[:half], sin[half:]])  # rotate_half(x) * sin = roll(x) * this
         for number, layer in enumerate(model.layers):
             attention, mlp = layer.self_attn, layer.mlp
             normed = _norm(hidden, layer.input_layernorm)
             query, key, value = (
-                _heads(product(part, normed), attention.head_dim)
+                _heads(_product(part, normed), attention.head_dim)
                 for part in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
             if hasattr(attention, "q_norm"):
@@ -80,22 +84,26 @@ class LlamaStep:
                 value.permute(2, 0, 1),
                 attention.scaling,
             )
-            hidden = product(attention.o_proj, found.flatten(1).t(), hidden)
+            hidden = _product(attention.o_proj, found.flatten(1).t(), hidden)
             normed = _norm(hidden, layer.post_attention_layernorm)
-            inner = mlp.act_fn(product(mlp.gate_proj, normed)).mul_(product(mlp.up_proj, normed))
-            hidden = product(mlp.down_proj, inner, hidden)
-        return product(self._head, _norm(hidden, model.norm)).t()
+            inner = mlp.act_fn(_product(mlp.gate_proj, normed)).mul_(_product(mlp.up_proj, normed))
+            hidden = _product(mlp.down_proj, inner, hidden)
+        return _product(self._head, _norm(hidden, model.norm)).t()
 
 
-def product(layer: nn.Module, columns: Tensor, added: Tensor | None = None) -> Tensor:
+def _product(layer: Any, columns: Tensor, added: Tensor | None = None) -> Tensor:
     """Return what a linear layer makes of columns (in, R), plus `added`: (out, R)."""
-    if type(layer) is not nn.Linear:  # it has an adapter
-        found: Tensor = layer(columns.t()).t()
-        return found if added is None else found + added
+    if type(layer) is not nn.Linear:  # peft's, with an adapter
+        found = _product(layer.base_layer, columns, added)
+        for name in () if layer.disable_adapters else layer.active_adapters:
+            inner = _product(layer.lora_A[name], columns)
+            found = found.add_(_product(layer.lora_B[name], inner), alpha=layer.scaling[name])
+        return found
     if layer.bias is not None:
         bias = layer.bias[:, None]
         added = bias if added is None else added + bias
-    return layer.weight @ columns if added is None else torch.addmm(added, layer.weight, columns)
+    weight: Tensor = layer.weight
+    return weight @ columns if added is None else torch.addmm(added, weight, columns)
 
 
 def _heads(columns: Tensor, size: int) -> Tensor:
