@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from entrypoints.command import require_task, run, show
+from entrypoints.command import importing, require_task, run, show
 from grpo_mlflow.config import parse_arguments, resolve
 from grpo_mlflow.errors import ConfigError
 
@@ -27,7 +27,8 @@ def main(argv: Sequence[str]) -> None:
     print("ok      configuration", flush=True)
     for warning in resolved.warnings:
         print(f"        warning: {warning}")
-    from grpo_mlflow.doctor import Doctor
+    with importing():
+        from grpo_mlflow.doctor import Doctor
 
     with tempfile.TemporaryDirectory() as folder:
         doctor = Doctor(resolved.config, Path(folder))

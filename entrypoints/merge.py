@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from entrypoints.command import run
+from entrypoints.command import importing, run
 from grpo_mlflow.config import parse_arguments
 from grpo_mlflow.errors import ConfigError
 
@@ -20,7 +20,8 @@ def main(argv: Sequence[str]) -> None:
     missing = [name for name in ("model", "output") if not arguments.options[name]]
     if missing:
         raise ConfigError(f"{missing[0]} = '': expected --{missing[0]}; {OPTIONS[missing[0]][1]}")
-    from grpo_mlflow import models, sources
+    with importing():
+        from grpo_mlflow import models, sources
 
     model, checkpoint, output = (arguments.options[name] for name in OPTIONS)
     resolved, source = sources.resolve_evaluation(arguments, model, checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from entrypoints.command import run, show
+from entrypoints.command import importing, run, show
 from grpo_mlflow.config import parse_arguments, resolve
 
 DEFAULTS = ("generation.backend=vllm_server", "generation.server.manage=true", "generation.server.port=30000")
@@ -18,7 +18,8 @@ def main(argv: Sequence[str]) -> None:
     if arguments.print_config:
         show(resolved)
         return
-    from grpo_mlflow.serve import serve
+    with importing():
+        from grpo_mlflow.serve import serve
 
     serve(resolved.config, Path("outputs/server.log").absolute())
 

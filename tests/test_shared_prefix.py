@@ -28,20 +28,8 @@ from grpo_mlflow.batching import Row, prompt_batches
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.prefix_tree import common_prefix
 from grpo_mlflow.scoring import Scorer
+from tests.small_models import SIZES
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 200,
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 MODELS: dict[str, Any] = {
     "qwen2": lambda **kw: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True, **kw)),
     "llama": lambda **kw: LlamaForCausalLM(LlamaConfig(**SIZES, **kw)),

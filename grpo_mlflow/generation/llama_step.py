@@ -69,14 +69,14 @@ class LlamaStep:
             attention, mlp = layer.self_attn, layer.mlp
             normed = _norm(hidden, layer.input_layernorm)
             query, key, value = (
-                _heads(_product(part, normed), attention.head_dim)
+                _product(part, normed).view(-1, attention.head_dim, len(tokens))  # (heads, D, R)
                 for part in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
             if hasattr(attention, "q_norm"):
                 query, key = _norm(query, attention.q_norm), _norm(key, attention.k_norm)
             count = len(query)
             both = torch.cat([query, key])
-            turned = torch.addcmul(both * cos, both.roll(attention.head_dim // 2, dims=1), sin)
+            turned = torch.addcmul(both * cos, both.roll(half, dims=1), sin)
             found = packed.attend(
                 number,
                 turned[:count].permute(2, 0, 1),
@@ -104,11 +104,6 @@ def _product(layer: Any, columns: Tensor, added: Tensor | None = None) -> Tensor
         added = bias if added is None else added + bias
     weight: Tensor = layer.weight
     return weight @ columns if added is None else torch.addmm(added, weight, columns)
-
-
-def _heads(columns: Tensor, size: int) -> Tensor:
-    """Return (heads, size, R) of (heads * size, R)."""
-    return columns.view(-1, size, columns.shape[1])
 
 
 def _norm(columns: Tensor, module: Any) -> Tensor:
