@@ -7,7 +7,7 @@ as attention knows which token belongs to which: a `Packed` object, passed to th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,12 @@ _NAME = "sdpa_or_packed"
 _NOT_PLAIN = ("sliding_window", "softcap", "s_aux", "position_bias")  # what makes attention another function
 
 
-class Packed:
+class Packed(Protocol):
     """Attention over the tokens of one packed row."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Return (tokens, heads, D) from `query` (tokens, heads, D), `key` and `value` (tokens, key heads, D)."""
-        raise NotImplementedError
+        ...
 
 
 def allow_packing(model: Any) -> bool:

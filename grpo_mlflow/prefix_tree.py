@@ -21,6 +21,7 @@ from grpo_mlflow.attention import Packed
 Ids = Sequence[int]
 _WORTH = 16  # tokens saved, from which on they pay for another call of attention in each layer
 _REST = 8  # times the shared tokens: the longest rest of a prompt whose attention to them, by a mask, is still cheap
+_FEW = 4096  # scores of a head of one sequence, up to which plain products beat the tiles of a lean kernel on a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Tree(Packed):
         self.ids = torch.tensor([token for sequence in sequences for token in sequence], device=device)
 
         self._parents: list[Tensor | None] = []
-        self._masks: list[Tensor | None] = []
+        self._masks: list[Tensor | None] = []  # None: plainly causal
         filled = torch.zeros(counts[0], 0, dtype=torch.bool, device=device)
         before = torch.zeros(counts[0], dtype=torch.long)  # how many tokens each sequence of a level continues
         offsets = []
@@ -84,7 +85,8 @@ class Tree(Packed):
                 filled = torch.cat([above, inside], dim=1)
             else:
                 self._parents.append(None)
-                self._masks.append(None)
+                width = inside.shape[1]
+                self._masks.append(_mask(filled, width) if _few(filled.device, width, width) else None)
                 filled = inside
             offsets.append(before)
             before = before + own
@@ -114,7 +116,6 @@ class Tree(Packed):
         (C, key heads, W, D), those above first."""
         sizes = [count * width for count, width in self._blocks]
         parts = zip(*(torch.split(self._unpack(part), sizes) for part in (query, key, value)), strict=True)
-        grouped = query.shape[1] != key.shape[1]
         found, keys, values = [], key, value
         for (count, width), parents, mask, rows in zip(self._blocks, self._parents, self._masks, parts, strict=True):
             if not width:  # completions of a single token, which is looked at by none
@@ -124,13 +125,7 @@ class Tree(Packed):
                 k = torch.cat([_expand(keys, parents), k], dim=2)
                 v = torch.cat([_expand(values, parents), v], dim=2)
             keys, values = k, v
-            bias = None if mask is None else mask.to(query.dtype)
-            if grouped and bias is not None and k.is_cuda:  # its lean kernels take a mask or grouped heads, not both
-                k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
-            out = scaled_dot_product_attention(
-                q, k, v, attn_mask=bias, is_causal=bias is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-            )
-            found.append(out.transpose(1, 2).flatten(0, 1))
+            found.append(_attention(q, k, v, mask, scaling).transpose(1, 2).flatten(0, 1))
         return self._pack(torch.cat(found)), keys, values
 
     def _unpack(self, rows: Tensor) -> Tensor:
@@ -144,6 +139,30 @@ class Tree(Packed):
         if not len(self._fillers):
             return rows
         return _look_up(rows, self._slots, self._places, self._fillers)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Return (C, heads, W, D) from `query` of that shape, `key` and `value` (C, key heads, A + W, D)."""
+    (count, heads, width, size), key_heads = query.shape, key.shape[1]
+    if mask is not None and query.dtype == torch.float32 and _few(query.device, width, key.shape[2]):
+        # the heads that share a key head stand in the place of further tokens
+        rows, keys, values = (part.reshape(count * key_heads, -1, size) for part in (query, key, value))
+        scale = size**-0.5 if scaling is None else scaling
+        scores = torch.baddbmm(rows.new_empty(()), rows, keys.transpose(1, 2), beta=0, alpha=scale)
+        shares = (scores.view(count, heads, width, -1) + mask).softmax(dim=-1)
+        return torch.bmm(shares.view(scores.shape), values).view(query.shape)
+    bias = None if mask is None else mask.to(query.dtype)
+    if (
+        heads != key_heads and bias is not None and key.is_cuda
+    ):  # its lean kernels take a mask or grouped heads, not both
+        key, value = (part.repeat_interleave(heads // key_heads, dim=1) for part in (key, value))
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, is_causal=bias is None, scale=scaling, enable_gqa=heads != key.shape[1]
+    )
+
+
+def _few(device: torch.device, width: int, columns: int) -> bool:
+    return device.type == "cpu" and width * columns <= _FEW
 
 
 def _mask(above: Tensor, width: int) -> Tensor:

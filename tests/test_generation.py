@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from grpo_mlflow import seeding
-from grpo_mlflow.generation import LocalGenerator, Sampling, decoding
+from grpo_mlflow.generation import LocalGenerator, Sampling, decoding, row_cache
 from grpo_mlflow.generation.llama_step import LlamaStep, can_step
 from grpo_mlflow.generation.sampling import draw, processed_logprobs
 from grpo_mlflow.policy import Policy
@@ -171,7 +171,11 @@ def alike(asked: list[Prompt]) -> list[Prompt]:
 
 @pytest.mark.parametrize("given", ["one length", "ragged", "alike"])
 @pytest.mark.parametrize("family", ["plain", "grouped heads", "other family"])
-def test_both_decoders_draw_the_same(policy: Policy, monkeypatch: pytest.MonkeyPatch, given: str, family: str) -> None:
+@pytest.mark.parametrize("copied", [0, 10**6])
+def test_both_decoders_draw_the_same(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, given: str, family: str, copied: int
+) -> None:
+    monkeypatch.setattr(row_cache, "_COPIED", copied)
     grouped = replace(policy, model=grouped_heads(policy).model)
     strange = replace(policy, model=other_family(policy))
     used = {"plain": policy, "grouped heads": grouped, "other family": strange}[family]

@@ -12,6 +12,8 @@ x += down (act(gate n(x)) * up n(x)), where n is RMSNorm (Zhang and Sennrich 201
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -56,7 +58,9 @@ class LlamaStep:
 
     def __init__(self, model: Any) -> None:
         self._model = model.model
-        self._head = model.get_output_embeddings()
+        self._layers = [_Layer(layer) for layer in model.model.layers]
+        self._norm = _norm(model.model.norm)
+        self._head = _product(model.get_output_embeddings())
 
     def __call__(self, tokens: Tensor, positions: Tensor, packed: Packed) -> Tensor:
         """Return logits (R, V) of the tokens that follow `tokens` (R,) at `positions` (R,)."""
@@ -65,48 +69,73 @@ class LlamaStep:
         cos, sin = (part[0].t().contiguous() for part in model.rotary_emb(hidden, positions[None]))  # (D, R)
         half = len(sin) // 2
         sin = torch.cat([-sin[:half], sin[half:]])  # rotate_half(x) * sin = roll(x) * this
-        for number, layer in enumerate(model.layers):
-            attention, mlp = layer.self_attn, layer.mlp
-            normed = _norm(hidden, layer.input_layernorm)
-            query, key, value = (
-                _product(part, normed).view(-1, attention.head_dim, len(tokens))  # (heads, D, R)
-                for part in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            if hasattr(attention, "q_norm"):
-                query, key = _norm(query, attention.q_norm), _norm(key, attention.k_norm)
-            count = len(query)
-            both = torch.cat([query, key])
-            turned = torch.addcmul(both * cos, both.roll(half, dims=1), sin)
-            found = packed.attend(
-                number,
-                turned[:count].permute(2, 0, 1),
-                turned[count:].permute(2, 0, 1),
-                value.permute(2, 0, 1),
-                attention.scaling,
-            )
-            hidden = _product(attention.o_proj, found.flatten(1).t(), hidden)
-            normed = _norm(hidden, layer.post_attention_layernorm)
-            inner = mlp.act_fn(_product(mlp.gate_proj, normed)).mul_(_product(mlp.up_proj, normed))
-            hidden = _product(mlp.down_proj, inner, hidden)
-        return _product(self._head, _norm(hidden, model.norm)).t()
+        for number, layer in enumerate(self._layers):
+            hidden = layer(hidden, cos, sin, partial(packed.attend, number))
+        return self._head(self._norm(hidden), None).t()
 
 
-def _product(layer: Any, columns: Tensor, added: Tensor | None = None) -> Tensor:
-    """Return what a linear layer makes of columns (in, R), plus `added`: (out, R)."""
+class _Layer:
+    """A layer taken apart once: to look a module up costs as much as a small operation."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._before, self._between = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+        self._inputs = [_product(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        self._normed = [_norm(getattr(attention, name)) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
+        self._size, self._scaling = attention.head_dim, attention.scaling
+        self._output, self._down = _product(attention.o_proj), _product(mlp.down_proj)
+        self._gate, self._up, self._act = _product(mlp.gate_proj), _product(mlp.up_proj), mlp.act_fn
+
+    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        """Return the hidden states (width, R) that follow; the angles are (D, R)."""
+        normed = self._before(hidden)
+        query, key, value = (product(normed, None).view(-1, self._size, hidden.shape[1]) for product in self._inputs)
+        if self._normed:
+            query, key = (norm(part) for norm, part in zip(self._normed, (query, key), strict=True))
+        both = torch.cat([query, key])
+        turned = torch.addcmul(both * cos, both.roll(self._size // 2, dims=1), sin)
+        parts = (part.permute(2, 0, 1) for part in (turned[: len(query)], turned[len(query) :], value))
+        found = attend(*parts, self._scaling)
+        hidden = self._output(found.flatten(1).t(), hidden)
+        normed = self._between(hidden)
+        return self._down(self._act(self._gate(normed, None)).mul_(self._up(normed, None)), hidden)
+
+
+def _product(layer: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """Return what a linear layer makes of columns (in, R), plus what is to be added: (out, R)."""
     if type(layer) is not nn.Linear:  # peft's, with an adapter
-        found = _product(layer.base_layer, columns, added)
-        for name in () if layer.disable_adapters else layer.active_adapters:
-            inner = _product(layer.lora_A[name], columns)
-            found = found.add_(_product(layer.lora_B[name], inner), alpha=layer.scaling[name])
+        return _adapted(layer)
+    weight, bias = layer.weight, None if layer.bias is None else layer.bias[:, None]
+
+    def product(columns: Tensor, added: Tensor | None) -> Tensor:
+        if bias is not None:
+            added = bias if added is None else added + bias
+        return weight @ columns if added is None else torch.addmm(added, weight, columns)
+
+    return product
+
+
+def _adapted(layer: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
+    base = _product(layer.base_layer)
+    names = [] if layer.disable_adapters else layer.active_adapters
+    adapters = [(_product(layer.lora_A[name]), _product(layer.lora_B[name]), layer.scaling[name]) for name in names]
+
+    def product(columns: Tensor, added: Tensor | None) -> Tensor:
+        found = base(columns, added)
+        for down, up, scaling in adapters:
+            found = found.add_(up(down(columns, None), None), alpha=scaling)
         return found
-    if layer.bias is not None:
-        bias = layer.bias[:, None]
-        added = bias if added is None else added + bias
-    weight: Tensor = layer.weight
-    return weight @ columns if added is None else torch.addmm(added, weight, columns)
+
+    return product
 
 
-def _norm(columns: Tensor, module: Any) -> Tensor:
+def _norm(module: Any) -> Callable[[Tensor], Tensor]:
     """Return RMSNorm over the width of columns (..., width, R)."""
-    inverse = (columns * columns).mean(dim=-2, keepdim=True).add_(module.variance_epsilon).rsqrt_()
-    return (columns * inverse).mul_(module.weight[:, None])
+    weight, epsilon = module.weight[:, None], module.variance_epsilon
+    shares = torch.full((1, len(weight)), 1 / len(weight), device=weight.device)
+
+    def norm(columns: Tensor) -> Tensor:
+        inverse = (shares @ (columns * columns)).add_(epsilon).rsqrt_()  # a product takes a mean faster than `mean`
+        return (columns * inverse).mul_(weight)
+
+    return norm

@@ -74,21 +74,19 @@ class LocalGenerator:
         policy, device = self._policy, self._policy.device
         rows, most = len(prompts) * k, sampling.max_new_tokens
         decoder = decoding.start(policy, prompts, k, most)
-        uniforms = uniforms.to(device)
+        uniforms = uniforms.T.contiguous().to(device)
         seen = _seen(prompts, k, decoder.logits) if sampling.repetition_penalty != 1.0 else None
-        tokens = torch.full((most, rows), policy.pad_id, device=device)
+        tokens = torch.zeros(most, rows, dtype=torch.long, device=device)
         logprobs = torch.zeros(most, rows, device=device)
-        ends = torch.full((rows,), most, device=device)
         eos = torch.zeros(decoder.logits.shape[-1], dtype=torch.bool, device=device)
         eos[list(policy.eos_ids)] = True
         alive = torch.arange(rows, device=device)  # the rows that the decoder holds
         ended = torch.zeros(rows, dtype=torch.bool, device=device)  # of these, those that need no more tokens
         for place in range(most):
-            chosen, likelihood = choose(decoder.logits, sampling, uniforms[alive, place], seen)
-            tokens[place, alive], logprobs[place, alive] = chosen, likelihood
-            stops = eos[chosen] & ~ended
-            ends[alive[stops]] = place + 1
-            ended |= stops
+            chosen, likelihood = choose(decoder.logits, sampling, uniforms[place].index_select(0, alive), seen)
+            tokens[place].index_copy_(0, alive, chosen)
+            logprobs[place].index_copy_(0, alive, likelihood)
+            ended |= eos.index_select(0, chosen)
             left = len(ended) - int(ended.sum())
             if place + 1 == most or not left:
                 break
@@ -100,6 +98,8 @@ class LocalGenerator:
                 alive, chosen, ended = alive[index], chosen[index], ended[index]
                 seen = seen[index] if seen is not None else None
             decoder.step(chosen)
+        before_end = eos[tokens].cumsum(dim=0) == 0  # what was carried along after its end is cut off
+        ends = (before_end.sum(dim=0) + 1).clamp(max=most)
         return [
             (row[:end], values[:end])
             for row, values, end in zip(tokens.T.tolist(), logprobs.T.tolist(), ends.tolist(), strict=True)

@@ -41,10 +41,13 @@ def processed_logprobs(logits: Tensor, sampling: Sampling, seen: Tensor | None =
 def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     """Return one token per row (R,) by inverting the cumulative distribution at `uniforms` (R,) in [0, 1).
 
-    Probabilities are summed in float64, so that a large vocabulary does not shift the boundaries: over blocks of tokens
-    first, then within the block that holds the target. A token of probability 0 is never drawn.
+    Probabilities are summed in float64, so that a large vocabulary does not shift the boundaries; of a large one over
+    blocks of tokens first, then within the block that holds the target. A token of probability 0 is never drawn.
     """
     probabilities = logprobs.exp()
+    if probabilities.shape[1] <= _BLOCK:
+        cumulative = probabilities.cumsum(dim=1, dtype=torch.float64)
+        return _first_above(cumulative, uniforms.double()[:, None] * cumulative[:, -1:]).squeeze(1)
     short = -probabilities.shape[1] % _BLOCK
     blocks = functional.pad(probabilities, (0, short)).view(len(probabilities), -1, _BLOCK)
     totals = blocks.sum(dim=2, dtype=torch.float64).cumsum(dim=1)

@@ -1,0 +1,171 @@
+"""Keys and values of rows that grow token by token, and attention of each row's newest token to them.
+
+A batch has R rows, k for each of G prompts. `Copies` gives each row its own copy of its prompt: all that a row looks at
+stands side by side, and attention is two products. `Shared` keeps a prompt once for its k rows, with more operations
+for each token, but without reading or holding it k times: better where prompts are long or rows are many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from grpo_mlflow.attention import Packed
+
+_GROWTH = 64  # columns by which buffers grow
+_COPIED = 4096  # tokens copied at most, for all rows together: with more, to read them costs more than it saves
+
+
+class RowCache(Packed, Protocol):
+    """Attends for the newest token of each row, and keeps its key and value."""
+
+    def advance(self) -> None:
+        """Each layer has attended for the newest tokens."""
+        ...
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with some of the rows."""
+        ...
+
+
+def start(keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> RowCache:
+    """Return the cache of G * k rows, k after k, for `most` tokens at most.
+
+    Keys and values of the prompts are (G, key heads, P, D) for each layer; `filled` (G, P) is True on their tokens.
+    """
+    kind = Copies if filled.numel() * k <= _COPIED else Shared
+    return kind(keys, values, filled, k, most)
+
+
+def _mask(filled: Tensor) -> Tensor | None:
+    """Return what is added to scores (G, key heads, queries, P): (G, 1, 1, P), None where no prompt is padded."""
+    if bool(filled.all()):
+        return None
+    return torch.zeros(filled.shape, device=filled.device).masked_fill_(~filled, -torch.inf)[:, None, None]
+
+
+class _Columns:
+    """Per layer a buffer (R, key heads, columns, D) that begins with the columns of `first`, one of them for k rows."""
+
+    def __init__(self, first: Sequence[Tensor], k: int, room: int) -> None:
+        self._count, self._room = first[0].shape[2], min(room, _GROWTH)
+        self._buffers = [self._with_room(part[:, None], k).flatten(0, 1) for part in first]
+
+    def _with_room(self, columns: Tensor, k: int = 1) -> Tensor:
+        """Return a buffer (N, k, ...) with further columns, from (N, 1, ...)."""
+        count, _, heads, filled, size = columns.shape
+        buffer = columns.new_empty(count, k, heads, filled + self._room, size)
+        buffer[:, :, :, :filled] = columns
+        return buffer
+
+    def append(self, layer: int, new: Tensor) -> Tensor:
+        """Write a column (R, key heads, D) and return all columns so far."""
+        buffer = self._buffers[layer]
+        if buffer.shape[2] == self._count:
+            buffer = self._buffers[layer] = self._with_room(buffer[:, None]).flatten(0, 1)
+        buffer[:, :, self._count] = new
+        return buffer[:, :, : self._count + 1]
+
+    def advance(self) -> None:
+        self._count += 1
+
+    def keep(self, index: Tensor) -> None:
+        self._buffers = [buffer.index_select(0, index) for buffer in self._buffers]
+
+
+class Copies:
+    """See the module."""
+
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
+        self._keys, self._values = (_Columns(parts, k, most) for parts in (keys, values))
+        mask = _mask(filled)
+        self._mask = None if mask is None else mask.repeat_interleave(k, dim=0)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """See `Packed.attend`."""
+        rows, heads, size = query.shape
+        scale = size**-0.5 if scaling is None else scaling
+        keys = self._keys.append(layer, key).flatten(0, 1)
+        values = self._values.append(layer, value).flatten(0, 1)
+        # the heads that share a key head stand in the place of several queries
+        grouped = query.reshape(len(keys), -1, size)
+        scores = torch.baddbmm(grouped.new_empty(()), grouped, keys.transpose(1, 2), beta=0, alpha=scale)
+        if self._mask is not None:
+            scores.view(rows, key.shape[1], *scores.shape[1:])[..., : self._mask.shape[-1]] += self._mask
+        shares = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
+        return torch.bmm(shares, values).view(rows, heads, size)
+
+    def advance(self) -> None:
+        """See `RowCache.advance`."""
+        self._keys.advance()
+        self._values.advance()
+
+    def keep(self, index: Tensor) -> None:
+        """See `RowCache.keep`."""
+        self._keys.keep(index)
+        self._values.keep(index)
+        self._mask = None if self._mask is None else self._mask[index]
+
+
+class Shared:
+    """See the module; products with a prompt's keys and values are those of all its rows at once.
+
+    `slots` (R,) is prompt * k + number: rows that have left are zeros in these products.
+    """
+
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
+        self._prompt_keys, self._prompt_values = list(keys), list(values)
+        self._keys, self._values = (_Columns([part[:, :, :0] for part in parts], k, most) for parts in (keys, values))
+        self._mask = _mask(filled)
+        self._k, self._slots = k, torch.arange(len(filled) * k, device=filled.device)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """See `Packed.attend`."""
+        rows, heads, size = query.shape
+        scale = size**-0.5 if scaling is None else scaling
+        keys = self._keys.append(layer, key)
+        values = self._values.append(layer, value)
+        # the heads that share a key head stand in the place of several queries
+        grouped = (query * scale).view(rows, key.shape[1], heads // key.shape[1], size)
+        on_prompt = self._spread(grouped) @ self._prompt_keys[layer].transpose(2, 3)
+        if self._mask is not None:
+            on_prompt += self._mask
+        scores = torch.cat([self._gather(on_prompt, grouped.shape[2]), grouped @ keys.transpose(2, 3)], dim=-1)
+        shares = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
+        prompt, own = shares.tensor_split([on_prompt.shape[-1]], dim=-1)
+        of_prompt = self._gather(self._spread(prompt) @ self._prompt_values[layer], grouped.shape[2])
+        return (of_prompt + own @ values).reshape(rows, heads, size)
+
+    def _spread(self, rows: Tensor) -> Tensor:
+        """Return (G, key heads, k * n, D) of rows (R, key heads, n, D); rows that have left are zeros."""
+        count = len(self._prompt_keys[0])
+        if len(rows) < count * self._k:
+            rows = rows.new_zeros(count * self._k, *rows.shape[1:]).index_copy_(0, self._slots, rows)
+        _, heads, several, size = rows.shape
+        return rows.view(count, self._k, heads, several, size).transpose(1, 2).reshape(count, heads, -1, size)
+
+    def _gather(self, groups: Tensor, several: int) -> Tensor:
+        """Undo `_spread`."""
+        count, heads, _, size = groups.shape
+        rows = groups.view(count, heads, self._k, several, size).transpose(1, 2).reshape(-1, heads, several, size)
+        return rows if len(self._slots) == len(rows) else rows.index_select(0, self._slots)
+
+    def advance(self) -> None:
+        """See `RowCache.advance`."""
+        self._keys.advance()
+        self._values.advance()
+
+    def keep(self, index: Tensor) -> None:
+        """See `RowCache.keep`."""
+        self._keys.keep(index)
+        self._values.keep(index)
+        slots = self._slots[index]
+        prompts, owners = torch.unique(slots // self._k, return_inverse=True)
+        self._slots = owners * self._k + slots % self._k
+        if len(prompts) < len(self._prompt_keys[0]):
+            for buffers in (self._prompt_keys, self._prompt_values):
+                buffers[:] = [buffer.index_select(0, prompts) for buffer in buffers]
+            self._mask = self._mask[prompts] if self._mask is not None else None
