@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from benchmarks import workloads
 from benchmarks.workloads import KL_COEF, LR, Workload
 from grpo_mlflow import policy, rollouts
+from grpo_mlflow.allocator import keep_freed
 from grpo_mlflow.config import TrainConfig
 from grpo_mlflow.generation import LocalGenerator, Sampling
 from grpo_mlflow.throughput import Costs, gemm_peak
@@ -35,6 +36,7 @@ class Hashes:
 
 def side(workload: Workload, folder: str, threads: int, iterations: int, dtype: str) -> None:
     torch.set_num_threads(threads)
+    keep_freed()
     device = torch.device("cpu")
     actor, reference = (policy.load(folder, device, dtype) for _ in range(2))
     actor.tokenizer.chat_template = None  # both sides take the text as it is

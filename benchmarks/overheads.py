@@ -94,12 +94,13 @@ def _iteration(folder: str) -> Callable[..., float]:
     import torch
     from accelerate import Accelerator
 
-    from grpo_mlflow import policy, rollouts
+    from grpo_mlflow import allocator, policy, rollouts
     from grpo_mlflow.config import TrainConfig
     from grpo_mlflow.generation import LocalGenerator, Sampling
     from grpo_mlflow.types import Completion, Problem, Prompt, Rollout, Verdict
     from grpo_mlflow.update import Learner, Sizes
 
+    allocator.keep_freed()
     actor = policy.load(folder, torch.device("cpu"))
     sampler = replace(actor, eos_ids=())
 

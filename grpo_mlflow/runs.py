@@ -16,6 +16,7 @@ import torch
 
 from grpo_mlflow import (
     __version__,
+    allocator,
     evaluation,
     generation,
     interrupts,
@@ -182,6 +183,7 @@ def session(
 ) -> Iterator[tuple[Processes, NullTracker, Console]]:
     """Open the run, log what it is, and set its status to how the block ends."""
     config = resolved.config
+    allocator.keep_freed()
     processes = join(config, policy.choose_device(config.model.device))
     level = logging.WARNING if processes.is_first else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)

@@ -12,7 +12,7 @@ PACKAGE, TOP = "grpo_mlflow", "entrypoints"
 
 FLOORS: dict[str, int] = {
     **dict.fromkeys(["errors", "types", "config", "seeding", "advantages", "losses", "token_head", "schedules"], 0),
-    **dict.fromkeys(["statistics", "interrupts", "heartbeat", "serverside"], 0),
+    **dict.fromkeys(["statistics", "interrupts", "heartbeat", "allocator", "serverside"], 0),
     **dict.fromkeys(
         [
             "tasks",

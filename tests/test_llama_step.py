@@ -44,6 +44,7 @@ MODELS: dict[str, Any] = {
     "llama 3 angles": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
     "dynamic angles": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=DYNAMIC)),
     "wide heads": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, head_dim=16)),
+    "wide vocabulary": lambda: LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": 8192})),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8)),
@@ -73,7 +74,7 @@ def test_gives_what_the_model_gives(name: str, count: int) -> None:
     model = made(name)
     assert can_step(model)
     found, expected = both(model, torch.randint(200, (count,)).tolist())
-    assert found.shape == (count, 200)
+    assert found.shape == (count, model.config.vocab_size)
     assert expected.std() > 0.5
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
