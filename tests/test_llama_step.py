@@ -65,7 +65,7 @@ def made(name: str) -> Any:
 @torch.no_grad()
 def both(model: Any, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     tree = Tree([Level([ids])], model.device)
-    return LlamaStep(model)(tree.ids, tree.positions, tree), packed_forward(model, tree.ids, tree.positions, tree, 0)
+    return LlamaStep(model)(tree.ids, tree.positions, tree, 0), packed_forward(model, tree.ids, tree.positions, tree, 0)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -50,7 +50,7 @@ def start(policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -
 class PackedDecoder:
     """Prompts prefilled without padding, then rows of single tokens.
 
-    Steps of a model of the Llama family are written out (`llama_step`), in float32 on a CPU.
+    A forward pass of a model of the Llama family is written out (`llama_step`), in float32 on a CPU.
     """
 
     def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> None:
@@ -58,15 +58,15 @@ class PackedDecoder:
         tree = Tree(prompt_levels(prompts), device)
         prefill = _Prefill(tree)
         ends = (tree.starts[-1] + tree.lengths[-1] - 1).to(device)
-        self.logits = packed_forward(policy.model, tree.ids, tree.positions, prefill, ends).repeat_interleave(k, dim=0)
+        plain = (device.type, policy.dtype) == _PLAIN and can_step(policy.model)
+        self._forward = LlamaStep(policy.model) if plain else partial(packed_forward, policy.model)
+        self.logits = self._forward(tree.ids, tree.positions, prefill, ends).repeat_interleave(k, dim=0)
         self._cache = row_cache.start(prefill.keys, prefill.values, tree.filled, k, most)
         self._positions = torch.tensor([len(prompt) for prompt in prompts], device=device).repeat_interleave(k)
-        plain = (device.type, policy.dtype) == _PLAIN and can_step(policy.model)
-        self._forward = LlamaStep(policy.model) if plain else partial(packed_forward, policy.model, picks=0)
 
     def step(self, tokens: Tensor) -> None:
         """See `Decoder.step`."""
-        self.logits = self._forward(tokens, self._positions, self._cache)
+        self.logits = self._forward(tokens, self._positions, self._cache, picks=0)
         self._cache.advance()
         self._positions = self._positions + 1
 

@@ -1,6 +1,6 @@
-"""One decoding step of a model of the Llama family, written out: one token for each of R rows.
+"""A forward pass of a model of the Llama family, written out, for prompts or for one token of each of R rows.
 
-transformers' modules serve every length, type and device, in some seventy small operations a layer; with the few rows
+transformers' modules serve every length, type and device, in some seventy small operations a layer; with the few tokens
 of a decoding step these cost more than the matrix products. Here the same sums take half as many, and the products are
 the way round that BLAS does fast: hidden states are columns (width, R), because with few rows weight @ columns runs up
 to twice as fast as rows @ weight.T.
@@ -48,7 +48,7 @@ def _agrees(model: Any) -> bool:
     with torch.autocast(model.device.type, enabled=False):
         expected = packed_forward(model, tree.ids, tree.positions, tree, 0)
         try:
-            found = LlamaStep(model)(tree.ids, tree.positions, tree)
+            found = LlamaStep(model)(tree.ids, tree.positions, tree, 0)
         except Exception:  # other modules than those known here may fail in any way
             return False
     return torch.allclose(found, expected, atol=1e-3, rtol=1e-3)
@@ -63,8 +63,8 @@ class LlamaStep:
         self._norm = _norm(model.model.norm)
         self._head = _product(model.get_output_embeddings())
 
-    def __call__(self, tokens: Tensor, positions: Tensor, packed: Packed) -> Tensor:
-        """Return logits (R, V) of the tokens that follow `tokens` (R,) at `positions` (R,)."""
+    def __call__(self, tokens: Tensor, positions: Tensor, packed: Packed, picks: Tensor | int) -> Tensor:
+        """Return logits of the tokens that follow `tokens` (R,) at `positions` (R,); see `packed_forward`."""
         model = self._model
         hidden = functional.embedding(tokens, model.embed_tokens.weight).t().contiguous()
         cos, sin = (part[0].t().contiguous() for part in model.rotary_emb(hidden, positions[None]))  # (D, R)
@@ -72,6 +72,8 @@ class LlamaStep:
         sin = torch.cat([-sin[:half], sin[half:]])  # rotate_half(x) * sin = roll(x) * this
         for number, layer in enumerate(self._layers):
             hidden = layer(hidden, cos, sin, partial(packed.attend, number))
+        if isinstance(picks, Tensor):
+            hidden = hidden.index_select(1, picks)
         return self._head(self._norm(hidden), None).t()
 
 
