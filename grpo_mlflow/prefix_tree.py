@@ -144,13 +144,17 @@ class Tree(Packed):
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
     """Return (C, heads, W, D) from `query` of that shape, `key` and `value` (C, key heads, A + W, D)."""
     (count, heads, width, size), key_heads = query.shape, key.shape[1]
-    if mask is not None and query.dtype == torch.float32 and _few(query.device, width, key.shape[2]):
+    plain = query.dtype == value.dtype == torch.float32  # else the scores would be rounded
+    if mask is not None and plain and _few(query.device, width, key.shape[2]):
         # the heads that share a key head stand in the place of further tokens
         rows, keys, values = (part.reshape(count * key_heads, -1, size) for part in (query, key, value))
         scale = size**-0.5 if scaling is None else scaling
         scores = torch.baddbmm(rows.new_empty(()), rows, keys.transpose(1, 2), beta=0, alpha=scale)
         shares = (scores.view(count, heads, width, -1) + mask).softmax(dim=-1)
         return torch.bmm(shares.view(scores.shape), values).view(query.shape)
+    query, key, value = (
+        part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value)
+    )  # else slow
     bias = None if mask is None else mask.to(query.dtype)
     if (
         heads != key_heads and bias is not None and key.is_cuda

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GraniteConfig,
     GraniteForCausalLM,
@@ -22,6 +23,7 @@ from transformers import (
 from grpo_mlflow import lora
 from grpo_mlflow.attention import packed_forward
 from grpo_mlflow.config import LoraConfig
+from grpo_mlflow.generation import llama_step
 from grpo_mlflow.generation.llama_step import LlamaStep, can_step
 from grpo_mlflow.prefix_tree import Level, Tree
 from grpo_mlflow.shared_prefix import reason_against
@@ -44,7 +46,7 @@ MODELS: dict[str, Any] = {
     "llama 3 angles": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
     "dynamic angles": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=DYNAMIC)),
     "wide heads": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, head_dim=16)),
-    "wide vocabulary": lambda: LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": 8192})),
+    "wide vocabulary": lambda: LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": llama_step._WIDE})),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8)),
@@ -77,6 +79,27 @@ def test_gives_what_the_model_gives(name: str, count: int) -> None:
     assert found.shape == (count, model.config.vocab_size)
     assert expected.std() > 0.5
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements that an operation's result has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            self.elements = max(self.elements, found.numel())
+        return found
+
+
+@torch.no_grad()
+def test_scores_of_long_prompts_are_never_held() -> None:
+    model = made("llama")
+    tree = Tree([Level([[5] * 300, [6] * 300])], model.device)  # equal lengths: nothing is moved to be padded
+    with Largest() as largest:
+        LlamaStep(model)(tree.ids, tree.positions, tree, torch.tensor([299, 599]))
+    assert 600 * 48 <= largest.elements < 2 * 300 * 300
 
 
 def test_adapters_count() -> None:

@@ -55,7 +55,7 @@ def _agrees(model: Any) -> bool:
 
 
 class LlamaStep:
-    """Steps of `model`, whose weights it reads anew each time."""
+    """A model taken apart: changes of its weights in place are seen, but not which of its adapters are switched on."""
 
     def __init__(self, model: Any) -> None:
         self._model = model.model
