@@ -152,13 +152,10 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
         scores = torch.baddbmm(rows.new_empty(()), rows, keys.transpose(1, 2), beta=0, alpha=scale)
         shares = (scores.view(count, heads, width, -1) + mask).softmax(dim=-1)
         return torch.bmm(shares.view(scores.shape), values).view(query.shape)
-    query, key, value = (
-        part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value)
-    )  # else slow
+    # the lean kernels want the numbers of a token side by side, else all scores are held
+    query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
     bias = None if mask is None else mask.to(query.dtype)
-    if (
-        heads != key_heads and bias is not None and key.is_cuda
-    ):  # its lean kernels take a mask or grouped heads, not both
+    if heads != key_heads and bias is not None and key.is_cuda:  # there they take a mask or grouped heads, not both
         key, value = (part.repeat_interleave(heads // key_heads, dim=1) for part in (key, value))
     return scaled_dot_product_attention(
         query, key, value, attn_mask=bias, is_causal=bias is None, scale=scaling, enable_gqa=heads != key.shape[1]

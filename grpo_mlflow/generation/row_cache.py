@@ -76,27 +76,14 @@ class _Columns:
         self._buffers = [buffer.index_select(0, index) for buffer in self._buffers]
 
 
-class Copies:
-    """See the module."""
+class _Rows(RowCache):
+    """Keys and values of rows, which begin with those given."""
 
-    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], k: int, most: int) -> None:
         self._keys, self._values = (_Columns(parts, k, most) for parts in (keys, values))
-        mask = _mask(filled)
-        self._mask = None if mask is None else mask.repeat_interleave(k, dim=0)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """See `Packed.attend`."""
-        rows, heads, size = query.shape
-        scale = size**-0.5 if scaling is None else scaling
-        keys = self._keys.append(layer, key).flatten(0, 1)
-        values = self._values.append(layer, value).flatten(0, 1)
-        # the heads that share a key head stand in the place of several queries
-        grouped = query.reshape(len(keys), -1, size)
-        scores = torch.baddbmm(grouped.new_empty(()), grouped, keys.transpose(1, 2), beta=0, alpha=scale)
-        if self._mask is not None:
-            scores.view(rows, key.shape[1], *scores.shape[1:])[..., : self._mask.shape[-1]] += self._mask
-        shares = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
-        return torch.bmm(shares, values).view(rows, heads, size)
+    def _append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return self._keys.append(layer, key), self._values.append(layer, value)
 
     def advance(self) -> None:
         """See `RowCache.advance`."""
@@ -107,10 +94,36 @@ class Copies:
         """See `RowCache.keep`."""
         self._keys.keep(index)
         self._values.keep(index)
+
+
+class Copies(_Rows):
+    """See the module."""
+
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
+        super().__init__(keys, values, k, most)
+        mask = _mask(filled)
+        self._mask = None if mask is None else mask.repeat_interleave(k, dim=0)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """See `Packed.attend`."""
+        rows, heads, size = query.shape
+        scale = size**-0.5 if scaling is None else scaling
+        keys, values = (part.flatten(0, 1) for part in self._append(layer, key, value))
+        # the heads that share a key head stand in the place of several queries
+        grouped = query.reshape(len(keys), -1, size)
+        scores = torch.baddbmm(grouped.new_empty(()), grouped, keys.transpose(1, 2), beta=0, alpha=scale)
+        if self._mask is not None:
+            scores.view(rows, key.shape[1], *scores.shape[1:])[..., : self._mask.shape[-1]] += self._mask
+        shares = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
+        return torch.bmm(shares, values).view(rows, heads, size)
+
+    def keep(self, index: Tensor) -> None:
+        """See `RowCache.keep`."""
+        super().keep(index)
         self._mask = None if self._mask is None else self._mask[index]
 
 
-class Shared:
+class Shared(_Rows):
     """See the module; products with a prompt's keys and values are those of all its rows at once.
 
     `slots` (R,) is prompt * k + number: rows that have left are zeros in these products.
@@ -118,7 +131,8 @@ class Shared:
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
         self._prompt_keys, self._prompt_values = list(keys), list(values)
-        self._keys, self._values = (_Columns([part[:, :, :0] for part in parts], k, most) for parts in (keys, values))
+        empty_keys, empty_values = ([part[:, :, :0] for part in parts] for parts in (keys, values))
+        super().__init__(empty_keys, empty_values, k, most)
         self._mask = _mask(filled)
         self._k, self._slots = k, torch.arange(len(filled) * k, device=filled.device)
 
@@ -126,8 +140,7 @@ class Shared:
         """See `Packed.attend`."""
         rows, heads, size = query.shape
         scale = size**-0.5 if scaling is None else scaling
-        keys = self._keys.append(layer, key)
-        values = self._values.append(layer, value)
+        keys, values = self._append(layer, key, value)
         # the heads that share a key head stand in the place of several queries
         grouped = (query * scale).view(rows, key.shape[1], heads // key.shape[1], size)
         on_prompt = self._spread(grouped) @ self._prompt_keys[layer].transpose(2, 3)
@@ -153,15 +166,9 @@ class Shared:
         rows = groups.view(count, heads, self._k, several, size).transpose(1, 2).reshape(-1, heads, several, size)
         return rows if len(self._slots) == len(rows) else rows.index_select(0, self._slots)
 
-    def advance(self) -> None:
-        """See `RowCache.advance`."""
-        self._keys.advance()
-        self._values.advance()
-
     def keep(self, index: Tensor) -> None:
         """See `RowCache.keep`."""
-        self._keys.keep(index)
-        self._values.keep(index)
+        super().keep(index)
         slots = self._slots[index]
         prompts, owners = torch.unique(slots // self._k, return_inverse=True)
         self._slots = owners * self._k + slots % self._k
