@@ -171,24 +171,29 @@ def alike(asked: list[Prompt]) -> list[Prompt]:
 
 @pytest.mark.parametrize("given", ["one length", "ragged", "alike"])
 @pytest.mark.parametrize("family", ["plain", "grouped heads", "other family"])
-@pytest.mark.parametrize("copied", [0, 10**6])
+@pytest.mark.parametrize("kind", ["shared", "copies", "summed"])
 def test_both_decoders_draw_the_same(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch, given: str, family: str, copied: int
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, given: str, family: str, kind: str
 ) -> None:
-    monkeypatch.setattr(row_cache, "_COPIED", copied)
+    monkeypatch.setattr(row_cache, "_COPIED", 0 if kind == "shared" else 10**6)
+    monkeypatch.setattr(row_cache, "_SUMMED", 10**6 if kind == "summed" else 0)
     grouped = replace(policy, model=grouped_heads(policy).model)
     strange = replace(policy, model=other_family(policy))
     used = {"plain": policy, "grouped heads": grouped, "other family": strange}[family]
     questions = {"one length": prompts(used)[:1], "ragged": prompts(used), "alike": alike(prompts(used))}[given]
     packer, sampling = decoding.PackedDecoder, Sampling(150)  # longer than the buffers grow at once
 
-    def sample(kind: Any) -> list[list[Completion]]:
-        monkeypatch.setattr(decoding, "start", lambda *given: kind(*given) if kind is packer else kind(*given[:3]))
+    def sample(decoder: Any) -> list[list[Completion]]:
+        monkeypatch.setattr(decoding, "start", lambda *given: decoder(*given[: 4 if decoder is packer else 3]))
         return LocalGenerator(used, batch_size=4).generate(questions, 6, sampling, 0, ())
 
     assert reason_against(used.model) is None
     assert can_step(used.model) is (family != "other family")
-    assert (common_prefix([prompt.token_ids for prompt in questions]) > 0) is (given == "alike")
+    named = {"shared": row_cache.Shared, "copies": row_cache.Copies, "summed": row_cache.Summed}
+    expected = named["copies" if kind == "summed" and family == "grouped heads" else kind]
+    tokens = [prompt.token_ids for prompt in questions]
+    assert type(packer(used, tokens, 6, 4)._cache) is expected
+    assert (common_prefix(tokens) > 0) is (given == "alike")
     packed, cached = sample(packer), sample(decoding.CacheDecoder)
     assert len({len(completion.token_ids) for row in packed for completion in row}) > 2
     for one, other in zip(packed, cached, strict=True):

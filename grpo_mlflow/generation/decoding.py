@@ -61,7 +61,7 @@ class PackedDecoder:
         plain = (device.type, policy.dtype) == _PLAIN and can_step(policy.model)
         self._forward = LlamaStep(policy.model) if plain else partial(packed_forward, policy.model)
         self.logits = self._forward(tree.ids, tree.positions, prefill, ends).repeat_interleave(k, dim=0)
-        self._cache = row_cache.start(prefill.keys, prefill.values, tree.filled, k, most)
+        self._cache = row_cache.start(prefill.keys, prefill.values, tree.filled, k, most, prefill.heads)
         self._positions = torch.tensor([len(prompt) for prompt in prompts], device=device).repeat_interleave(k)
 
     def step(self, tokens: Tensor) -> None:
@@ -81,11 +81,13 @@ class _Prefill(Packed):
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
+        self.heads = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `Packed.attend`."""
+        self.heads = query.shape[1]
         found, keys, values = self._tree.attend_keeping(query, key, value, scaling)
         self.keys.append(keys.contiguous())
         self.values.append(values.contiguous())

@@ -1,8 +1,10 @@
 """Keys and values of rows that grow token by token, and attention of each row's newest token to them.
 
 A batch has R rows, k for each of G prompts. `Copies` gives each row its own copy of its prompt: all that a row looks at
-stands side by side, and attention is two products. `Shared` keeps a prompt once for its k rows, with more operations
-for each token, but without reading or holding it k times: better where prompts are long or rows are many.
+stands side by side, and attention is two products for each row and head. `Summed` has copies too, but multiplies number
+by number and adds up: so many products of tiny matrices take longer to start than to compute. `Shared` keeps a prompt
+once for its k rows, with more operations for each token, but without reading or holding it k times: better where
+prompts are long or rows are many.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 from grpo_mlflow.attention import Packed
 
 _GROWTH = 64  # columns by which buffers grow
+_SUMMED = 2048  # keys of a row and head times their size: with more, products are the faster way
 _COPIED = 4096  # tokens copied at most, for all rows together: with more, to read them costs more than it saves
 
 
@@ -31,13 +34,23 @@ class RowCache(Packed, Protocol):
         ...
 
 
-def start(keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> RowCache:
-    """Return the cache of G * k rows, k after k, for `most` tokens at most.
+def start(keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int, heads: int) -> RowCache:
+    """Return the cache of G * k rows, k after k, for `most` tokens at most of a model with so many query heads.
 
     Keys and values of the prompts are (G, key heads, P, D) for each layer; `filled` (G, P) is True on their tokens.
     """
-    kind = Copies if filled.numel() * k <= _COPIED else Shared
+    _, key_heads, columns, size = keys[0].shape
+    if filled.numel() * k > _COPIED:
+        kind: type[Shared | Summed | Copies] = Shared
+    elif _sums_pay(keys[0]) and heads == key_heads and (columns + most) * size <= _SUMMED:
+        kind = Summed
+    else:
+        kind = Copies
     return kind(keys, values, filled, k, most)
+
+
+def _sums_pay(part: Tensor) -> bool:
+    return part.device.type == "cpu" and part.dtype == torch.float32  # products of shorter numbers would be rounded
 
 
 def _mask(filled: Tensor) -> Tensor | None:
@@ -47,40 +60,48 @@ def _mask(filled: Tensor) -> Tensor | None:
     return torch.zeros(filled.shape, device=filled.device).masked_fill_(~filled, -torch.inf)[:, None, None]
 
 
+def _repeated(parts: Sequence[Tensor], k: int) -> list[Tensor]:
+    """Return what each of k rows a prompt begins with."""
+    return [part.repeat_interleave(k, dim=0) for part in parts]
+
+
 class _Columns:
-    """Per layer a buffer (R, key heads, columns, D) that begins with the columns of `first`, one of them for k rows."""
+    """Per layer a buffer that begins with the columns given and grows along the dimension `columns`."""
 
-    def __init__(self, first: Sequence[Tensor], k: int, room: int) -> None:
-        self._count, self._room = first[0].shape[2], min(room, _GROWTH)
-        self._buffers = [self._with_room(part[:, None], k).flatten(0, 1) for part in first]
+    def __init__(self, first: Sequence[Tensor], room: int, columns: int, rows: int) -> None:
+        self._count, self._room = first[0].shape[columns], min(room, _GROWTH)
+        self._columns, self._rows = columns, rows
+        self._buffers = [self._with_room(part) for part in first]
 
-    def _with_room(self, columns: Tensor, k: int = 1) -> Tensor:
-        """Return a buffer (N, k, ...) with further columns, from (N, 1, ...)."""
-        count, _, heads, filled, size = columns.shape
-        buffer = columns.new_empty(count, k, heads, filled + self._room, size)
-        buffer[:, :, :, :filled] = columns
+    def _with_room(self, filled: Tensor) -> Tensor:
+        shape = list(filled.shape)
+        shape[self._columns] += self._room
+        buffer = filled.new_empty(shape)
+        buffer.narrow(self._columns, 0, self._count).copy_(filled)
         return buffer
 
     def append(self, layer: int, new: Tensor) -> Tensor:
-        """Write a column (R, key heads, D) and return all columns so far."""
+        """Write a column and return all columns so far."""
         buffer = self._buffers[layer]
-        if buffer.shape[2] == self._count:
-            buffer = self._buffers[layer] = self._with_room(buffer[:, None]).flatten(0, 1)
-        buffer[:, :, self._count] = new
-        return buffer[:, :, : self._count + 1]
+        if buffer.shape[self._columns] == self._count:
+            buffer = self._buffers[layer] = self._with_room(buffer)
+        buffer.select(self._columns, self._count).copy_(new)
+        return buffer.narrow(self._columns, 0, self._count + 1)
 
     def advance(self) -> None:
         self._count += 1
 
     def keep(self, index: Tensor) -> None:
-        self._buffers = [buffer.index_select(0, index) for buffer in self._buffers]
+        self._buffers = [buffer.index_select(self._rows, index) for buffer in self._buffers]
 
 
 class _Rows(RowCache):
     """Keys and values of rows, which begin with those given."""
 
-    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], k: int, most: int) -> None:
-        self._keys, self._values = (_Columns(parts, k, most) for parts in (keys, values))
+    def __init__(
+        self, keys: Sequence[Tensor], values: Sequence[Tensor], most: int, columns: int = 2, rows: int = 0
+    ) -> None:
+        self._keys, self._values = (_Columns(parts, most, columns, rows) for parts in (keys, values))
 
     def _append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         return self._keys.append(layer, key), self._values.append(layer, value)
@@ -100,7 +121,7 @@ class Copies(_Rows):
     """See the module."""
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
-        super().__init__(keys, values, k, most)
+        super().__init__(_repeated(keys, k), _repeated(values, k), most)
         mask = _mask(filled)
         self._mask = None if mask is None else mask.repeat_interleave(k, dim=0)
 
@@ -123,6 +144,32 @@ class Copies(_Rows):
         self._mask = None if self._mask is None else self._mask[index]
 
 
+class Summed(_Rows):
+    """See the module. Buffers are (columns, heads, D, R), for `llama_step` has the numbers of all rows side by side."""
+
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
+        by_column = [[part.permute(2, 1, 3, 0) for part in _repeated(parts, k)] for parts in (keys, values)]
+        super().__init__(by_column[0], by_column[1], most, columns=0, rows=3)
+        mask = _mask(filled)
+        self._mask = None if mask is None else mask[:, 0, 0].repeat_interleave(k, dim=0).t()[:, None]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """See `Packed.attend`."""
+        query, key, value = (part.permute(1, 2, 0) for part in (query, key, value))
+        scale = query.shape[1] ** -0.5 if scaling is None else scaling
+        keys, values = self._append(layer, key, value)
+        scores = (keys * query).sum(dim=2).mul_(scale)  # (columns, heads, R)
+        if self._mask is not None:
+            scores[: len(self._mask)] += self._mask
+        shares = scores.softmax(dim=0, dtype=torch.float32).to(values.dtype)
+        return (values * shares[:, :, None]).sum(dim=0).permute(2, 0, 1)
+
+    def keep(self, index: Tensor) -> None:
+        """See `RowCache.keep`."""
+        super().keep(index)
+        self._mask = None if self._mask is None else self._mask[:, :, index]
+
+
 class Shared(_Rows):
     """See the module; products with a prompt's keys and values are those of all its rows at once.
 
@@ -131,8 +178,8 @@ class Shared(_Rows):
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
         self._prompt_keys, self._prompt_values = list(keys), list(values)
-        empty_keys, empty_values = ([part[:, :, :0] for part in parts] for parts in (keys, values))
-        super().__init__(empty_keys, empty_values, k, most)
+        empty = [_repeated([part[:, :, :0] for part in parts], k) for parts in (keys, values)]
+        super().__init__(empty[0], empty[1], most)
         self._mask = _mask(filled)
         self._k, self._slots = k, torch.arange(len(filled) * k, device=filled.device)
 
