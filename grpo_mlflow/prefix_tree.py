@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -54,6 +56,12 @@ def prompt_levels(prompts: Sequence[Ids]) -> list[Level]:
     return [Level([prompts[0][:shared]]), Level([prompt[shared:] for prompt in prompts], [0] * len(prompts))]
 
 
+def in_a_row(sequences: Sequence[Ids], device: torch.device) -> Tensor:
+    """Return all tokens (N,), one sequence after the other."""
+    tokens = np.fromiter(chain.from_iterable(sequences), np.int64)  # `torch.tensor` takes six times as long
+    return torch.from_numpy(tokens).to(device)
+
+
 class Tree(Packed):
     """N tokens, level after level and sequence after sequence.
 
@@ -68,7 +76,7 @@ class Tree(Packed):
         lengths = torch.tensor([len(sequence) for sequence in sequences])
         starts = lengths.cumsum(0) - lengths
         self.starts, self.lengths = torch.split(starts, counts), torch.split(lengths, counts)
-        self.ids = torch.tensor([token for sequence in sequences for token in sequence], device=device)
+        self.ids = in_a_row(sequences, device)
 
         self._parents: list[Tensor | None] = []
         self._masks: list[Tensor | None] = []  # None: plainly causal

@@ -17,9 +17,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from grpo_mlflow import llama_pass
 from grpo_mlflow.attention import allow_packing, packed_forward
 from grpo_mlflow.policy import completion_logprobs
-from grpo_mlflow.prefix_tree import Ids, Level, Tree, prompt_levels
+from grpo_mlflow.prefix_tree import Ids, Level, Tree, in_a_row, prompt_levels
 from grpo_mlflow.token_head import token_logprobs
 
 _REASONS: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
@@ -40,7 +41,7 @@ class Prefixes(Tree):
         whole = torch.tensor([len(completion) for completion in completions])
         mask = torch.arange(int(whole.max()))[None, :] < whole[:, None]
         self.mask = mask.to(device)
-        self.targets = torch.tensor([token for completion in completions for token in completion], device=device)
+        self.targets = in_a_row(completions, device)
         ends = (self.starts[-2] + self.lengths[-2] - 1)[torch.tensor(owners)]
         own = self.starts[-1][:, None] + torch.arange(mask.shape[1] - 1)[None, :]
         self.picks = torch.cat([ends[:, None], own], dim=1)[mask].to(device)
@@ -71,14 +72,22 @@ def logprobs(model: Any, batch: Prefixes, temperature: float, entropy_gradient: 
     See `policy.completion_logprobs`, which computes the same of padded rows.
     """
     layer = _output_layer(model)
-    with _Head(layer) as head:
-        packed_forward(model, batch.ids, batch.positions, batch, batch.picks)
-    assert head.hidden is not None
-    found = token_logprobs(head.hidden[0], layer.weight, layer.bias, batch.targets, temperature, entropy_gradient)
+    hidden = _hidden_states(model, batch, layer)
+    found = token_logprobs(hidden, layer.weight, layer.bias, batch.targets, temperature, entropy_gradient)
     chosen, entropy = (
         torch.zeros(batch.mask.shape, device=value.device).masked_scatter(batch.mask, value) for value in found
     )
     return chosen, entropy
+
+
+def _hidden_states(model: Any, batch: Prefixes, layer: nn.Linear) -> Tensor:
+    """Return what the output layer is given at the picks, (M, width)."""
+    if llama_pass.serves(model):
+        return llama_pass.hidden_states(model, batch.ids, batch.positions, batch, batch.picks)
+    with _Head(layer) as head:
+        packed_forward(model, batch.ids, batch.positions, batch, batch.picks)
+    assert head.hidden is not None
+    return head.hidden[0]
 
 
 def _output_layer(model: Any) -> nn.Linear:

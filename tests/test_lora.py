@@ -136,7 +136,8 @@ def test_shared_prompts_equal_padded_rows_with_an_adapter(name: str) -> None:
     assert made.shares
     found = [_results(made, shares) for shares in (True, False)]
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5 * max(1.0, float(other.abs().max())), rtol=0)
+        # each of both ways is up to 3e-5 of the largest gradient off float64
+        torch.testing.assert_close(one, other, atol=4e-5 * max(1.0, float(other.abs().max())), rtol=0)
 
 
 def test_in_low_precision_the_adapter_and_its_gradient_stay_float32() -> None:
@@ -198,7 +199,7 @@ def test_recomputed_activations_give_the_same_gradients(adapter: bool, shares: b
     layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     policy.recompute_activations(made._policy.model)
     for one, other in zip(_results(made, shares), expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(one, other, atol=1e-5 * max(1.0, float(other.abs().max())), rtol=0)
     assert len(calls) == 2  # forward, and again in the backward pass
     assert not any(module.training for module in made._policy.model.modules())
 

@@ -94,7 +94,8 @@ def test_shared_prompts_equal_padded_rows(name: str, shape: str, entropy_gradien
     expected = results(made, given, False, entropy_gradient)
     found = results(made, given, True, entropy_gradient)
     for one, other in zip(found[:2], expected[:2], strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=2e-6)
+        # with log-probs down to -8 each of both ways is up to 3e-5 off float64
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     assert expected[2].norm() > 1
     assert (found[2] - expected[2]).norm() < 1e-5 * expected[2].norm()
 
@@ -113,10 +114,11 @@ def test_gradient_checkpointing_changes_nothing(shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_prompt_and_what_all_share_is_computed_once_and_no_last_token(shape: str) -> None:
     made, given, seen = scorer(build("llama")), rows(shape), []
-    made._policy.model.model.layers[0].mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    mlp = made._policy.model.model.layers[0].mlp
+    mlp.gate_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     made.score(given)
     alike, rests, completions = SHAPES[shape]
-    assert seen == [(1, alike + sum(rests) + sum(size - 1 for group in completions for size in group), 48)]
+    assert seen == [(alike + sum(rests) + sum(size - 1 for group in completions for size in group), 48)]
 
 
 def test_what_prompts_share_leaves_each_its_last_token() -> None:
@@ -132,11 +134,12 @@ def test_what_prompts_share_leaves_each_its_last_token() -> None:
     assert common_prefix([]) == 0
 
 
-def test_no_logits_are_computed_but_a_single_token() -> None:
-    made, seen = scorer(build("llama")), []
+@pytest.mark.parametrize(("name", "computed"), [("llama", []), ("gpt2", [(1, 1, 200)])])
+def test_the_output_layer_computes_no_logits_but_a_single_token(name: str, computed: list[Any]) -> None:
+    made, seen = scorer(build(name)), []
     made._policy.model.lm_head.register_forward_hook(lambda _, __, output: seen.append(output.shape))
     made.score(rows("ragged"))
-    assert seen == [(1, 1, 200)]
+    assert seen == computed
 
 
 @pytest.mark.parametrize("shape", ["ragged", "alike, ragged"])
