@@ -22,6 +22,7 @@ from grpo_mlflow.attention import Packed, packed_forward
 from grpo_mlflow.prefix_tree import Level, Tree
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type
+_EXACT = (torch.float32, torch.float64)  # transformers computes norms of others in float32
 _TRIED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 Forward = Callable[[Tensor, Tensor, Packed, "Tensor | int"], Tensor]
@@ -31,17 +32,20 @@ def serves(model: Any) -> bool:
     """Return whether `hidden_states` may stand in for the model's own forward pass, here and now.
 
     The model can be packed (`shared_prefix.reason_against`). Not one that is wrapped for several processes, is in
-    training mode (it may drop out), or has layers with another forward pass (`policy.recompute_activations`).
+    training mode (it may drop out), or has layers with another forward pass (`policy.recompute_activations`). Hooks on
+    modules larger than a projection are not called.
     """
-    config = getattr(model, "config", None)
-    if config is None or config.model_type not in FAMILY or config.hidden_act != "silu":
+    config, layers = getattr(model, "config", None), getattr(getattr(model, "model", None), "layers", None)
+    kind, act = (getattr(config, name, None) for name in ("model_type", "hidden_act"))
+    if layers is None or kind not in FAMILY or act != "silu":
         return False
     if model.device.type != "cpu" or torch.is_autocast_enabled("cpu") or model.training:
         return False
-    if any("forward" in vars(layer) for layer in model.model.layers):
+    if any("forward" in vars(layer) for layer in layers):
         return False
     if model not in _TRIED:
-        _TRIED[model] = agrees(model, lambda *given: _logits(model, *given))
+        exact = all(parameter.dtype in _EXACT for parameter in model.parameters())
+        _TRIED[model] = exact and agrees(model, lambda *given: _logits(model, *given))
     return _TRIED[model]
 
 
@@ -123,8 +127,7 @@ class _Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        square: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_()
-        inverse = square.div_(rows.shape[-1]).add_(epsilon).rsqrt_()
+        inverse = rows.square().mean(dim=-1, keepdim=True).add_(epsilon).rsqrt_()
         ctx.save_for_backward(rows, weight, inverse)
         return (rows * inverse).mul_(weight)
 

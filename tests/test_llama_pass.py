@@ -99,6 +99,21 @@ def test_it_stands_aside_where_it_does_not_serve() -> None:
     assert not llama_pass.serves(model)
 
 
+class Renamed(torch.nn.Module):
+    """As a model of somebody's own may be: the family's name, other names inside."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.body, self.config, self.device = inner, inner.config, inner.device
+
+
+def test_other_models_with_the_name_of_the_family_keep_their_own_way() -> None:
+    inner = made("llama")
+    assert not llama_pass.serves(Renamed(inner).eval())
+    llama_pass._TRIED.clear()
+    assert not llama_pass.serves(inner.half())  # norms would be computed in half precision
+
+
 def test_what_disagrees_is_not_used() -> None:
     model = made("llama")
     model.model.layers[1].mlp.register_forward_hook(lambda module, given, found: 2 * found)

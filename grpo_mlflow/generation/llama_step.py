@@ -41,8 +41,9 @@ def can_step(model: Any) -> bool:
 
 
 class LlamaStep:
-    """A model taken apart: changes of its weights in place are seen, but not which of its adapters are switched on."""
+    """A model taken apart, for one call of the sampler: later changes of its weights or adapters are not seen."""
 
+    @torch.no_grad()
     def __init__(self, model: Any) -> None:
         self._model = model.model
         self._layers = [_Layer(layer) for layer in model.model.layers]

@@ -9,7 +9,7 @@ prompts are long or rows are many.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -42,7 +42,7 @@ def start(keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: i
     _, key_heads, columns, size = keys[0].shape
     if filled.numel() * k > _COPIED:
         kind: type[Shared | Summed | Copies] = Shared
-    elif _sums_pay(keys[0]) and heads == key_heads and (columns + most) * size <= _SUMMED:
+    elif _sums_pay(keys[0]) and _sums_pay(values[0]) and heads == key_heads and (columns + most) * size <= _SUMMED:
         kind = Summed
     else:
         kind = Copies
@@ -60,18 +60,20 @@ def _mask(filled: Tensor) -> Tensor | None:
     return torch.zeros(filled.shape, device=filled.device).masked_fill_(~filled, -torch.inf)[:, None, None]
 
 
-def _repeated(parts: Sequence[Tensor], k: int) -> list[Tensor]:
-    """Return what each of k rows a prompt begins with."""
-    return [part.repeat_interleave(k, dim=0) for part in parts]
+def _repeated(parts: Iterable[Tensor], k: int) -> Iterator[Tensor]:
+    """Yield what each of k rows a prompt begins with: one layer's at a time, for they are many copies."""
+    return (part.repeat_interleave(k, dim=0) for part in parts)
 
 
 class _Columns:
     """Per layer a buffer that begins with the columns given and grows along the dimension `columns`."""
 
-    def __init__(self, first: Sequence[Tensor], room: int, columns: int, rows: int) -> None:
-        self._count, self._room = first[0].shape[columns], min(room, _GROWTH)
-        self._columns, self._rows = columns, rows
-        self._buffers = [self._with_room(part) for part in first]
+    def __init__(self, first: Iterable[Tensor], room: int, columns: int, rows: int) -> None:
+        self._room, self._columns, self._rows = min(room, _GROWTH), columns, rows
+        self._buffers = []
+        for part in first:
+            self._count = part.shape[columns]
+            self._buffers.append(self._with_room(part))
 
     def _with_room(self, filled: Tensor) -> Tensor:
         shape = list(filled.shape)
@@ -99,7 +101,7 @@ class _Rows(RowCache):
     """Keys and values of rows, which begin with those given."""
 
     def __init__(
-        self, keys: Sequence[Tensor], values: Sequence[Tensor], most: int, columns: int = 2, rows: int = 0
+        self, keys: Iterable[Tensor], values: Iterable[Tensor], most: int, columns: int = 2, rows: int = 0
     ) -> None:
         self._keys, self._values = (_Columns(parts, most, columns, rows) for parts in (keys, values))
 
@@ -148,7 +150,7 @@ class Summed(_Rows):
     """See the module. Buffers are (columns, heads, D, R), for `llama_step` has the numbers of all rows side by side."""
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
-        by_column = [[part.permute(2, 1, 3, 0) for part in _repeated(parts, k)] for parts in (keys, values)]
+        by_column = [(part.permute(2, 1, 3, 0) for part in _repeated(parts, k)) for parts in (keys, values)]
         super().__init__(by_column[0], by_column[1], most, columns=0, rows=3)
         mask = _mask(filled)
         self._mask = None if mask is None else mask[:, 0, 0].repeat_interleave(k, dim=0).t()[:, None]
@@ -178,7 +180,7 @@ class Shared(_Rows):
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
         self._prompt_keys, self._prompt_values = list(keys), list(values)
-        empty = [_repeated([part[:, :, :0] for part in parts], k) for parts in (keys, values)]
+        empty = [_repeated((part[:, :, :0] for part in parts), k) for parts in (keys, values)]
         super().__init__(empty[0], empty[1], most)
         self._mask = _mask(filled)
         self._k, self._slots = k, torch.arange(len(filled) * k, device=filled.device)
