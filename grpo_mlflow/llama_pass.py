@@ -12,6 +12,7 @@ SwiGLU (Shazeer 2020, arXiv:2002.05202): y = s u with s = z sigmoid(z);  ds/dz =
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -45,7 +46,7 @@ def serves(model: Any) -> bool:
         return False
     if model not in _TRIED:
         exact = all(parameter.dtype in _EXACT for parameter in model.parameters())
-        _TRIED[model] = exact and agrees(model, lambda *given: _logits(model, *given))
+        _TRIED[model] = exact and agrees(model, partial(_logits, model))
     return _TRIED[model]
 
 
@@ -71,15 +72,23 @@ def hidden_states(model: Any, ids: Tensor, positions: Tensor, packed: Packed, pi
     """Return what the output layer is given, (M, width); see `packed_forward`."""
     body = model.model
     hidden = body.embed_tokens(ids)
-    cos, sin = (part[0, :, None] for part in body.rotary_emb(hidden, positions[None]))  # (N, 1, D)
-    half = sin.shape[-1] // 2
-    sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # rotate_half(x) * sin = roll(x) * this
+    cos, sin = (part[:, None] for part in angles(body, hidden, positions))
     for number, layer in enumerate(body.layers):
         hidden = _attended(layer, number, hidden, cos, sin, packed)
         hidden = _fed_forward(layer, hidden)
     if isinstance(picks, Tensor):
         hidden = hidden.index_select(0, picks)
     return _norm(body.norm, hidden)
+
+
+def angles(body: Any, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of the rotary embedding in the type of `hidden`, both (N, D).
+
+    A row x is turned to x cos + roll(x) sin: signs are those of rotate_half, which rolls by half of D and negates.
+    """
+    cos, sin = (part[0] for part in body.rotary_emb(hidden, positions[None]))
+    half = sin.shape[1] // 2
+    return cos, torch.cat([-sin[:, :half], sin[:, half:]], dim=1)
 
 
 def _logits(model: Any, *given: Any) -> Tensor:

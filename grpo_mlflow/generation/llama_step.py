@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grpo_mlflow.attention import Packed
-from grpo_mlflow.llama_pass import FAMILY, agrees
+from grpo_mlflow.llama_pass import FAMILY, agrees, angles
 
 _WIDE, _BLOCK = 8192, 128  # so many rows of a weight times columns are faster in blocks: 1.2 to 1.7 times on two cores
 _SMALL = 1 << 20  # a product with fewer weights is short enough that to copy them once a call pays
@@ -35,8 +36,8 @@ def can_step(model: Any) -> bool:
     The model can be packed (`shared_prefix.reason_against`).
     """
     if model not in _TRIED:
-        family = model.config.model_type in FAMILY
-        _TRIED[model] = family and agrees(model, lambda *given: LlamaStep(model)(*given))
+        of_family = model.config.model_type in FAMILY
+        _TRIED[model] = of_family and agrees(model, lambda *given: LlamaStep(model)(*given))
     return _TRIED[model]
 
 
@@ -54,9 +55,7 @@ class LlamaStep:
         """Return logits of the tokens that follow `tokens` (R,) at `positions` (R,); see `packed_forward`."""
         model = self._model
         hidden = functional.embedding(tokens, model.embed_tokens.weight).t().contiguous()
-        cos, sin = (part[0].t().contiguous() for part in model.rotary_emb(hidden, positions[None]))  # (D, R)
-        half = len(sin) // 2
-        sin = torch.cat([-sin[:half], sin[half:]])  # rotate_half(x) * sin = roll(x) * this
+        cos, sin = (part.t().contiguous() for part in angles(model, hidden, positions))
         for number, layer in enumerate(self._layers):
             hidden = layer(hidden, cos, sin, partial(packed.attend, number))
         if isinstance(picks, Tensor):
@@ -73,7 +72,8 @@ class _Layer:
         self._inputs = _joined([attention.q_proj, attention.k_proj, attention.v_proj])
         self._normed = [_norm(getattr(attention, name)) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
         self._size, self._scaling = attention.head_dim, attention.scaling
-        self._heads = [part.out_features // attention.head_dim for part in (attention.q_proj, attention.k_proj)]
+        outputs = (part.out_features // self._size for part in (attention.q_proj, attention.k_proj))
+        self._queries, self._both = accumulate(outputs)  # where keys begin among the heads, and where values do
         self._output, self._down = _product(attention.o_proj), _product(mlp.down_proj)
         self._gate, self._up, self._act = _product(mlp.gate_proj), _product(mlp.up_proj), mlp.act_fn
 
@@ -81,13 +81,12 @@ class _Layer:
         """Return the hidden states (width, R) that follow; the angles are (D, R)."""
         normed = self._before(hidden)
         rows = self._inputs(normed).view(-1, self._size, hidden.shape[1])
-        queries, both = self._heads[0], sum(self._heads)
-        query_key, value = rows[:both], rows[both:]
+        query_key, value = rows[: self._both], rows[self._both :]
         if self._normed:
-            parts = (query_key[:queries], query_key[queries:])
+            parts = (query_key[: self._queries], query_key[self._queries :])
             query_key = torch.cat([norm(part) for norm, part in zip(self._normed, parts, strict=True)])
         turned = torch.addcmul(query_key * cos, query_key.roll(self._size // 2, dims=1), sin)
-        given = (part.permute(2, 0, 1) for part in (turned[:queries], turned[queries:], value))
+        given = (part.permute(2, 0, 1) for part in (turned[: self._queries], turned[self._queries :], value))
         found = attend(*given, self._scaling)
         hidden = self._output(found.flatten(1).t(), hidden)
         normed = self._between(hidden)
@@ -99,8 +98,8 @@ def _joined(layers: Sequence[Any]) -> Callable[[Tensor], Tensor]:
     if all(type(layer) is nn.Linear and layer.weight.numel() <= _SMALL for layer in layers):
         weight = torch.cat([layer.weight for layer in layers])
         biases = [layer.bias for layer in layers if layer.bias is not None]
-        bias = torch.cat(biases)[:, None] if biases else None
-        return lambda columns: weight @ columns if bias is None else torch.addmm(bias, weight, columns)
+        joined = _plain(weight, torch.cat(biases) if biases else None)
+        return lambda columns: joined(columns, None)
     products = [_product(layer) for layer in layers]
     return lambda columns: torch.cat([product(columns, None) for product in products])
 
@@ -109,7 +108,11 @@ def _product(layer: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
     """Return what a linear layer makes of columns (in, R), plus what is to be added: (out, R)."""
     if type(layer) is not nn.Linear:  # peft's, with an adapter
         return _adapted(layer)
-    weight, bias = layer.weight, None if layer.bias is None else layer.bias[:, None]
+    return _plain(layer.weight, layer.bias)
+
+
+def _plain(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor | None], Tensor]:
+    bias = None if bias is None else bias[:, None]
     in_blocks = len(weight) >= _WIDE and not len(weight) % _BLOCK
 
     def product(columns: Tensor, added: Tensor | None) -> Tensor:

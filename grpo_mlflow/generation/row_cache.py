@@ -124,8 +124,7 @@ class Copies(_Rows):
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
         super().__init__(_repeated(keys, k), _repeated(values, k), most)
-        mask = _mask(filled)
-        self._mask = None if mask is None else mask.repeat_interleave(k, dim=0)
+        self._mask = _mask(filled.repeat_interleave(k, dim=0))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `Packed.attend`."""
@@ -152,8 +151,8 @@ class Summed(_Rows):
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
         by_column = [(part.permute(2, 1, 3, 0) for part in _repeated(parts, k)) for parts in (keys, values)]
         super().__init__(by_column[0], by_column[1], most, columns=0, rows=3)
-        mask = _mask(filled)
-        self._mask = None if mask is None else mask[:, 0, 0].repeat_interleave(k, dim=0).t()[:, None]
+        mask = _mask(filled.repeat_interleave(k, dim=0))
+        self._mask = None if mask is None else mask[:, 0].permute(2, 1, 0)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `Packed.attend`."""
@@ -163,7 +162,7 @@ class Summed(_Rows):
         scores = (keys * query).sum(dim=2).mul_(scale)  # (columns, heads, R)
         if self._mask is not None:
             scores[: len(self._mask)] += self._mask
-        shares = scores.softmax(dim=0, dtype=torch.float32).to(values.dtype)
+        shares = scores.softmax(dim=0)
         return (values * shares[:, :, None]).sum(dim=0).permute(2, 0, 1)
 
     def keep(self, index: Tensor) -> None:
