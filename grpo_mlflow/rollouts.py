@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError, to_json
 
 from grpo_mlflow import seeding
@@ -29,6 +30,7 @@ def _getter(kind: type) -> tuple[list[str], Any]:
 
 
 _FIELDS = {kind: _getter(kind) for kind in (Problem, Completion, Verdict)}
+_TO_JSON = {kind: TypeAdapter(kind).serializer.to_json for kind in (Completion, Verdict)}
 
 
 def training_sampling(config: GenerationConfig) -> Sampling:
@@ -112,22 +114,25 @@ def write(path: Path, groups: Sequence[Group]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as stream:
         for group in groups:
-            # a payload that JSON cannot hold must be refused, and not be written as something like it
-            problem = json.dumps(_shallow(group.problem))
-            record = {
-                "prompt_token_ids": group.rollouts[0].prompt.token_ids,
-                "advantages": group.advantages,
-                "rollouts": [record_of(rollout) for rollout in group.rollouts],
-            }
-            stream.write(b'{"problem": ' + problem.encode() + b", " + _json(record).removeprefix(b"{") + b"\n")
+            stream.write(
+                b'{"problem": %b, "prompt_token_ids": %b, "advantages": %b, "rollouts": [%b]}\n'
+                % (
+                    # a payload that JSON cannot hold must be refused, and not be written as something like it
+                    json.dumps(_shallow(group.problem)).encode(),
+                    to_json(group.rollouts[0].prompt.token_ids),
+                    to_json(group.advantages, inf_nan_mode="constants"),
+                    b",".join([_json(rollout) for rollout in group.rollouts]),
+                )
+            )
 
 
-def _json(record: dict[str, Any]) -> bytes:
-    """Return what `json` would, in an eighth of its time: an iteration may hold a million log-probs."""
+def _json(rollout: Rollout) -> bytes:
+    """Return `record_of` as `json` would, in an eighth of its time: an iteration may hold a million log-probs."""
     try:
-        return to_json(record, inf_nan_mode="constants")
+        completion = _TO_JSON[Completion](rollout.completion, warnings=False)
+        return completion[:-1] + b',"verdict":' + _TO_JSON[Verdict](rollout.verdict, warnings=False) + b"}"
     except PydanticSerializationError:  # half of a surrogate pair, which only an escape can write
-        return json.dumps(record).encode()
+        return json.dumps(record_of(rollout)).encode()
 
 
 def read(path: Path) -> list[Group]:

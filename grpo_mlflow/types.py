@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import ConfigDict, with_config
+
 Split = Literal["train", "eval"]
 FinishReason = Literal["stop", "length"]
+_written = with_config(ConfigDict(ser_json_inf_nan="constants"))  # a log-prob may be -inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Prompt:
     token_ids: tuple[int, ...]
 
 
+@_written
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What a generator gives back.
@@ -50,6 +54,7 @@ class Completion:
     policy_version: int
 
 
+@_written
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A task's judgement of one text. `parsed` is None where the text holds no well-formed answer."""

@@ -10,12 +10,14 @@ from entrypoints.command import importing
 
 
 def test_garbage_is_looked_for_again_after_importing() -> None:
-    frozen = gc.get_freeze_count()
+    frozen, threshold = gc.get_freeze_count(), gc.get_threshold()
     try:
         with pytest.raises(ImportError), importing():
             assert not gc.isenabled()
             raise ImportError("a library is broken")
         assert gc.isenabled()
         assert gc.get_freeze_count() > frozen
+        assert gc.get_threshold()[0] > threshold[0]
     finally:
+        gc.set_threshold(*threshold)
         gc.unfreeze()
