@@ -184,7 +184,7 @@ def test_both_decoders_draw_the_same(
     packer, sampling = decoding.PackedDecoder, Sampling(150)  # longer than the buffers grow at once
 
     def sample(decoder: Any) -> list[list[Completion]]:
-        monkeypatch.setattr(decoding, "start", lambda *given: decoder(*given[: 4 if decoder is packer else 3]))
+        monkeypatch.setattr(decoding, "prefill", lambda *given: decoder(*given[: 4 if decoder is packer else 2]))
         return LocalGenerator(used, batch_size=4).generate(questions, 6, sampling, 0, ())
 
     assert reason_against(used.model) is None
@@ -202,16 +202,58 @@ def test_both_decoders_draw_the_same(
             assert a.behaviour_logprobs == pytest.approx(b.behaviour_logprobs, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["shared", "copies", "summed", "the model's"])
+def test_rows_are_computed_once_while_they_are_alike(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(row_cache, "_COPIED", 0 if kind == "shared" else 10**6)
+    monkeypatch.setattr(row_cache, "_SUMMED", 10**6 if kind == "summed" else 0)
+    assert reason_against(policy.model) is None
+    held: list[int] = []
+
+    def prefill(*given: Any) -> decoding.Decoder:
+        decoder = decoding.CacheDecoder(*given[:2]) if kind == "the model's" else decoding.PackedDecoder(*given)
+        step = decoder.step
+
+        def counted(tokens: torch.Tensor) -> None:
+            held.append(len(tokens))
+            step(tokens)
+
+        monkeypatch.setattr(decoder, "step", counted)
+        return decoder
+
+    monkeypatch.setattr(decoding, "prefill", prefill)
+    # eight rows of each prompt at this temperature draw a few different answers, which many tokens end
+    used = replace(policy, eos_ids=tuple(range(3, policy.model.config.vocab_size, 7)))
+    sampling, questions = Sampling(40, temperature=0.05), [*prompts(policy), *alike(prompts(policy))]
+
+    def sample(alike: float) -> list[list[Completion]]:
+        held.clear()
+        monkeypatch.setattr(decoding, "_ALIKE", alike)
+        return LocalGenerator(used, batch_size=9).generate(questions, 8, sampling, 0, ())
+
+    apart, rows = sample(0.0), sum(held)
+    together, computed = sample(1.0), sum(held)
+    different = {(i, c.token_ids[:n]) for i, row in enumerate(apart) for c in row for n in range(1, len(c.token_ids))}
+    assert len({len(completion.token_ids) for row in apart for completion in row}) > 2
+    assert len(different) < 0.8 * rows
+    assert computed <= 1.2 * len(different)  # a few rows that have ended are carried along
+    for one, other in zip(apart, together, strict=True):
+        assert [c.token_ids for c in one] == [c.token_ids for c in other]
+        for a, b in zip(one, other, strict=True):
+            assert a.behaviour_logprobs == pytest.approx(b.behaviour_logprobs, abs=1e-4)
+
+
 def test_models_that_cannot_be_packed_use_their_own_cache(policy: Policy) -> None:
-    assert isinstance(decoding.start(policy, [[5, 6]], 2, 4), decoding.PackedDecoder)
+    assert isinstance(decoding.prefill(policy, [[5, 6]], 2, 4), decoding.PackedDecoder)
     plain = replace(policy, model=grouped_heads(policy).model)
     plain.model.set_attn_implementation("eager")
-    assert isinstance(decoding.start(plain, [[5, 6]], 2, 4), decoding.CacheDecoder)
+    assert isinstance(decoding.prefill(plain, [[5, 6]], 2, 4), decoding.CacheDecoder)
 
 
 def test_steps_are_written_out_only_where_that_is_known_to_work(policy: Policy) -> None:
     def step(used: Policy) -> Any:
-        decoder = decoding.start(used, [[5, 6]], 2, 4)
+        decoder = decoding.prefill(used, [[5, 6]], 2, 4)
         assert isinstance(decoder, decoding.PackedDecoder)
         return decoder._forward
 

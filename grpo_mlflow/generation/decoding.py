@@ -1,9 +1,10 @@
-"""From prompts to next-token logits, one token after another for K rows of each prompt, by one of two ways.
+"""From prompts to next-token logits, one token after another for K rows of each prompt.
 
-`PackedDecoder` keeps keys and values in buffers of its own (`row_cache`): nothing is concatenated or masked anew for a
-token, prompts are prefilled without padding, what they share once, and grouped key heads are never repeated.
-`CacheDecoder` uses the model's own cache and serves every architecture. Both give the same logits up to rounding, in
-the type of the autocast block around them.
+`Branches` computes what rows have in common once: K rows begin as one, and part where they draw different tokens. Below
+it one of two ways. `PackedDecoder` keeps keys and values in buffers of its own (`row_cache`): nothing is concatenated
+or masked anew for a token, prompts are prefilled without padding, what they share once, and grouped key heads are never
+repeated. `CacheDecoder` uses the model's own cache and serves every architecture. Both give the same logits up to
+rounding, in the type of the autocast block around them.
 """
 
 from __future__ import annotations
@@ -24,31 +25,80 @@ from grpo_mlflow.prefix_tree import Tree, prompt_levels
 from grpo_mlflow.shared_prefix import reason_against
 
 _PLAIN = ("cpu", torch.float32)
+_ALIKE = 0.75  # share of the rows: with more different sequences each row goes on alone
+_IDLE = 0.1  # share of a decoder's rows that may be without use: to take rows out copies all keys and values
 
 
 class Decoder(Protocol):
     """Rows of tokens that grow. `logits` (R, V) are those of each row's next token."""
 
-    logits: Tensor
+    @property
+    def logits(self) -> Tensor: ...
 
     def step(self, tokens: Tensor) -> None:
         """Append one token to each row: `tokens` (R,)."""
         ...
 
     def keep(self, index: Tensor) -> None:
-        """Go on with some of the rows."""
+        """Go on with the rows of `index`, in ascending order; a row may be in it several times."""
         ...
 
 
 def start(policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> Decoder:
     """Prefill each prompt once and return a decoder of len(prompts) * k rows, k after k, for `most` tokens at most."""
+    return Branches(prefill(policy, prompts, k, most), k)
+
+
+def prefill(policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> Decoder:
+    """Return a decoder of one row for each prompt, which may become k, for `most` tokens at most."""
     if reason_against(policy.model) is None:
         return PackedDecoder(policy, prompts, k, most)
-    return CacheDecoder(policy, prompts, k)
+    return CacheDecoder(policy, prompts)
+
+
+class Branches:
+    """Rows over a decoder that holds once those of them that have drawn the same tokens so far.
+
+    It begins with a row for each prompt. Short answers of a model that has learned are often the same, so a step costs
+    a fraction of what that of all rows does; long ones part within a few tokens.
+    """
+
+    def __init__(self, decoder: Decoder, k: int) -> None:
+        self._decoder = decoder
+        # which of the decoder's rows is each row's, in ascending order
+        self._owners = torch.arange(len(decoder.logits), device=decoder.logits.device).repeat_interleave(k)
+        self._apart = False
+
+    @property
+    def logits(self) -> Tensor:
+        """See `Decoder`."""
+        found = self._decoder.logits
+        return found if self._apart and len(self._owners) == len(found) else found.index_select(0, self._owners)
+
+    def step(self, tokens: Tensor) -> None:
+        """See `Decoder.step`."""
+        held, vocabulary = self._decoder.logits.shape
+        parents, newest, owners, parts = self._owners, tokens, torch.arange(len(tokens), device=tokens.device), False
+        if not self._apart:
+            different, alike = torch.unique(self._owners * vocabulary + tokens, return_inverse=True)
+            self._apart = len(different) > _ALIKE * len(tokens)
+            if not self._apart:
+                parents, newest, owners = different // vocabulary, different % vocabulary, alike
+            parts = bool((parents[1:] == parents[:-1]).any())
+        if parts or held - len(parents) > _IDLE * held:
+            self._decoder.keep(parents)
+            self._owners = owners
+        elif len(parents) < held:
+            newest = newest.new_zeros(held).index_copy_(0, parents, newest)
+        self._decoder.step(newest)
+
+    def keep(self, index: Tensor) -> None:
+        """See `Decoder.keep`; the decoder lets go of rows when that pays."""
+        self._owners = self._owners.index_select(0, index)
 
 
 class PackedDecoder:
-    """Prompts prefilled without padding, then rows of single tokens.
+    """Prompts prefilled without padding, then rows of single tokens: at first one for each prompt, in the end up to k.
 
     A forward pass of a model of the Llama family is written out (`llama_step`), in float32 on a CPU.
     """
@@ -60,9 +110,9 @@ class PackedDecoder:
         ends = (tree.starts[-1] + tree.lengths[-1] - 1).to(device)
         plain = (device.type, policy.dtype) == _PLAIN and can_step(policy.model)
         self._forward = LlamaStep(policy.model) if plain else partial(packed_forward, policy.model)
-        self.logits = self._forward(tree.ids, tree.positions, prefill, ends).repeat_interleave(k, dim=0)
+        self.logits = self._forward(tree.ids, tree.positions, prefill, ends)
         self._cache = row_cache.start(prefill.keys, prefill.values, tree.filled, k, most, prefill.heads)
-        self._positions = torch.tensor([len(prompt) for prompt in prompts], device=device).repeat_interleave(k)
+        self._positions = torch.tensor([len(prompt) for prompt in prompts], device=device)
 
     def step(self, tokens: Tensor) -> None:
         """See `Decoder.step`."""
@@ -95,9 +145,9 @@ class _Prefill(Packed):
 
 
 class CacheDecoder:
-    """Rows padded on the left, with the cache that the model makes."""
+    """Rows padded on the left, with the cache that the model makes: at first one for each prompt."""
 
-    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], k: int) -> None:
+    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
         self._policy = policy
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), policy.pad_id)
@@ -109,10 +159,9 @@ class CacheDecoder:
         last = {"logits_to_keep": 1} if keeps_logits(policy.model) else {}
         out = self._forward(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), **last)
         self._cache = getattr(out, self._cache_name)
-        self._cache.batch_repeat_interleave(k)
-        self.logits = out.logits[:, -1].repeat_interleave(k, dim=0)
-        self._mask = mask.repeat_interleave(k, dim=0)
-        self._positions = self._mask.sum(dim=1)
+        self.logits = out.logits[:, -1]
+        self._mask = mask
+        self._positions = mask.sum(dim=1)
 
     @property
     def _cache_name(self) -> str:

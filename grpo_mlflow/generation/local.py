@@ -1,6 +1,7 @@
 """Sampling in this process, from the very weights that are trained.
 
-Each prompt is prefilled once for its K completions; rows that have ended leave the batch.
+Each prompt is prefilled once for its K completions, and what they begin alike with computed once; rows that have ended
+leave the batch.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.sampling import choose
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.types import Completion, Prompt
-
-_IDLE = 0.1  # share of ended rows that are carried along: to take rows out copies all keys and values
 
 
 class LocalGenerator:
@@ -78,31 +77,27 @@ class LocalGenerator:
         seen = _seen(prompts, k, decoder.logits) if sampling.repetition_penalty != 1.0 else None
         tokens = torch.zeros(most, rows, dtype=torch.long, device=device)
         logprobs = torch.zeros(most, rows, device=device)
+        lengths = torch.zeros(rows, dtype=torch.long, device=device)
         eos = torch.zeros(decoder.logits.shape[-1], dtype=torch.bool, device=device)
         eos[list(policy.eos_ids)] = True
         alive = torch.arange(rows, device=device)  # the rows that the decoder holds
-        ended = torch.zeros(rows, dtype=torch.bool, device=device)  # of these, those that need no more tokens
         for place in range(most):
             chosen, likelihood = choose(decoder.logits, sampling, uniforms[place].index_select(0, alive), seen)
             tokens[place].index_copy_(0, alive, chosen)
             logprobs[place].index_copy_(0, alive, likelihood)
-            ended |= eos.index_select(0, chosen)
-            left = len(ended) - int(ended.sum())
-            if place + 1 == most or not left:
+            lengths[alive] = place + 1
+            index = (~eos.index_select(0, chosen)).nonzero().squeeze(1)
+            if place + 1 == most or not len(index):
                 break
             if seen is not None:
-                seen.scatter_(1, chosen[:, None], True)
-            if len(ended) - left > _IDLE * len(ended):
-                index = (~ended).nonzero().squeeze(1)
+                seen = seen.scatter_(1, chosen[:, None], True).index_select(0, index)
+            if len(index) < len(alive):
                 decoder.keep(index)
-                alive, chosen, ended = alive[index], chosen[index], ended[index]
-                seen = seen[index] if seen is not None else None
+                alive, chosen = alive[index], chosen[index]
             decoder.step(chosen)
-        before_end = eos[tokens].cumsum(dim=0) == 0  # what was carried along after its end is cut off
-        ends = (before_end.sum(dim=0) + 1).clamp(max=most)
         return [
-            (row[:end], values[:end])
-            for row, values, end in zip(tokens.T.tolist(), logprobs.T.tolist(), ends.tolist(), strict=True)
+            (row[:length], values[:length])
+            for row, values, length in zip(tokens.T.tolist(), logprobs.T.tolist(), lengths.tolist(), strict=True)
         ]
 
 

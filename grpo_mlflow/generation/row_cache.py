@@ -1,15 +1,15 @@
 """Keys and values of rows that grow token by token, and attention of each row's newest token to them.
 
-A batch has R rows, k for each of G prompts. `Copies` gives each row its own copy of its prompt: all that a row looks at
-stands side by side, and attention is two products for each row and head. `Summed` has copies too, but multiplies number
-by number and adds up: so many products of tiny matrices take longer to start than to compute. `Shared` keeps a prompt
-once for its k rows, with more operations for each token, but without reading or holding it k times: better where
-prompts are long or rows are many.
+A batch begins with one row for each of G prompts; `keep` repeats rows, up to k times. `Copies` gives each row its own
+copy of its prompt: all that a row looks at stands side by side, and attention is two products for each row and head.
+`Summed` has copies too, but multiplies number by number and adds up: so many products of tiny matrices take longer to
+start than to compute. `Shared` keeps a prompt once for its rows, with more operations for each token, but without
+reading or holding it k times: better where prompts are long or rows are many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -30,12 +30,12 @@ class RowCache(Packed, Protocol):
         ...
 
     def keep(self, index: Tensor) -> None:
-        """Go on with some of the rows."""
+        """Go on with the rows of `index`, in ascending order; a row may be in it several times."""
         ...
 
 
 def start(keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int, heads: int) -> RowCache:
-    """Return the cache of G * k rows, k after k, for `most` tokens at most of a model with so many query heads.
+    """Return the cache of G rows, later k for each at most, for `most` tokens of a model with so many query heads.
 
     Keys and values of the prompts are (G, key heads, P, D) for each layer; `filled` (G, P) is True on their tokens.
     """
@@ -46,7 +46,7 @@ def start(keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: i
         kind = Summed
     else:
         kind = Copies
-    return kind(keys, values, filled, k, most)
+    return kind(keys, values, filled, most)
 
 
 def _sums_pay(part: Tensor) -> bool:
@@ -58,11 +58,6 @@ def _mask(filled: Tensor) -> Tensor | None:
     if bool(filled.all()):
         return None
     return torch.zeros(filled.shape, device=filled.device).masked_fill_(~filled, -torch.inf)[:, None, None]
-
-
-def _repeated(parts: Iterable[Tensor], k: int) -> Iterator[Tensor]:
-    """Yield what each of k rows a prompt begins with: one layer's at a time, for they are many copies."""
-    return (part.repeat_interleave(k, dim=0) for part in parts)
 
 
 class _Columns:
@@ -94,7 +89,8 @@ class _Columns:
         self._count += 1
 
     def keep(self, index: Tensor) -> None:
-        self._buffers = [buffer.index_select(self._rows, index) for buffer in self._buffers]
+        for layer, buffer in enumerate(self._buffers):  # one after the other, for together they may be much memory
+            self._buffers[layer] = buffer.index_select(self._rows, index)
 
 
 class _Rows(RowCache):
@@ -122,9 +118,9 @@ class _Rows(RowCache):
 class Copies(_Rows):
     """See the module."""
 
-    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
-        super().__init__(_repeated(keys, k), _repeated(values, k), most)
-        self._mask = _mask(filled.repeat_interleave(k, dim=0))
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, most: int) -> None:
+        super().__init__(keys, values, most)
+        self._mask = _mask(filled)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `Packed.attend`."""
@@ -148,10 +144,10 @@ class Copies(_Rows):
 class Summed(_Rows):
     """See the module. Buffers are (columns, heads, D, R), for `llama_step` has the numbers of all rows side by side."""
 
-    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
-        by_column = [(part.permute(2, 1, 3, 0) for part in _repeated(parts, k)) for parts in (keys, values)]
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, most: int) -> None:
+        by_column = [(part.permute(2, 1, 3, 0) for part in parts) for parts in (keys, values)]
         super().__init__(by_column[0], by_column[1], most, columns=0, rows=3)
-        mask = _mask(filled.repeat_interleave(k, dim=0))
+        mask = _mask(filled)
         self._mask = None if mask is None else mask[:, 0].permute(2, 1, 0)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -174,15 +170,15 @@ class Summed(_Rows):
 class Shared(_Rows):
     """See the module; products with a prompt's keys and values are those of all its rows at once.
 
-    `slots` (R,) is prompt * k + number: rows that have left are zeros in these products.
+    `slots` (R,) is the number of a row's prompt times `most_rows`, those of the prompt that has most, and the row's
+    number among those of its prompt: slots without a row are zeros in these products.
     """
 
-    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: int, most: int) -> None:
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, most: int) -> None:
         self._prompt_keys, self._prompt_values = list(keys), list(values)
-        empty = [_repeated((part[:, :, :0] for part in parts), k) for parts in (keys, values)]
-        super().__init__(empty[0], empty[1], most)
+        super().__init__((part[:, :, :0] for part in keys), (part[:, :, :0] for part in values), most)
         self._mask = _mask(filled)
-        self._k, self._slots = k, torch.arange(len(filled) * k, device=filled.device)
+        self._most_rows, self._slots = 1, torch.arange(len(filled), device=filled.device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `Packed.attend`."""
@@ -201,25 +197,28 @@ class Shared(_Rows):
         return (of_prompt + own @ values).reshape(rows, heads, size)
 
     def _spread(self, rows: Tensor) -> Tensor:
-        """Return (G, key heads, k * n, D) of rows (R, key heads, n, D); rows that have left are zeros."""
+        """Return (G, key heads, most rows * n, D) of rows (R, key heads, n, D)."""
         count = len(self._prompt_keys[0])
-        if len(rows) < count * self._k:
-            rows = rows.new_zeros(count * self._k, *rows.shape[1:]).index_copy_(0, self._slots, rows)
+        if len(rows) < count * self._most_rows:
+            rows = rows.new_zeros(count * self._most_rows, *rows.shape[1:]).index_copy_(0, self._slots, rows)
         _, heads, several, size = rows.shape
-        return rows.view(count, self._k, heads, several, size).transpose(1, 2).reshape(count, heads, -1, size)
+        return rows.view(count, self._most_rows, heads, several, size).transpose(1, 2).reshape(count, heads, -1, size)
 
     def _gather(self, groups: Tensor, several: int) -> Tensor:
         """Undo `_spread`."""
         count, heads, _, size = groups.shape
-        rows = groups.view(count, heads, self._k, several, size).transpose(1, 2).reshape(-1, heads, several, size)
+        rows = groups.view(count, heads, -1, several, size).transpose(1, 2).reshape(-1, heads, several, size)
         return rows if len(self._slots) == len(rows) else rows.index_select(0, self._slots)
 
     def keep(self, index: Tensor) -> None:
         """See `RowCache.keep`."""
         super().keep(index)
-        slots = self._slots[index]
-        prompts, owners = torch.unique(slots // self._k, return_inverse=True)
-        self._slots = owners * self._k + slots % self._k
+        prompts, owners, counts = torch.unique(
+            self._slots[index] // self._most_rows, return_inverse=True, return_counts=True
+        )
+        numbers = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[owners]
+        self._most_rows = int(counts.max())
+        self._slots = owners * self._most_rows + numbers
         if len(prompts) < len(self._prompt_keys[0]):
             for buffers in (self._prompt_keys, self._prompt_values):
                 buffers[:] = [buffer.index_select(0, prompts) for buffer in buffers]
