@@ -1,6 +1,7 @@
 """Log-probabilities of rollouts under a model, by the cheapest way that the model allows.
 
-Sharing prompts (`shared_prefix`) and padding rows (`policy.completion_logprobs`) give the same numbers up to rounding.
+Rows that are computed once (`shared_prefix`: prompts, and completions drawn several times) and padded rows
+(`policy.completion_logprobs`) give the same numbers up to rounding.
 """
 
 from __future__ import annotations
@@ -40,15 +41,21 @@ class Scorer:
             return self._padded(rows, model, entropy_gradient)
 
     def _shared(self, rows: Sequence[Row], model: Any, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-        prompts = {row.prompt_ids: None for row in rows}
-        number = {prompt: i for i, prompt in enumerate(prompts)}
+        # a completion that was drawn several times is computed once
+        numbers: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+        places = [numbers.setdefault((row.prompt_ids, row.completion_ids), len(numbers)) for row in rows]
+        prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in numbers))}
         batch = shared_prefix.Prefixes(
             list(prompts),
-            [row.completion_ids for row in rows],
-            [number[row.prompt_ids] for row in rows],
+            [completion for _, completion in numbers],
+            [prompts[prompt] for prompt, _ in numbers],
             self._policy.device,
         )
-        return shared_prefix.logprobs(model, batch, self._temperature, entropy_gradient)
+        chosen, entropy = shared_prefix.logprobs(model, batch, self._temperature, entropy_gradient)
+        if len(numbers) == len(rows):
+            return chosen, entropy
+        index = torch.tensor(places, device=chosen.device)
+        return chosen.index_select(0, index), entropy.index_select(0, index)
 
     def _padded(self, rows: Sequence[Row], model: Any, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
         device, width = self._policy.device, max(row.width for row in rows)

@@ -2,9 +2,10 @@
 
 Useful are the operations that an iteration cannot do without: each prompt once, and once what all prompts begin with,
 each token of a completion once in sampling, and in the update one forward pass for 1 and one backward pass for 2 (for 1
-where all but an adapter is frozen), of groups with a signal only. Padding, repeated prompts and recomputation are not
-useful, so they lower the utilisation. A token costs two operations per weight of a matrix, the output layer only where
-a token is predicted, and attention 4 * width per layer and token seen.
+where all but an adapter is frozen), of groups with a signal only; completions of a prompt that are the same, once.
+Padding, repeated prompts and recomputation are not useful, so they lower the utilisation. A token costs two operations
+per weight of a matrix, the output layer only where a token is predicted, and attention 4 * width per layer and token
+seen.
 """
 
 from __future__ import annotations
@@ -43,15 +44,16 @@ class Costs:
         return cls(2.0 * body, 2.0 * head.numel(), 4.0 * config.hidden_size * config.num_hidden_layers)
 
     def forward(self, groups: Iterable[Group]) -> float:
-        """Return the operations of one forward pass over groups, each prompt once, and once what all prompts share."""
+        """Return the operations of one forward pass over groups, each prompt and each different completion of it once,
+        and once what all prompts share."""
         groups = list(groups)
         shared = common_prefix([group.rollouts[0].prompt.token_ids for group in groups])
         total = -(len(groups) - 1) * (self.token * shared + self.pair * shared * shared / 2)
         for group in groups:
             prompt = len(group.rollouts[0].prompt.token_ids)
             total += self.token * prompt + self.pair * prompt * prompt / 2
-            for rollout in group.rollouts:
-                length = len(rollout.completion.token_ids)
+            for completion in {rollout.completion.token_ids for rollout in group.rollouts}:
+                length = len(completion)
                 total += self.token * (length - 1) + self.prediction * length
                 total += self.pair * (length - 1) * (prompt + length / 2)
         return total

@@ -110,6 +110,19 @@ def test_gradient_checkpointing_changes_nothing(shape: str) -> None:
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
 
 
+def test_a_completion_drawn_several_times_is_computed_once() -> None:
+    made, different, seen = scorer(build("llama")), rows("ragged"), []
+    given = [*different[:3], *different, different[1]]
+    expected = results(made, given, False, True)
+    made._policy.model.model.embed_tokens.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    found = results(made, given, True, True)
+    made.score(different)
+    assert seen[0] == seen[1]
+    for one, other in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=2e-6)
+    assert (found[2] - expected[2]).norm() < 1e-5 * expected[2].norm()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_prompt_and_what_all_share_is_computed_once_and_no_last_token(shape: str) -> None:
     made, given, seen = scorer(build("llama")), rows(shape), []
