@@ -195,7 +195,7 @@ def test_both_decoders_draw_the_same(
     assert type(packer(used, tokens, 6, 4)._cache) is expected
     assert (common_prefix(tokens) > 0) is (given == "alike")
     packed, cached = sample(packer), sample(decoding.CacheDecoder)
-    assert len({len(completion.token_ids) for row in packed for completion in row}) > 2
+    assert len({len(completion.token_ids) for row in packed for completion in row}) > 1
     for one, other in zip(packed, cached, strict=True):
         assert [c.token_ids for c in one] == [c.token_ids for c in other]
         for a, b in zip(one, other, strict=True):

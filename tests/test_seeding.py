@@ -55,6 +55,8 @@ def test_same_key_gives_same_draws(key: tuple[int | str, ...]) -> None:
 def test_every_part_of_the_key_counts() -> None:
     assert len({_first(key) for key in KEYS}) == len(KEYS)
     assert len({seeding.integer(0, *key) for key in KEYS}) == len(KEYS)
+    assert len(np.unique(seeding.uniforms(0, KEYS, 1))) == len(KEYS)
+    assert seeding.uniforms(1, KEYS, 1)[0] != seeding.uniforms(0, KEYS, 1)[0]
 
 
 def test_a_stream_does_not_move_another() -> None:
@@ -73,6 +75,24 @@ def test_streams_of_neighbouring_seeds_and_indices_are_unrelated() -> None:
     assert np.abs(correlation).max() < 0.11
 
 
+def test_uniforms_are_uniform_and_unrelated() -> None:
+    keys: list[tuple[int | str, ...]] = [("x", problem, place) for problem in ("a", "b") for place in range(8)]
+    draws = seeding.uniforms(0, keys, 2000)
+    assert draws.min() >= 0.0
+    assert draws.max() < 1.0
+    counts = np.bincount((draws * 100).astype(int).ravel(), minlength=100)
+    # chi-square of 99 degrees of freedom: above 160 with a probability of 1e-4
+    assert ((counts - draws.size / 100) ** 2 / (draws.size / 100)).sum() < 160
+    correlation = np.corrcoef(draws) - np.eye(len(draws))
+    assert np.abs(correlation).max() < 0.11
+    assert abs(np.corrcoef(draws[:, 1:].ravel(), draws[:, :-1].ravel())[0, 1]) < 5 / np.sqrt(draws.size)
+
+
+def test_few_uniforms_are_the_first_of_many_whoever_draws_beside() -> None:
+    many = seeding.uniforms(3, [("a", 1), ("b", 2)], 100)
+    assert seeding.uniforms(3, [("b", 2)], 7).tolist() == [many[1, :7].tolist()]
+
+
 def test_integers_fill_63_bits() -> None:
     values = [seeding.integer(3, "server", index) for index in range(4000)]
     assert all(type(value) is int and 0 <= value < 2**63 for value in values)
@@ -85,9 +105,11 @@ def test_integers_fill_63_bits() -> None:
 def test_another_process_draws_the_same() -> None:
     program = (
         "from grpo_mlflow import seeding; "
-        "print(seeding.integer(7, 'problem', 3), *seeding.stream(7, 'problem', 3).integers(0, 10**9, size=5))"
+        "print(seeding.integer(7, 'problem', 3), *seeding.stream(7, 'problem', 3).integers(0, 10**9, size=5), "
+        "*(int(drawn * 2**53) for drawn in seeding.uniforms(7, [('problem', 3)], 5)[0]))"
     )
     here = [seeding.integer(7, "problem", 3), *seeding.stream(7, "problem", 3).integers(0, 10**9, size=5).tolist()]
+    here += [int(drawn * 2**53) for drawn in seeding.uniforms(7, [("problem", 3)], 5)[0]]
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         command = [sys.executable, "-c", program]

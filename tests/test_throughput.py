@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -24,12 +25,18 @@ def begin_with(tokens: tuple[int, ...], group: Group) -> Group:
     return replace(group, rollouts=tuple(replace(rollout, prompt=longer) for rollout in group.rollouts))
 
 
+def draw_twice(group: Group) -> Group:
+    first, second, *others = group.rollouts
+    return replace(group, rollouts=(first, replace(second, completion=first.completion), *others))
+
+
 @pytest.mark.parametrize("beginning", [(), (7,) * 30])
+@pytest.mark.parametrize("change", [lambda group: group, draw_twice])
 def test_costs_are_those_that_torch_counts(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch, beginning: tuple[int, ...]
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, beginning: tuple[int, ...], change: Callable[[Group], Group]
 ) -> None:
     monkeypatch.setattr(prefix_tree, "_FEW", 0)  # attention by its own kernel, which can be told from other products
-    groups, scorer = [begin_with(beginning, group) for group in make_groups(5)], Scorer(policy, 1.0)
+    groups, scorer = [change(begin_with(beginning, group)) for group in make_groups(5)], Scorer(policy, 1.0)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         scorer.score(rows_of(groups))
     counted = counter.get_flop_counts()["Global"]

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,8 +40,8 @@ class LocalGenerator:
         groups: list[list[Completion]] = []
         for start in range(0, len(prompts), self._batch_size):
             batch = prompts[start : start + self._batch_size]
-            streams = [seeding.stream(seed, *key, prompt.problem_id, j) for prompt in batch for j in range(k)]
-            uniforms = torch.from_numpy(np.stack([stream.random(sampling.max_new_tokens) for stream in streams]))
+            keys = ((*key, prompt.problem_id, j) for prompt in batch for j in range(k))
+            uniforms = torch.from_numpy(seeding.uniforms(seed, keys, sampling.max_new_tokens))
             rows = self._sample([prompt.token_ids for prompt in batch], k, sampling, uniforms)
             texts = self._policy.decode([ids for ids, _ in rows])
             completions = [
