@@ -1,11 +1,11 @@
 """How well a run uses its machine: useful work against the rate of plain matrix products, time shares, memory.
 
 Useful are the operations that an iteration cannot do without: each prompt once, and once what all prompts begin with,
-each token of a completion once in sampling, and in the update one forward pass for 1 and one backward pass for 2 (for 1
-where all but an adapter is frozen), of groups with a signal only; completions of a prompt that are the same, once.
-Padding, repeated prompts and recomputation are not useful, so they lower the utilisation. A token costs two operations
-per weight of a matrix, the output layer only where a token is predicted, and attention 4 * width per layer and token
-seen.
+each token of a completion once in sampling, and once where completions begin alike, and in the update one forward pass
+for 1 and one backward pass for 2 (for 1 where all but an adapter is frozen), of groups with a signal only, completions
+that are the same once. Padding, repeated prompts and recomputation are not useful, so they lower the utilisation. A
+token costs two operations per weight of a matrix, the output layer only where a token is predicted, and attention
+4 * width per layer and token seen.
 """
 
 from __future__ import annotations
@@ -43,19 +43,28 @@ class Costs:
         config = model.config
         return cls(2.0 * body, 2.0 * head.numel(), 4.0 * config.hidden_size * config.num_hidden_layers)
 
-    def forward(self, groups: Iterable[Group]) -> float:
+    def forward(self, groups: Iterable[Group], sampling: bool = False) -> float:
         """Return the operations of one forward pass over groups, each prompt and each different completion of it once,
-        and once what all prompts share."""
+        and once what all prompts share; in `sampling`, also once what completions of a prompt begin with."""
         groups = list(groups)
         shared = common_prefix([group.rollouts[0].prompt.token_ids for group in groups])
         total = -(len(groups) - 1) * (self.token * shared + self.pair * shared * shared / 2)
         for group in groups:
             prompt = len(group.rollouts[0].prompt.token_ids)
-            total += self.token * prompt + self.pair * prompt * prompt / 2
-            for completion in {rollout.completion.token_ids for rollout in group.rollouts}:
-                length = len(completion)
-                total += self.token * (length - 1) + self.prediction * length
-                total += self.pair * (length - 1) * (prompt + length / 2)
+            total += self.token * prompt + self.pair * prompt * prompt / 2 + self.prediction * sampling
+            before: tuple[int, ...] = ()
+            # in order, a completion has no longer beginning in common with any before than with the last one
+            for completion in sorted({rollout.completion.token_ids for rollout in group.rollouts}):
+                given, known = completion[:-1], 0  # the last token predicts nothing
+                if sampling:
+                    known = next(
+                        (i for i, (a, b) in enumerate(zip(before, given, strict=False)) if a != b), len(before)
+                    )
+                    known = min(known, len(given))
+                new = len(given) - known
+                total += self.token * new + self.prediction * (new if sampling else len(completion))
+                total += self.pair * (prompt * new + (len(given) * len(completion) - known * (known + 1)) / 2)
+                before = given
         return total
 
 
@@ -103,7 +112,7 @@ class Meter:
         """
         work = {"update": self._passes * self._costs.forward(group for group in groups if not group.is_flat)}
         if self._samples_here:
-            work["generate"] = self._costs.forward(sampled)
+            work["generate"] = self._costs.forward(sampled, sampling=True)
         shares = {f"share_{phase}": spent / seconds for phase, spent in phases.items()}
         return {
             **shares,

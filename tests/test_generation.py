@@ -244,6 +244,47 @@ def test_rows_are_computed_once_while_they_are_alike(
             assert a.behaviour_logprobs == pytest.approx(b.behaviour_logprobs, abs=1e-4)
 
 
+class Histories:
+    """A decoder whose logits are what each of its rows has been given: the prompt's number, then tokens."""
+
+    def __init__(self, prompts: int) -> None:
+        self.rows = [str(prompt) for prompt in range(prompts)]
+
+    @property
+    def logits(self) -> torch.Tensor:
+        return torch.tensor([[float(row), 0.0, 0.0] for row in self.rows], dtype=torch.float64)
+
+    def step(self, tokens: torch.Tensor) -> None:
+        self.rows = [row + str(token) for row, token in zip(self.rows, tokens.tolist(), strict=True)]
+
+    def keep(self, index: torch.Tensor) -> None:
+        self.rows = [self.rows[i] for i in index.tolist()]
+        assert [row[0] for row in self.rows] == sorted(row[0] for row in self.rows)
+
+
+@pytest.mark.parametrize(("prompts", "k"), [(1, 1), (1, 2), (1, 4), (1, 8), (2, 4), (3, 3), (4, 8)])
+def test_rows_part_and_leave_in_any_order(prompts: int, k: int) -> None:
+    parted = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        decoder = Histories(prompts)
+        branches, rows = decoding.Branches(decoder, k), [str(i // k) for i in range(prompts * k)]
+        alike, ends = rng.choice([0.3, 0.8, 0.95]), rng.choice([0.0, 0.1, 0.4])
+        for _ in range(10):
+            assert branches.logits[:, 0].tolist() == [float(row) for row in rows]
+            tokens = np.where(rng.random(len(rows)) < alike, 1, rng.integers(0, 3, len(rows)))
+            index = np.flatnonzero(rng.random(len(rows)) >= ends)
+            if not len(index):
+                break
+            if len(index) < len(rows):
+                branches.keep(torch.from_numpy(index))
+            rows = [rows[i] + str(tokens[i]) for i in index]
+            branches.step(torch.from_numpy(tokens[index]))
+            assert len(set(rows)) <= len(decoder.rows) <= 1.12 * len(rows) + 1
+        parted += branches._apart
+    assert parted > 20  # and some never
+
+
 def test_models_that_cannot_be_packed_use_their_own_cache(policy: Policy) -> None:
     assert isinstance(decoding.prefill(policy, [[5, 6]], 2, 4), decoding.PackedDecoder)
     plain = replace(policy, model=grouped_heads(policy).model)

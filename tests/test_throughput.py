@@ -45,6 +45,23 @@ def test_costs_are_those_that_torch_counts(
     assert products == pytest.approx(costs.forward(groups), rel=1e-6)
 
 
+def test_sampling_counts_what_completions_begin_with_once() -> None:
+    (group,) = make_groups(1)
+    drawn = [(1, 2, 3), (5,), (1, 2, 4), (1, 2, 3)]
+    rollouts = [
+        replace(group.rollouts[0], completion=replace(group.rollouts[0].completion, token_ids=d)) for d in drawn
+    ]
+    group, prompt = replace(group, rollouts=tuple(rollouts)), len(group.rollouts[0].prompt.token_ids)
+    # after the prompt 1, 12, 12: a pass for 1 and 2, a prediction from the prompt and from each of these
+    counts = [
+        Costs(*ones).forward([group], sampling=True) for ones in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    ]
+    assert counts == [prompt + 2, 3, prompt**2 / 2 + (prompt + 1) + (prompt + 2)]
+    # in the update the three different ones on their own
+    counts = [Costs(*ones).forward([group]) for ones in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))]
+    assert counts == [prompt + 2 + 2 + 0, 3 + 3 + 1]
+
+
 def test_flat_groups_are_no_useful_update() -> None:
     meter = object.__new__(Meter)
     meter._device, meter._costs, meter._peak = torch.device("cpu"), Costs(2.0, 3.0, 0.0), 1e3
@@ -55,7 +72,7 @@ def test_flat_groups_are_no_useful_update() -> None:
     whole, part = (meter.metrics(given, given, phases, 4.0) for given in (groups, half))
     assert part["mfu_update"] == pytest.approx(4 * meter._costs.forward(half[i] for i in (1, 3)) / 2.0 / 1e3)
     assert part["mfu_update"] < whole["mfu_update"]
-    assert part["mfu_generate"] == pytest.approx(meter._costs.forward(half) / 1e3)
+    assert part["mfu_generate"] == pytest.approx(meter._costs.forward(half, sampling=True) / 1e3)
     more = meter.metrics(half, [*half, *groups], phases, 4.0)  # with groups that were sampled and not trained on
     assert more["mfu_update"] == part["mfu_update"]
     assert more["mfu_generate"] == pytest.approx(part["mfu_generate"] + whole["mfu_generate"])

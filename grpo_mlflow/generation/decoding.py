@@ -40,7 +40,7 @@ class Decoder(Protocol):
         ...
 
     def keep(self, index: Tensor) -> None:
-        """Go on with the rows of `index`, in ascending order; a row may be in it several times."""
+        """Go on with the rows of `index`, those of a prompt side by side; a row may be in it several times."""
         ...
 
 
@@ -65,9 +65,9 @@ class Branches:
 
     def __init__(self, decoder: Decoder, k: int) -> None:
         self._decoder = decoder
-        # which of the decoder's rows is each row's, in ascending order
+        # which of the decoder's rows is each row's; those of a prompt are in no order until all are apart
         self._owners = torch.arange(len(decoder.logits), device=decoder.logits.device).repeat_interleave(k)
-        self._apart = False
+        self._apart = k == 1
 
     @property
     def logits(self) -> Tensor:
@@ -78,14 +78,15 @@ class Branches:
     def step(self, tokens: Tensor) -> None:
         """See `Decoder.step`."""
         held, vocabulary = self._decoder.logits.shape
-        parents, newest, owners, parts = self._owners, tokens, torch.arange(len(tokens), device=tokens.device), False
+        parents, newest, owners, moves = self._owners, tokens, torch.arange(len(tokens), device=tokens.device), False
         if not self._apart:
             different, alike = torch.unique(self._owners * vocabulary + tokens, return_inverse=True)
-            self._apart = len(different) > _ALIKE * len(tokens)
-            if not self._apart:
+            if len(different) > _ALIKE * len(tokens):
+                self._apart = moves = True  # each row gets its own place, in order
+            else:
                 parents, newest, owners = different // vocabulary, different % vocabulary, alike
-            parts = bool((parents[1:] == parents[:-1]).any())
-        if parts or held - len(parents) > _IDLE * held:
+                moves = bool((parents[1:] == parents[:-1]).any())
+        if moves or held - len(parents) > _IDLE * held:
             self._decoder.keep(parents)
             self._owners = owners
         elif len(parents) < held:
@@ -93,7 +94,7 @@ class Branches:
         self._decoder.step(newest)
 
     def keep(self, index: Tensor) -> None:
-        """See `Decoder.keep`; the decoder lets go of rows when that pays."""
+        """Go on with some of the rows, each at most once; the decoder lets go of its own when that pays."""
         self._owners = self._owners.index_select(0, index)
 
 
@@ -159,7 +160,7 @@ class CacheDecoder:
         last = {"logits_to_keep": 1} if keeps_logits(policy.model) else {}
         out = self._forward(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), **last)
         self._cache = getattr(out, self._cache_name)
-        self.logits = out.logits[:, -1]
+        self.logits = out.logits[:, -1].clone()  # of models that give logits of the whole prompt, the others go
         self._mask = mask
         self._positions = mask.sum(dim=1)
 

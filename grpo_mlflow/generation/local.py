@@ -79,7 +79,7 @@ class LocalGenerator:
         lengths = torch.zeros(rows, dtype=torch.long, device=device)
         eos = torch.zeros(decoder.logits.shape[-1], dtype=torch.bool, device=device)
         eos[list(policy.eos_ids)] = True
-        alive = torch.arange(rows, device=device)  # the rows that the decoder holds
+        alive = torch.arange(rows, device=device)  # the rows that go on
         for place in range(most):
             chosen, likelihood = choose(decoder.logits, sampling, uniforms[place].index_select(0, alive), seen)
             tokens[place].index_copy_(0, alive, chosen)
@@ -89,10 +89,11 @@ class LocalGenerator:
             if place + 1 == most or not len(index):
                 break
             if seen is not None:
-                seen = seen.scatter_(1, chosen[:, None], True).index_select(0, index)
+                seen.scatter_(1, chosen[:, None], True)
             if len(index) < len(alive):
                 decoder.keep(index)
                 alive, chosen = alive[index], chosen[index]
+                seen = seen[index] if seen is not None else None
             decoder.step(chosen)
         return [
             (row[:length], values[:length])

@@ -30,7 +30,7 @@ class RowCache(Packed, Protocol):
         ...
 
     def keep(self, index: Tensor) -> None:
-        """Go on with the rows of `index`, in ascending order; a row may be in it several times."""
+        """Go on with the rows of `index`, those of a prompt side by side; a row may be in it several times."""
         ...
 
 
