@@ -48,8 +48,10 @@ def test_operations_are_those_that_the_run_counts() -> None:
     groups = []
     for group in make_groups(2):
         prompt = replace(group.rollouts[0].prompt, token_ids=(6,) * 7)
-        completion = replace(group.rollouts[0].completion, token_ids=(6,) * 5, behaviour_logprobs=(0.0,) * 5)
-        groups.append(replace(group, rollouts=(replace(group.rollouts[0], prompt=prompt, completion=completion),) * 4))
+        like = replace(group.rollouts[0].completion, behaviour_logprobs=(0.0,) * 5)
+        completions = [replace(like, token_ids=(6, 6, 6, 6, j)) for j in range(4)]
+        rollouts = [replace(group.rollouts[0], prompt=prompt, completion=completion) for completion in completions]
+        groups.append(replace(group, rollouts=tuple(rollouts)))
     assert forward_flops(LLAMA, work) == pytest.approx(Costs.of(build(LLAMA)).forward(groups))
 
 
