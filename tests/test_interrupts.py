@@ -4,15 +4,64 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
+import mlflow
+import optuna
 import pytest
 
+from grpo_mlflow import tracking
+from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.interrupts import Interrupted, deferred, handled, let_through, request, shared, stop
+from grpo_mlflow.search.storage import open_storage
 
 
 def send(number: int = signal.SIGINT) -> None:
     os.kill(os.getpid(), number)
+
+
+@contextmanager
+def at_every_line(reached: Callable[[], None]) -> Iterator[None]:
+    """Call `reached` at each line and each return of what the block calls, in whatever package."""
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if event != "call":
+            reached()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def count_lines(call: Callable[[], object]) -> int:
+    lines: list[None] = []
+    with at_every_line(lambda: lines.append(None)):
+        call()
+    return len(lines)
+
+
+@contextmanager
+def send_at(moment: int) -> Iterator[None]:
+    """Send SIGINT at that line of what the block calls."""
+    lines: list[None] = []
+
+    def reached() -> None:
+        lines.append(None)
+        if len(lines) == moment:
+            send()
+
+    with at_every_line(reached):
+        yield
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -114,3 +163,30 @@ def test_another_thread_can_ask_to_stop_and_a_process_can_stop_for_another() -> 
     with pytest.raises(Interrupted) as caught, handled(), shared(silent=False):
         stop(signal.SIGINT)
     assert caught.value.exit_code == 130
+
+
+@pytest.mark.parametrize("kind", ["sqlite:///", "journal:"])
+def test_a_signal_anywhere_in_a_call_to_a_storage_leaves_it_usable(tmp_path: Path, kind: str) -> None:
+    address = f"{kind}{tmp_path}/storage"
+    storage, other = open_storage(address), open_storage(address)
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+    trial.report(0.5, 0)  # what only a first call does is not counted
+    moments = count_lines(lambda: trial.report(0.5, 1))
+    for step in range(2, 42):
+        with pytest.raises(Interrupted), handled(), send_at((step - 1) * moments // 42):
+            trial.report(0.5, step)
+        other.set_trial_user_attr(trial._trial_id, "at", step)  # the database is not locked
+        trial.report(0.5, step)
+    assert sorted(study.trials[0].intermediate_values) == list(range(42))
+    study.tell(trial, 1.0)
+
+
+def test_a_signal_anywhere_in_a_write_to_mlflow_stops_the_run_and_loses_nothing(store: str) -> None:
+    tracker = tracking.start(TrackingConfig(uri=store, experiment="signals"), "train")
+    moments = count_lines(lambda: tracker.tags({"0": "0"}))
+    for number in range(1, 31):
+        with pytest.raises(Interrupted), handled(), send_at(number * moments // 32):
+            tracker.tags({f"{number}": f"{number}"})
+    tags = mlflow.MlflowClient(store).get_run(tracker.run_id).data.tags
+    assert {key: value for key, value in tags.items() if key.isdigit()} == {f"{n}": f"{n}" for n in range(31)}

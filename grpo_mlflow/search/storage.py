@@ -9,12 +9,13 @@ import warnings
 from pathlib import Path
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from grpo_mlflow import interrupts
 from grpo_mlflow.errors import ConfigError, UserError, one_line, redact
 
 _ALLOWED = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE, journal:FILE"
@@ -23,6 +24,8 @@ _ATTEMPTS = 4
 
 def open_storage(url: str | None, tracking_uri: str | None = None) -> BaseStorage:
     """Open the storage at `url`, by default optuna.db beside the MLflow store's file, else in the current folder.
+
+    No signal arrives inside a call to it.
 
     Raises:
         ConfigError: it is not an address of a storage.
@@ -33,7 +36,23 @@ def open_storage(url: str | None, tracking_uri: str | None = None) -> BaseStorag
     url = url or f"sqlite:///{_folder(tracking_uri) / 'optuna.db'}"
     where = f"search.storage = {redact(url)!r}"
     if url.startswith("journal:"):
-        return _open_journal(Path(url.removeprefix("journal:")).expanduser(), where)
+        return _undivided(_open_journal(Path(url.removeprefix("journal:")).expanduser(), where))
+    return _undivided(get_storage(_open_database(url, where)))
+
+
+def _undivided(storage: BaseStorage) -> BaseStorage:
+    """Let signals wait for the end of a call.
+
+    An exception that arrives inside leaves a session that refuses whatever comes next, or a locked database, and then
+    the trial that it stopped cannot be put back.
+    """
+    for name in vars(BaseStorage):
+        if not name.startswith("_"):
+            setattr(storage, name, interrupts.deferred()(getattr(storage, name)))
+    return storage
+
+
+def _open_database(url: str, where: str) -> RDBStorage:
     try:
         made = make_url(url)
         made.get_dialect()

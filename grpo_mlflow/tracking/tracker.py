@@ -24,6 +24,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 
+from grpo_mlflow import interrupts
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.errors import StoreAway, one_line, redact
 from grpo_mlflow.tracking.store import STORE_ERRORS, connect, local_path
@@ -170,6 +171,7 @@ class Tracker(NullTracker):
             self._perform("metrics", points)
         self._flush_at = time.monotonic() + _FLUSH_SECONDS
 
+    @interrupts.deferred()  # the store's client may take a signal for an error of the store, or the spool lose a line
     def _perform(self, *operation: Any) -> None:
         pending = [json.loads(line) for line in self._spool.read_text().splitlines()] if self._spool.exists() else []
         waiting = [*pending, list(operation)]
