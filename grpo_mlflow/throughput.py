@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -55,12 +56,9 @@ class Costs:
             before: tuple[int, ...] = ()
             # in order, a completion has no longer beginning in common with any before than with the last one
             for completion in sorted({rollout.completion.token_ids for rollout in group.rollouts}):
-                given, known = completion[:-1], 0  # the last token predicts nothing
-                if sampling:
-                    known = next(
-                        (i for i, (a, b) in enumerate(zip(before, given, strict=False)) if a != b), len(before)
-                    )
-                    known = min(known, len(given))
+                given = completion[:-1]  # the last token predicts nothing
+                pairs = zip(before, given, strict=False) if sampling else ()
+                known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
                 new = len(given) - known
                 total += self.token * new + self.prediction * (new if sampling else len(completion))
                 total += self.pair * (prompt * new + (len(given) * len(completion) - known * (known + 1)) / 2)
