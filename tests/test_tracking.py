@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import mlflow
@@ -81,6 +82,30 @@ def test_a_run_in_sqlite_has_what_was_logged(store: str, tmp_path: Path) -> None
     assert text == "uri: postgresql://***@host/db\n"
     assert tracker.run_dir.is_relative_to(tmp_path)  # beside the database, not in the current folder
     assert not (tracker.run_dir / "spool.jsonl").exists()
+
+
+def test_a_run_may_have_any_number_of_tables_and_repeat_one(store: str) -> None:
+    tracker = tracking.start(TrackingConfig(uri=store), "train")
+    tables = [f"samples/eval_iter_{number:06d}.json" for number in range(200)]
+    for name in tables:
+        tracker.table(
+            name, {"prompt": ["1+1=", "\ud800"], "reward": [1.0, float("nan")], "answer": [Fraction(1, 2), None]}
+        )
+    again = tracking.start(TrackingConfig(uri=store), "train", resume=tracker.run_id)
+    again.table(tables[-1], {"prompt": ["1+1="], "reward": [0.5]})
+    client = mlflow.MlflowClient(store)
+    run = client.get_run(tracker.run_id)
+    listed = [table["path"] for table in json.loads(run.data.tags["mlflow.loggedArtifacts"])]
+    assert listed == tables[-len(listed) :]
+    assert len(listed) >= 50
+    experiment = run.info.experiment_id
+    assert client.load_table(experiment, tables[-1], [tracker.run_id]).to_dict("list") == {
+        "prompt": ["1+1="],
+        "reward": [0.5],
+    }
+    first = client.load_table(experiment, tables[-2], [tracker.run_id])
+    assert [first["answer"][0], *first["answer"].isna()] == ["1/2", False, True]
+    assert first["reward"].isna().tolist() == [False, True]
 
 
 def test_a_run_made_by_mlflow_run_is_adopted(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +182,8 @@ def test_a_server_that_dies_loses_nothing(server: Server, tmp_path: Path, monkey
     spool = tracker.run_dir / "spool.jsonl"
     kept = [json.loads(line) for line in spool.read_text().splitlines()]
     assert [step for kind, *values in kept if kind == "metrics" for _, step, _ in values[0]] == list(range(30))
+    with spool.open("a") as stream:
+        stream.write('["tags", {"cut": "o')  # by a full disk
     server.start()
     again = tracking.start(TrackingConfig(uri=server.uri), "train", resume=tracker.run_id)
     again.metrics({"train/a": 30.0}, 30)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 import mlflow
 import requests
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from mlflow.utils.uri import is_local_uri
 
 from grpo_mlflow.errors import UserError, one_line, redact
@@ -125,3 +128,39 @@ def set_failed(uri: str | None, run_id: str) -> None:
 
 def local_path(uri: str) -> Path | None:
     return Path(local_file_uri_to_path(uri)).absolute() if is_local_uri(uri) else None
+
+
+def listed_tables(run: Run) -> list[dict[str, str]]:
+    """Return the tables of a run that the UI lists."""
+    try:
+        return list(json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]")))
+    except ValueError:  # cut off by MLflow, in a run of an older version
+        return []
+
+
+def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
+    """Return the experiment's id, creating it first where there is none.
+
+    With an sqlite store its artifacts go beside the database, wherever we were started.
+    """
+    if client.get_experiment_by_name(name) is None:
+        uri = mlflow.get_tracking_uri()
+        folder = Path(uri.removeprefix("sqlite:///")).parent / "mlruns" if uri.startswith("sqlite:///") else None
+        try:
+            client.create_experiment(name, str(folder / name) if folder else None)
+        except MlflowException:
+            if client.get_experiment_by_name(name) is None:  # else another process was first
+                raise
+    return str(client.get_experiment_by_name(name).experiment_id)
+
+
+def register(
+    client: mlflow.MlflowClient, name: str, alias: str, run_id: str, artifact: str, tags: Mapping[str, str]
+) -> None:
+    """Make an artifact of a run the newest version of a registered model, once, and let the alias name it."""
+    source = f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    known = [v for v in client.search_model_versions(f"name = '{name}'") if v.source == source]
+    version = known[0] if known else client.create_model_version(name, source, run_id, tags=dict(tags))
+    client.set_registered_model_alias(name, alias, version.version)

@@ -19,18 +19,21 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+from pydantic_core import to_jsonable_python
 
 from grpo_mlflow import interrupts
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.errors import StoreAway, one_line, redact
-from grpo_mlflow.tracking.store import STORE_ERRORS, connect, local_path
+from grpo_mlflow.tracking.spool import Spool
+from grpo_mlflow.tracking.store import STORE_ERRORS, connect, experiment_id, listed_tables, local_path, register
 
 _RETRY_SECONDS = 30.0
 _FLUSH_SECONDS = 5.0  # a call to a store costs as much for one step as for many
+_TABLES = 80  # that the UI lists: a tag takes 8000 characters
 _NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 Place = tuple[str, str, Mapping[str, str]]  # parent run id, name, tags
 log = logging.getLogger(__name__)
@@ -85,10 +88,11 @@ class Tracker(NullTracker):
         self._uploads = local is None
         super().__init__(local or Path("outputs").absolute() / self.run_id)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._spool = self.run_dir / "spool.jsonl"
+        self._spool = Spool(self.run_dir / "spool.jsonl")
         self._retry_at = self._flush_at = 0.0
         self._points: list[list[Any]] = []
         self._logged: dict[int, set[tuple[str, float]]] = {}
+        self._tables = listed_tables(run)
         self._monitor: SystemMetricsMonitor | None = None
         self._artifacts = get_artifact_repository(run.info.artifact_uri)
 
@@ -108,7 +112,7 @@ class Tracker(NullTracker):
             return
         allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
         self._points.append([allowed, step, int(time.time() * 1000)])
-        if time.monotonic() >= self._flush_at or self._spool.exists():  # while the store is away, the disk is safer
+        if time.monotonic() >= self._flush_at or self._spool.waits():  # while the store is away, the disk is safer
             self.flush()
 
     def remember(self) -> None:
@@ -122,14 +126,23 @@ class Tracker(NullTracker):
 
     def text(self, name: str, content: str) -> None:
         """Write a file of the run and publish it."""
-        path = self.run_dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(redact(content))
+        self._path(name).write_text(redact(content))
         self.publish(name)
 
     def table(self, name: str, columns: Mapping[str, list[Any]]) -> None:
-        """Log columns as a table that the UI shows."""
-        self._do("table", name, dict(columns))
+        """Write columns as a table of the run, which the UI lists among its newest ones.
+
+        It is what `log_table` would leave, but written again it is replaced, not lengthened, and the list never
+        outgrows a tag, which MLflow cuts off and then cannot read.
+        """
+        path = self._path(name)
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        data = to_jsonable_python({"columns": list(columns), "data": rows}, inf_nan_mode="null", fallback=str)
+        path.write_text(json.dumps(data))
+        self.publish(name)
+        entry = {"path": name, "type": "table"}
+        self._tables = [*(table for table in self._tables if table != entry), entry][-_TABLES:]
+        self.tags({MLFLOW_LOGGED_ARTIFACTS: json.dumps(self._tables)})
 
     def publish(self, name: str) -> None:
         """Upload a file or folder of the run folder, where the store is not that folder itself."""
@@ -157,8 +170,13 @@ class Tracker(NullTracker):
         self._retry_at = 0.0
         self.tags({"grpo.ended": status})  # `mlflow run` overwrites the status itself with FINISHED or FAILED
         self._do("status", status)
-        if self._spool.exists():
-            log.warning("MLflow is away: resume=%s sends what is kept in %s", self.run_id, self._spool)
+        if self._spool.waits():
+            log.warning("MLflow is away: resume=%s sends what is kept in %s", self.run_id, self._spool.path)
+
+    def _path(self, name: str) -> Path:
+        path = self.run_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def _do(self, *operation: Any) -> None:
         self.flush()
@@ -173,7 +191,7 @@ class Tracker(NullTracker):
 
     @interrupts.deferred()  # the store's client may take a signal for an error of the store, or the spool lose a line
     def _perform(self, *operation: Any) -> None:
-        pending = [json.loads(line) for line in self._spool.read_text().splitlines()] if self._spool.exists() else []
+        pending = self._spool.read()
         waiting = [*pending, list(operation)]
         if not pending or time.monotonic() >= self._retry_at:
             try:
@@ -183,21 +201,18 @@ class Tracker(NullTracker):
             except STORE_ERRORS as error:
                 self._retry_at = time.monotonic() + _RETRY_SECONDS
                 if not pending:
-                    log.warning("MLflow is away, keeping its data in %s: %s", self._spool, one_line(error))
+                    log.warning("MLflow is away, keeping its data in %s: %s", self._spool.path, one_line(error))
             else:
-                self._spool.unlink(missing_ok=True)
+                self._spool.clear()
                 return
-        with self._spool.open("a") as stream:
-            stream.write(json.dumps(operation) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        self._spool.append(operation)
 
     def _send_or_set_aside(self, operation: list[Any]) -> None:
         """Perform an operation; one that the store will never take must not hold up those behind it."""
         try:
             self._send(*operation)
-        except MlflowException as error:
-            if error.error_code not in _NEVER:
+        except Exception as error:  # of MLflow's own mistakes, too, training must not end
+            if isinstance(error, STORE_ERRORS) and getattr(error, "error_code", None) not in _NEVER:
                 raise
             log.warning("MLflow refuses %s, kept in refused.jsonl: %s", operation[0], one_line(error))
             with (self.run_dir / "refused.jsonl").open("a") as stream:
@@ -217,8 +232,6 @@ class Tracker(NullTracker):
             points = [Metric(key, value, at, step) for named, step, at in values[0] for key, value in named.items()]
             for start in range(0, len(points), 1000):
                 client.log_batch(run_id, metrics=points[start : start + 1000])
-        elif kind == "table":
-            client.log_table(run_id, data=values[1], artifact_file=values[0])
         elif kind == "publish":
             path = self.run_dir / values[0]
             if path.is_dir():
@@ -227,7 +240,7 @@ class Tracker(NullTracker):
                 parent = str(Path(values[0]).parent)
                 self._artifacts.log_artifact(str(path), None if parent == "." else parent)
         elif kind == "register":
-            _register(client, *values)
+            register(client, *values)
         elif kind == "remove":
             self._artifacts.delete_artifacts(values[0])
         else:
@@ -265,8 +278,9 @@ def start(
         elif adopted:
             run = client.get_run(adopted)
         else:
-            experiment_id = _experiment_id(client, config.experiment)
-            run = client.create_run(experiment_id, run_name=config.run_name, tags=resolve_tags({}))
+            run = client.create_run(
+                experiment_id(client, config.experiment), run_name=config.run_name, tags=resolve_tags({})
+            )
         if resume is None and nested is None and config.run_name:
             client.update_run(run.info.run_id, name=config.run_name)
         tracker = Tracker(client, run)
@@ -278,30 +292,3 @@ def start(
     if config.system_metrics:
         tracker.watch_system()
     return tracker
-
-
-def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
-    """Return the experiment's id, creating it first where there is none.
-
-    With an sqlite store its artifacts go beside the database, wherever we were started.
-    """
-    if client.get_experiment_by_name(name) is None:
-        uri = mlflow.get_tracking_uri()
-        folder = Path(uri.removeprefix("sqlite:///")).parent / "mlruns" if uri.startswith("sqlite:///") else None
-        try:
-            client.create_experiment(name, str(folder / name) if folder else None)
-        except MlflowException:
-            if client.get_experiment_by_name(name) is None:  # else another process was first
-                raise
-    return str(client.get_experiment_by_name(name).experiment_id)
-
-
-def _register(
-    client: mlflow.MlflowClient, name: str, alias: str, run_id: str, artifact: str, tags: Mapping[str, str]
-) -> None:
-    source = f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
-    known = [v for v in client.search_model_versions(f"name = '{name}'") if v.source == source]
-    version = known[0] if known else client.create_model_version(name, source, run_id, tags=dict(tags))
-    client.set_registered_model_alias(name, alias, version.version)
