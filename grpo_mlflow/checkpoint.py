@@ -92,14 +92,18 @@ class CheckpointStore:
         final, scratch = self.root / name_of(iteration), self.root / f".writing-{name_of(iteration)}"
         shutil.rmtree(scratch, ignore_errors=True)  # debris of a crash
         scratch.mkdir()
-        write(scratch)
-        files = {
-            str(file.relative_to(scratch)): {"size": file.stat().st_size, "sha256": _sha256(file)}
-            for file in sorted(scratch.rglob("*"))
-            if file.is_file()
-        }
-        manifest = {"iteration": iteration, "score": score, "files": files}
-        _write_synced(scratch / "manifest.json", json.dumps(manifest, indent=1))
+        try:
+            write(scratch)
+            files = {
+                str(file.relative_to(scratch)): {"size": file.stat().st_size, "sha256": _sha256(file)}
+                for file in sorted(scratch.rglob("*"))
+                if file.is_file()
+            }
+            manifest = {"iteration": iteration, "score": score, "files": files}
+            _write_synced(scratch / "manifest.json", json.dumps(manifest, indent=1))
+        except Exception:  # a full disk: without this, what comes next finds it full
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
         if final.exists():
             replaced = self.root / f".replaced-{name_of(iteration)}"
             shutil.rmtree(replaced, ignore_errors=True)

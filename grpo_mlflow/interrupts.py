@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM as an exception that never arrives in the middle of a write.
+"""Ctrl-C, SIGTERM and SIGHUP as an exception that never arrives in the middle of a write.
 
 Inside `handled()` a first signal raises `Interrupted` at once, wherever the program is; inside `deferred()` it waits
-for the end of the block. A second Ctrl-C gives up waiting. Outside the main thread nothing is changed.
+for the end of the block. A second Ctrl-C gives up waiting. Outside the main thread nothing is changed. Where the
+exception may have got lost, `check()` raises it again.
 
 Where a run has several processes (`shared`), none of them may stop alone: signals wait but for the blocks that let
 them through.
@@ -13,7 +14,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -27,6 +28,7 @@ class Interrupted(BaseException):
 
 class _State:
     depth = 0
+    asked: int | None = None
     pending: int | None = None
     stopping = False
     shared = False
@@ -34,6 +36,7 @@ class _State:
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
+    _State.asked = signum
     if _State.stopping or _State.pending is not None:
         # A second SIGTERM is often the same request passed on, and so is a launcher's SIGINT to its processes.
         if signum == signal.SIGINT and not _State.shared:
@@ -43,7 +46,8 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         _State.pending = signum
         if not _State.silent:
             again = b"" if _State.shared else b"; Ctrl-C again gives that up"
-            os.write(2, b"\nstopping as soon as what is under way is whole" + again + b"\n")
+            with suppress(OSError):  # the terminal may be what is gone
+                os.write(2, b"\nstopping as soon as what is under way is whole" + again + b"\n")
         return
     _State.stopping = True
     raise Interrupted(signum)
@@ -55,17 +59,23 @@ def _in_main_thread() -> bool:
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted` inside the block. Inside another such block, that one does it."""
+    """Turn signals into `Interrupted` inside the block. Inside another such block, that one does it.
+
+    SIGHUP, of a terminal that closes, is left to who ignores it, such as `nohup`.
+    """
     if not _in_main_thread() or signal.getsignal(signal.SIGINT) is _handle:
         yield
         return
-    before = {number: signal.signal(number, _handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, _handle) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _State.depth, _State.pending, _State.stopping = 0, None, False
+        _State.depth, _State.asked, _State.pending, _State.stopping = 0, None, None, False
 
 
 @contextmanager
@@ -95,6 +105,16 @@ def stop(signum: int) -> None:
     """Stop as if this process had got the signal."""
     _State.pending, _State.stopping = None, True
     raise Interrupted(signum)
+
+
+def check() -> None:
+    """Stop if a signal has come and work goes on all the same.
+
+    An error of a deferred block goes before a signal that waits, and may be dealt with; and somebody else's code may
+    catch whatever is raised in it.
+    """
+    if _State.asked is not None and _State.depth == 0 and _in_main_thread():
+        stop(_State.asked)
 
 
 def request(signum: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError, to_json
 
-from grpo_mlflow import seeding
+from grpo_mlflow import interrupts, seeding
 from grpo_mlflow.advantages import Scale, group_advantages
 from grpo_mlflow.config import GenerationConfig
 from grpo_mlflow.generation import Generator, Sampling
@@ -90,7 +90,8 @@ def judge(
     overlong = task.overlong if training and isinstance(task, Posed) else None
 
     def verdict(problem: Problem, completion: Completion) -> Verdict:
-        judged = task.verify(problem, completion.text)
+        with interrupts.deferred():  # a judge may catch whatever is raised in it, and go on
+            judged = task.verify(problem, completion.text)
         return overlong.penalise(judged, completion) if overlong else judged
 
     return [

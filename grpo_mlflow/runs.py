@@ -31,7 +31,7 @@ from grpo_mlflow.checkpoint import CheckpointStore
 from grpo_mlflow.collector import Collector, read_ahead
 from grpo_mlflow.config import Config, Resolved, dump, flatten
 from grpo_mlflow.console import Console
-from grpo_mlflow.errors import Pruned, ServerFailed
+from grpo_mlflow.errors import Pruned, ServerFailed, one_line
 from grpo_mlflow.processes import Processes, join
 from grpo_mlflow.sources import Stored
 from grpo_mlflow.tracking import NullTracker
@@ -277,7 +277,10 @@ def _fail(config: Config, kind: str, tracker: NullTracker, processes: Processes,
     if processes.first_lost and processes.rank == 1:
         console = Console()
         tracking.set_failed(config.tracking.uri, tracker.run_id)
-    tracker.finish("FAILED")
+    try:
+        tracker.finish("FAILED")
+    except OSError as error:  # a full disk, of which the run may have failed: what failed first is told
+        console.warn(f"run {tracker.run_id} could not be marked FAILED: {one_line(error)}")
     console.say(messages.how_to_resume(config, kind, tracker, "failed"))
 
 

@@ -109,6 +109,7 @@ class Trainer:
         self._console.start("training", total, self.progress.iteration)
         try:
             while True:
+                interrupts.check()
                 version = self.progress.iteration
                 if self._evaluation_due(version) and not self.progress.evaluated:
                     self._evaluate(version)

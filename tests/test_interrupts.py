@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import mlflow
 import optuna
@@ -18,50 +13,9 @@ import pytest
 
 from grpo_mlflow import tracking
 from grpo_mlflow.config.schema import TrackingConfig
-from grpo_mlflow.interrupts import Interrupted, deferred, handled, let_through, request, shared, stop
+from grpo_mlflow.interrupts import Interrupted, check, deferred, handled, let_through, request, shared, stop
 from grpo_mlflow.search.storage import open_storage
-
-
-def send(number: int = signal.SIGINT) -> None:
-    os.kill(os.getpid(), number)
-
-
-@contextmanager
-def at_every_line(reached: Callable[[], None]) -> Iterator[None]:
-    """Call `reached` at each line and each return of what the block calls, in whatever package."""
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        if event != "call":
-            reached()
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-
-
-def count_lines(call: Callable[[], object]) -> int:
-    lines: list[None] = []
-    with at_every_line(lambda: lines.append(None)):
-        call()
-    return len(lines)
-
-
-@contextmanager
-def send_at(moment: int) -> Iterator[None]:
-    """Send SIGINT at that line of what the block calls."""
-    lines: list[None] = []
-
-    def reached() -> None:
-        lines.append(None)
-        if len(lines) == moment:
-            send()
-
-    with at_every_line(reached):
-        yield
+from tests.signals import count_lines, send, send_at
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -107,6 +61,37 @@ def test_after_an_error_in_a_deferred_block_signals_work_again() -> None:
             raise ValueError("its own error goes first")
         with pytest.raises(Interrupted):
             send(signal.SIGTERM)
+
+
+def test_a_signal_whose_exception_got_lost_is_raised_by_the_next_check(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Interrupted) as caught, handled():
+        check()
+        with suppress(ValueError), deferred():
+            send(signal.SIGTERM)
+            raise ValueError("goes first, and is dealt with")
+        with deferred():
+            check()  # only where signals are let through
+        check()
+    assert caught.value.exit_code == 143
+    with pytest.raises(Interrupted), handled():
+        with suppress(BaseException):  # as a bare except in other code does
+            send()
+        check()
+    with handled():
+        check()
+
+
+def test_sighup_stops_unless_it_is_ignored() -> None:
+    with pytest.raises(Interrupted) as caught, handled():
+        send(signal.SIGHUP)
+    assert caught.value.exit_code == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under `nohup`
+    try:
+        with handled():
+            send(signal.SIGHUP)
+            check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_while_stopping_further_sigterms_are_ignored() -> None:

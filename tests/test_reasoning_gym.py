@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from grpo_mlflow.errors import ConfigError
+from grpo_mlflow.interrupts import Interrupted, handled
+from grpo_mlflow.rollouts import judge
 from grpo_mlflow.tasks import create
 from grpo_mlflow.tasks.gym import HASHED, UNANSWERED, ReasoningGym, generators
 from grpo_mlflow.tasks.judges import JUDGES
-from grpo_mlflow.types import Problem, Split
+from grpo_mlflow.types import Completion, Problem, Prompt, Split
+from tests.signals import count_lines, send_at
 from tests.timing import quick
 
 pytest.importorskip("reasoning_gym", reason="the extra `tasks` is not installed")
@@ -99,6 +102,19 @@ def test_only_an_answer_succeeds(name: str) -> None:
         passed_digit |= re.search("[0-9]", bare) is not None and task.verify(problem, other_digit(bare)).success
     assert not passed_words or name in PASSES_WORDS
     assert not passed_digit or name in PASSES_A_DIGIT | SEVERAL_ANSWERS
+
+
+@pytest.mark.parametrize("name", ["sokoban", "rubiks_cube"])
+def test_a_signal_is_not_caught_by_a_judge(name: str) -> None:
+    """Both have an `except` for whatever is raised in them."""
+    task = make(name)
+    problem = task.problem("eval", 0)
+    prompt = Prompt(problem.id, problem.messages, (1,))
+    answer = Completion((1,), task.reference_answer(problem), (0.0,), "stop", 0)
+    moments = count_lines(lambda: judge(task, [problem], [prompt], [[answer]]))
+    for number in range(1, 21):
+        with pytest.raises(Interrupted), handled(), send_at(number * moments // 22):
+            judge(task, [problem], [prompt], [[answer]])
 
 
 def test_the_docs_list_what_is_not_strict() -> None:

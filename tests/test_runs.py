@@ -247,7 +247,7 @@ def _until(process: subprocess.Popen[str], text: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_killed_resumes_to_the_same_end(store: str, how: signal.Signals, tmp_path: Path) -> None:
     whole = runs.train(small(store))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -256,15 +256,18 @@ def test_a_run_that_is_killed_resumes_to_the_same_end(store: str, how: signal.Si
     )
     _until(process, "iter    2")
     time.sleep(0.02)
+    if how == signal.SIGHUP:  # a terminal that closes, and nobody reads any more
+        assert process.stdout is not None
+        process.stdout.close()
     process.send_signal(how)
-    rest, _ = process.communicate(timeout=60)
+    rest = process.communicate(timeout=60)[0] if how != signal.SIGHUP else str(process.wait(60))
     stopped = _newest(store)
     status = mlflow.MlflowClient(store).get_run(stopped).info.status
     if how == signal.SIGKILL:
         assert (process.returncode, status) == (-9, "RUNNING")
     else:
         assert (process.returncode, status) == (128 + how, "KILLED")
-        assert f"python -m entrypoints.train resume={stopped}" in rest
+        assert how == signal.SIGHUP or f"python -m entrypoints.train resume={stopped}" in rest
         assert "Traceback" not in rest
     same(whole, resume(store, stopped), store)
 

@@ -59,6 +59,7 @@ class Search:
         `between` is called before each trial.
         """
         while True:
+            interrupts.check()
             between()
             if self._time_is_up or not self._queue.fill():
                 return

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from grpo_mlflow import interrupts
 from grpo_mlflow.errors import ConfigError, one_line
 from grpo_mlflow.tasks.base import Task, draw, tagged, untagged
 from grpo_mlflow.tasks.judges import JUDGES
@@ -120,14 +121,14 @@ class ReasoningGym(Task):
         try:
             if self.generator in JUDGES:
                 return JUDGES[self.generator](answer, entry)
-            with _quiet():
+            with _quiet(), interrupts.deferred():  # the package has bare excepts
                 return float(entry["score"](answer, entry)) >= _FULL
         except Exception as error:  # some judges raise on text that is no answer: that is wrong, not an accident
             _log.debug("%s cannot judge %r: %s", self.name, answer[:100], error)
             return False
 
     def _make(self, item: int) -> dict[str, Any]:
-        with _quiet(), _seeded(item):
+        with _quiet(), _seeded(item), interrupts.deferred():
             dataset = _factory().create_dataset(self.generator, seed=item, size=1, **self.settings)
             return {**dataset[0], "score": dataset.score_answer}
 
