@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class StoreAway(UserError):
-    """The MLflow store does not take a new run: what needs one can only wait."""
+    """The MLflow store or the storage of a study does not answer: what needs it can only wait."""
 
 
 class ServerFailed(UserError):

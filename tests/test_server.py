@@ -89,8 +89,9 @@ def test_weights_are_loaded_while_the_server_is_paused(policy: Policy, folder: P
         assert not server.paused
 
 
-def test_a_server_left_paused_by_a_killed_trainer_is_resumed(policy: Policy, folder: Path) -> None:
-    with FakeServer("vllm", folder) as server, served(policy, server, timeout=2.0) as generators:
+@DIALECTS
+def test_a_server_left_paused_by_a_killed_trainer_is_resumed(policy: Policy, folder: Path, dialect: str) -> None:
+    with FakeServer(dialect, folder) as server, served(policy, server, timeout=2.0) as generators:
         server.paused = True
         generators.training().sync(0)
         assert not server.paused

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import mlflow
@@ -20,8 +21,9 @@ from optuna.trial import TrialState
 
 from grpo_mlflow import sources
 from grpo_mlflow.config import Arguments, Resolved, resolve
-from grpo_mlflow.errors import ServerFailed, UserError
+from grpo_mlflow.errors import ServerFailed, StoreAway, UserError
 from grpo_mlflow.search import space_file
+from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Finalist
 from grpo_mlflow.search.optimize import optimize
 from grpo_mlflow.search.storage import open_storage
@@ -327,3 +329,30 @@ def test_ctrl_c_stops_cleanly_and_the_trial_goes_on_in_its_run(store: str, tmp_p
     assert [point.step for point in curve] == list(range(0, 31, 2))
     resolved = study_config(store, tmp_path, *words)
     assert [len(trials) for trials in slots(load(resolved)).values()] == [1, 2]
+
+
+@pytest.mark.parametrize("after", [None, 0.5], ids=["its process died", "its process is about to sign"])
+def test_a_study_that_was_created_but_not_signed_is_continued(store: str, tmp_path: Path, after: float | None) -> None:
+    words = ("search.space=train.lr=[1e-3,2e-3]", "search.sampler=grid")
+    resolved = study_config(store, tmp_path, *words)
+    space = space_file.load(resolved.config.search.space, resolved)
+    storage = open_storage(resolved.config.search.storage)
+    made = optuna.create_study(study_name="grpo", storage=storage, direction="maximize")
+    if after is None:
+        assert studies.open_study(storage, resolved.config, space).user_attrs.keys() == {"config", "grid"}
+    else:
+        other = study_config(store, tmp_path, "search.space=train.lr=[1e-3,3e-3]", words[1])
+        signature = other.config, space_file.load(other.config.search.space, other)
+        timer = threading.Timer(after, lambda: studies._sign(made, *signature))
+        timer.start()
+        with pytest.raises(UserError, match="was begun with another grid"):
+            studies.open_study(storage, resolved.config, space)
+        timer.join()
+
+
+def test_a_storage_that_is_away_is_told_in_one_line(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db")
+    trial = optuna.create_study(storage=storage).ask()
+    (tmp_path / "optuna.db").write_bytes(b"not a database" * 1000)
+    with pytest.raises(StoreAway, match=r"^search.storage = .*optuna.db': \S.*$"):
+        trial.report(0.5, 0)

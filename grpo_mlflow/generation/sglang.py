@@ -31,7 +31,9 @@ class SGLang:
         self._adapter: str | None = None
 
     async def connect(self) -> str:
-        return str((await self.client.get("/model_info"))["model_path"])
+        served = str((await self.client.get("/model_info"))["model_path"])
+        await self.client.post("/continue_generation", {})  # a trainer that was killed in `load` has left it paused
+        return served
 
     async def complete(self, ask: Ask) -> list[Draw]:
         shared = {

@@ -6,9 +6,13 @@ import os
 import sqlite3
 import time
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import event
@@ -16,7 +20,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from grpo_mlflow import interrupts
-from grpo_mlflow.errors import ConfigError, UserError, one_line, redact
+from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line, redact
 
 _ALLOWED = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE, journal:FILE"
 _ATTEMPTS = 4
@@ -25,7 +29,7 @@ _ATTEMPTS = 4
 def open_storage(url: str | None, tracking_uri: str | None = None) -> BaseStorage:
     """Open the storage at `url`, by default optuna.db beside the MLflow store's file, else in the current folder.
 
-    No signal arrives inside a call to it.
+    No signal arrives inside a call to it, and one that fails because it is away raises StoreAway.
 
     Raises:
         ConfigError: it is not an address of a storage.
@@ -36,19 +40,31 @@ def open_storage(url: str | None, tracking_uri: str | None = None) -> BaseStorag
     url = url or f"sqlite:///{_folder(tracking_uri) / 'optuna.db'}"
     where = f"search.storage = {redact(url)!r}"
     if url.startswith("journal:"):
-        return _undivided(_open_journal(Path(url.removeprefix("journal:")).expanduser(), where))
-    return _undivided(get_storage(_open_database(url, where)))
+        return _guarded(_open_journal(Path(url.removeprefix("journal:")).expanduser(), where), where)
+    return _guarded(get_storage(_open_database(url, where)), where)
 
 
-def _undivided(storage: BaseStorage) -> BaseStorage:
-    """Let signals wait for the end of a call.
+def _guarded(storage: BaseStorage, where: str) -> BaseStorage:
+    """Let signals wait for the end of a call, and tell a storage that is away by an error of ours.
 
     An exception that arrives inside leaves a session that refuses whatever comes next, or a locked database, and then
     the trial that it stopped cannot be put back.
     """
+
+    def guard(call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            with interrupts.deferred():
+                try:
+                    return call(*args, **kwargs)
+                except (StorageInternalError, DBAPIError) as error:
+                    raise StoreAway(f"{where}: {one_line(error.__cause__ or error)}") from error
+
+        return guarded
+
     for name in vars(BaseStorage):
         if not name.startswith("_"):
-            setattr(storage, name, interrupts.deferred()(getattr(storage, name)))
+            setattr(storage, name, guard(getattr(storage, name)))
     return storage
 
 
@@ -60,11 +76,12 @@ def _open_database(url: str, where: str) -> RDBStorage:
         raise ConfigError(f"{where}: not an address of a storage; allowed: {_ALLOWED}") from None
     if made.drivername == "postgresql":  # which driver that means differs between versions of SQLAlchemy
         made = made.set(drivername="postgresql+psycopg")
-    options = {"connect_args": {"timeout": 60.0}} if made.get_backend_name() == "sqlite" else {}
+    sqlite = made.get_backend_name() == "sqlite"
+    options: dict[str, Any] = {"connect_args": {"timeout": 60.0}} if sqlite else {"pool_pre_ping": True}
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             storage = RDBStorage(made.render_as_string(hide_password=False), engine_kwargs=options)
-            if made.get_backend_name() == "sqlite":
+            if sqlite:
                 _lock_at_begin(storage.engine)
             return storage
         except DBAPIError as error:

@@ -41,6 +41,7 @@ _AHEAD = 16  # trials that wait at once
 _MAX_KILLED = 5  # a trial that ends its process this often (memory, a driver) is given up
 _MEASURING = ("search.k", "search.objective", "search.objective_window", "search.cost")
 _CONFIG, _GRID = "config", "grid"
+_SIGNING = 3.0  # seconds in which who created a study notes its settings, unless its process has died
 
 
 def open_study(storage: BaseStorage, config: Config, space: Space) -> optuna.Study:
@@ -55,13 +56,22 @@ def open_study(storage: BaseStorage, config: Config, space: Space) -> optuna.Stu
         directions.append(StudyDirection.MINIMIZE)
     try:
         study = optuna.create_study(study_name=name, storage=storage, directions=directions)
-        study.set_user_attr(_CONFIG, _comparable(config))
-        study.set_user_attr(_GRID, _grid(config, space))
+        _sign(study, config, space)
     except DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
+        until = time.monotonic() + _SIGNING
+        while _CONFIG not in study.user_attrs and time.monotonic() < until:
+            time.sleep(0.1)
+        if _CONFIG not in study.user_attrs:
+            _sign(study, config, space)
         _require_same(study, config, space, len(directions))
     study.sampler, study.pruner = choices.sampler(config, len(study.get_trials(deepcopy=False))), choices.pruner(config)
     return study
+
+
+def _sign(study: optuna.Study, config: Config, space: Space) -> None:
+    study.set_user_attr(_GRID, _grid(config, space))
+    study.set_user_attr(_CONFIG, _comparable(config))  # the last: whoever sees it sees all
 
 
 def _comparable(config: Config) -> dict[str, str]:
