@@ -7,10 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow
@@ -164,6 +166,36 @@ def test_what_the_store_never_takes_does_not_hold_up_the_rest(store: str) -> Non
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/reward_a_b": 1.0, "train/a": 2.0})
     assert not (tracker.run_dir / "spool.jsonl").exists()
     assert json.loads((tracker.run_dir / "refused.jsonl").read_text()) == ["tags", {"": "a tag without a name"}]
+
+
+class Slow(BaseHTTPRequestHandler):
+    """A server of artifacts that answers only when it has passed a file on."""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(2.0)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *given: object) -> None:
+        pass
+
+
+def test_a_file_may_take_longer_than_another_answer(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.chdir(tmp_path)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    client = tracking.connect(store)
+    client.create_experiment("slow", f"http://127.0.0.1:{server.server_port}/files")
+    tracker = tracking.start(TrackingConfig(uri=store, experiment="slow"), "train")
+    tracker.text("config/resolved.yaml", "seed: 0")
+    assert not (tracker.run_dir / "spool.jsonl").exists()
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.slow

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # else one call to a store that is away takes minutes
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+os.environ.setdefault(_TIMEOUT, "10")
 
 import mlflow
 import requests
@@ -22,6 +23,7 @@ from mlflow.utils.uri import is_local_uri
 
 from grpo_mlflow.errors import UserError, one_line, redact
 
+_TRANSFER_SECONDS = 600
 STORE_ERRORS = (MlflowException, requests.exceptions.RequestException, OSError)
 
 
@@ -37,6 +39,17 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
         raise UserError(f"tracking.uri = {redact(uri)!r}: {one_line(error)}") from error
 
 
+@contextlib.contextmanager
+def transfer() -> Iterator[None]:
+    """Wait for answers inside the block as long as a file takes: a server gives one only when it has passed it on."""
+    before = os.environ[_TIMEOUT]
+    os.environ[_TIMEOUT] = str(max(_TRANSFER_SECONDS, int(before)))
+    try:
+        yield
+    finally:
+        os.environ[_TIMEOUT] = before
+
+
 def artifact(client: mlflow.MlflowClient, run_id: str, name: str) -> Path:
     """Return a local path of an artifact, downloading it where the store is not a local folder.
 
@@ -46,7 +59,8 @@ def artifact(client: mlflow.MlflowClient, run_id: str, name: str) -> Path:
     try:
         run = client.get_run(run_id)
         local = local_path(run.info.artifact_uri)
-        path = local / name if local else Path(client.download_artifacts(run_id, name))
+        with transfer():
+            path = local / name if local else Path(client.download_artifacts(run_id, name))
     except STORE_ERRORS as error:
         raise UserError(f"run {run_id}: {one_line(error)}") from error
     if not path.exists():

@@ -29,7 +29,15 @@ from grpo_mlflow import interrupts
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.errors import StoreAway, one_line, redact
 from grpo_mlflow.tracking.spool import Spool
-from grpo_mlflow.tracking.store import STORE_ERRORS, connect, experiment_id, listed_tables, local_path, register
+from grpo_mlflow.tracking.store import (
+    STORE_ERRORS,
+    connect,
+    experiment_id,
+    listed_tables,
+    local_path,
+    register,
+    transfer,
+)
 
 _RETRY_SECONDS = 30.0
 _FLUSH_SECONDS = 5.0  # a call to a store costs as much for one step as for many
@@ -234,11 +242,13 @@ class Tracker(NullTracker):
                 client.log_batch(run_id, metrics=points[start : start + 1000])
         elif kind == "publish":
             path = self.run_dir / values[0]
-            if path.is_dir():
-                self._artifacts.log_artifacts(str(path), values[0])
-            elif path.exists():  # it may have been pruned while the store was away
-                parent = str(Path(values[0]).parent)
-                self._artifacts.log_artifact(str(path), None if parent == "." else parent)
+            client.get_run(run_id)  # a store that is away says so sooner here
+            with transfer():
+                if path.is_dir():
+                    self._artifacts.log_artifacts(str(path), values[0])
+                elif path.exists():  # it may have been pruned while the store was away
+                    parent = str(Path(values[0]).parent)
+                    self._artifacts.log_artifact(str(path), None if parent == "." else parent)
         elif kind == "register":
             register(client, *values)
         elif kind == "remove":
