@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,9 +22,10 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from mlflow.utils.uri import is_local_uri
 
-from grpo_mlflow.errors import UserError, one_line, redact
+from grpo_mlflow.errors import StoreAway, UserError, one_line, redact
 
 _TRANSFER_SECONDS = 600
+log = logging.getLogger(__name__)
 STORE_ERRORS = (MlflowException, requests.exceptions.RequestException, OSError)
 
 
@@ -114,22 +116,32 @@ def registered(client: mlflow.MlflowClient, uri: str) -> tuple[str, str]:
 
 
 def child(client: mlflow.MlflowClient, parent_run_id: str, tag: str, value: str) -> str | None:
-    """Return the newest nested run of a parent with a tag, or None."""
-    parent = client.get_run(parent_run_id)
+    """Return the newest nested run of a parent with a tag, or None.
+
+    Raises:
+        StoreAway: the store does not answer.
+    """
     wanted = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and tags.`{tag}` = '{value}'"
-    found = client.search_runs([parent.info.experiment_id], wanted, max_results=1)
+    try:
+        parent = client.get_run(parent_run_id)
+        found = client.search_runs([parent.info.experiment_id], wanted, max_results=1)
+    except STORE_ERRORS as error:
+        raise StoreAway(f"run {parent_run_id}: {one_line(error)}") from error
     return str(found[0].info.run_id) if found else None
 
 
 def end_abandoned(client: mlflow.MlflowClient, parent_run_id: str) -> None:
     """Mark the nested runs that still show as running FAILED: their processes are gone, and nothing continues them."""
-    parent = client.get_run(parent_run_id)
     children = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and attributes.status = 'RUNNING'"
-    for run in client.search_runs([parent.info.experiment_id], children):
-        if "grpo.resumed" in run.data.tags:  # of `mlflow run`, which is still at it
-            continue
-        client.set_terminated(run.info.run_id, "FAILED")
-        client.set_tag(run.info.run_id, "grpo.ended", "FAILED")
+    try:
+        parent = client.get_run(parent_run_id)
+        for run in client.search_runs([parent.info.experiment_id], children):
+            if "grpo.resumed" in run.data.tags:  # of `mlflow run`, which is still at it
+                continue
+            client.set_terminated(run.info.run_id, "FAILED")
+            client.set_tag(run.info.run_id, "grpo.ended", "FAILED")
+    except STORE_ERRORS as error:  # the end of a study does not depend on it
+        log.warning("MLflow is away, so runs that died may still show as running: %s", one_line(error))
 
 
 def set_failed(uri: str | None, run_id: str) -> None:
