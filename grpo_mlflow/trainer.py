@@ -21,7 +21,7 @@ from grpo_mlflow.checkpoint import CheckpointStore, name_of
 from grpo_mlflow.collector import AHEAD, Collected, Collector
 from grpo_mlflow.config import Config, dump
 from grpo_mlflow.console import Console
-from grpo_mlflow.errors import PeerLost, ServerFailed, redact
+from grpo_mlflow.errors import PeerLost, ServerFailed, StoreAway, redact
 from grpo_mlflow.generation import Generator
 from grpo_mlflow.policy import Policy
 from grpo_mlflow.processes import Processes
@@ -103,7 +103,8 @@ class Trainer:
     def run(self) -> Progress:
         """Train up to `train.iterations`.
 
-        A signal, a server that fails, or the loss of another process leaves a checkpoint of the last version.
+        A signal, a server that fails, a study whose storage is away, or the loss of another process leaves a checkpoint
+        of the last version.
         """
         total = self._config.train.iterations
         self._console.start("training", total, self.progress.iteration)
@@ -121,7 +122,7 @@ class Trainer:
                     self._track_generators(version)
                     return self.progress
                 self.iterate(version)
-        except (interrupts.Interrupted, ServerFailed, PeerLost):
+        except (interrupts.Interrupted, ServerFailed, StoreAway, PeerLost):
             self._collector.stop()
             if self._whole:  # not so where a process was lost in the middle of an update
                 with interrupts.deferred():

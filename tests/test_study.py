@@ -19,8 +19,9 @@ import pytest
 from mlflow.entities import Run
 from optuna.trial import TrialState
 
-from grpo_mlflow import sources
+from grpo_mlflow import interrupts, runs, sources
 from grpo_mlflow.config import Arguments, Resolved, resolve
+from grpo_mlflow.console import Console
 from grpo_mlflow.errors import ServerFailed, StoreAway, UserError
 from grpo_mlflow.search import space_file
 from grpo_mlflow.search import study as studies
@@ -28,6 +29,7 @@ from grpo_mlflow.search.confirm import Finalist
 from grpo_mlflow.search.optimize import optimize
 from grpo_mlflow.search.storage import open_storage
 from grpo_mlflow.search.study import final_trials, objective_value, slots
+from grpo_mlflow.search.trials import Search, Train
 from tests.conftest import SMALL
 from tests.fake_server import Answer, FakeServer, Fault
 
@@ -356,3 +358,42 @@ def test_a_storage_that_is_away_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "optuna.db").write_bytes(b"not a database" * 1000)
     with pytest.raises(StoreAway, match=r"^search.storage = .*optuna.db': \S.*$"):
         trial.report(0.5, 0)
+
+
+def scripted_search(resolved: Resolved, train: Train) -> tuple[Search, optuna.Study]:
+    space = space_file.load(resolved.config.search.space, resolved)
+    storage = open_storage(resolved.config.search.storage)
+    study = studies.open_study(storage, resolved.config, space)
+    queue = studies.Queue(study, storage, resolved.config, space)
+    return Search(resolved, space, study, queue, "0" * 32, Console(quiet=True), train=train), study
+
+
+def test_a_trial_is_not_failed_by_a_storage_that_is_away(store: str, tmp_path: Path) -> None:
+    folder, away = tmp_path / "shared", tmp_path / "away"
+    resolved = study_config(store, tmp_path, "search.space=train.lr=[1e-3]", f"search.storage=journal:{folder}/log")
+
+    def train(resolved: Resolved, stored: object, trial: runs.Trial) -> None:
+        folder.rename(away)
+        trial.on_start("1" * 32)
+
+    scripted, study = scripted_search(resolved, train)
+    with pytest.raises(StoreAway, match=r"search\.storage = .*No such file"):
+        scripted.run()
+    away.rename(folder)
+    assert TrialState.FAIL not in [trial.state for trial in study.get_trials()]
+
+
+def test_a_signal_that_comes_with_an_error_ends_the_study(store: str, tmp_path: Path) -> None:
+    began = []
+
+    def train(resolved: Resolved, stored: object, trial: runs.Trial) -> None:
+        began.append(trial)
+        with interrupts.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise UserError("the gradient is not finite")
+
+    scripted, study = scripted_search(study_config(store, tmp_path, "search.space=train.lr=[1e-3,2e-3]"), train)
+    with pytest.raises(interrupts.Interrupted), interrupts.handled():
+        scripted.run()
+    assert len(began) == 1
+    assert final_trials(study)[0].user_attrs["error"] == "the gradient is not finite"

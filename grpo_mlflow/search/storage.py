@@ -57,7 +57,7 @@ def _guarded(storage: BaseStorage, where: str) -> BaseStorage:
             with interrupts.deferred():
                 try:
                     return call(*args, **kwargs)
-                except (StorageInternalError, DBAPIError) as error:
+                except (StorageInternalError, DBAPIError, OSError) as error:
                     raise StoreAway(f"{where}: {one_line(error.__cause__ or error)}") from error
 
         return guarded
