@@ -19,13 +19,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 
-from grpo_mlflow.config import resolve, yaml12
+from grpo_mlflow.config import presets, resolve, yaml12
 from grpo_mlflow.config.resolve import KEYS, SECTIONS
 from grpo_mlflow.search import space_file
 from tests.docs_commands import PAGES, ROOT, Command, commands_of, every_command, keys_in_code, parse, through_mlproject
@@ -239,6 +240,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[Command, World], None]]] = {
 }
 NO_SETTINGS = {"train.log10_lr"}  # a parameter that runs log beside their settings
 COMMANDS = every_command()
+SERVER = re.compile(r"(\S+/)?python3? -m (vllm|sglang)\.")
 
 
 def rule_of(command: Command) -> Callable[[Command, World], None]:
@@ -298,6 +300,14 @@ def test_every_command_works(command: Command, world: World, monkeypatch: pytest
             monkeypatch.syspath_prepend(ROOT / value)
             assert (ROOT / value).is_dir(), f"{command}: there is no folder {value}"
     rule(command, world)
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if SERVER.match(shlex.join(each.words))], ids=str)
+def test_a_server_computes_as_the_presets_for_its_model_do(command: Command) -> None:
+    given = dict(pairwise(command.words))
+    model = given.get("--model") or given["--model-path"]
+    configs = [resolve(name).config for name in presets()]
+    assert {config.model.dtype for config in configs if config.model.train_id == model} == {given.get("--dtype")}
 
 
 @pytest.mark.slow
