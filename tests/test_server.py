@@ -13,8 +13,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from grpo_mlflow.config import resolve
 from grpo_mlflow.errors import ServerFailed
-from grpo_mlflow.generation import Sampling, canary
+from grpo_mlflow.generation import Generators, Sampling, canary
 from grpo_mlflow.generation.client import Client, Fault, Loop, Refusal
 from grpo_mlflow.generation.retries import Retries
 from grpo_mlflow.policy import Policy
@@ -32,6 +33,17 @@ def move(policy: Policy, size: float) -> None:
     with torch.no_grad():
         for parameter in policy.model.parameters():
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+
+
+@DIALECTS
+def test_a_preset_pointed_at_another_server_evaluates_there_too(policy: Policy, folder: Path, dialect: str) -> None:
+    words = ["generation.behaviour_logprobs=recompute", "generation.retry_seconds=0"]
+    with FakeServer(dialect, folder) as server:
+        words += [f"generation.backend={dialect}_server", f"generation.base_url={server.url}"]
+        with Generators(resolve("qwen", words).config, policy, folder, folder, folder / "log", print) as generators:
+            generator = generators.evaluation()
+            generator.sync(0)
+            assert len(generator.generate(prompts(policy), 1, Sampling(4), 0, ("x",))) == len(prompts(policy))
 
 
 @DIALECTS
