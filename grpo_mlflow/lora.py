@@ -51,7 +51,9 @@ def base_of(source: str | Path) -> str | None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"model {str(source)!r}: adapter_config.json cannot be read: {error}") from error
     if find_spec("peft") is None:
-        raise UserError(f"model {str(source)!r} is a LoRA adapter: it needs pip install 'grpo-mlflow[lora]'")
+        raise UserError(
+            f"model {str(source)!r} is a LoRA adapter: it needs pip install -e '.[lora]' in the project's folder"
+        )
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise UserError(
             f"model {str(source)!r} is a LoRA adapter of {base!r}, which is not there; allowed: that model in that "

@@ -302,6 +302,11 @@ def test_every_command_works(command: Command, world: World, monkeypatch: pytest
     rule(command, world)
 
 
+def test_no_command_needs_conda() -> None:
+    managed = [each for each in COMMANDS if each.words[:2] == ("mlflow", "run")]
+    assert [str(each) for each in managed if not any(word.startswith("--env-manager=") for word in each.words)] == []
+
+
 @pytest.mark.parametrize("command", [each for each in COMMANDS if SERVER.match(shlex.join(each.words))], ids=str)
 def test_a_server_computes_as_the_presets_for_its_model_do(command: Command) -> None:
     given = dict(pairwise(command.words))

@@ -15,8 +15,9 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from grpo_mlflow.config import Resolved, flatten, overlay, resolve
-from grpo_mlflow.errors import ConfigError
+from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.search import choices, space, space_file
+from grpo_mlflow.search.storage import open_storage
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = "train.lr=[5e-6,1e-5,2e-5] train.kl_coef=[0.02,0.05,0.1] train.batch_size=[4,8]"
@@ -337,6 +338,12 @@ COMMANDS: list[tuple[list[str], list[str]]] = [
     (["--storage", "journal:"], ["search.storage = 'journal:'", "names no file"]),
     (["search.confirm_seed_start=5000"], ["search.confirm_seed_start = 5000", "overlap", "5256 or more"]),
 ]
+
+
+def test_without_its_driver_postgresql_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UserError, match=r"search\.storage = .*; needed: pip install -e '\.\[postgresql\]'"):
+        open_storage("postgresql://me@127.0.0.1:1/db")
 
 
 # Storages that are named well but cannot be opened.

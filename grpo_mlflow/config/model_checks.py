@@ -19,7 +19,7 @@ def errors(config: Config) -> Iterator[str]:
     if find_spec("peft") is None:
         yield (
             f"model.lora.rank = {rank}: the package peft is not installed; allowed: null, or a rank after "
-            "pip install 'grpo-mlflow[lora]'"
+            "pip install -e '.[lora]' in the project's folder"
         )
     if model.ref_id not in (None, model.train_id):
         yield (

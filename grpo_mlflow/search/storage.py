@@ -91,7 +91,8 @@ def _open_database(url: str, where: str) -> RDBStorage:
             time.sleep(0.3 * attempt)
         except ImportError as error:
             driver = made.get_backend_name()
-            hint = "pip install 'grpo-mlflow[postgresql]'" if driver == "postgresql" else f"a driver for {driver}"
+            extra = "pip install -e '.[postgresql]' in the project's folder"
+            hint = extra if driver == "postgresql" else f"a driver for {driver}"
             raise UserError(f"{where}: {one_line(error)}; needed: {hint}") from error
         except Exception as error:  # a version of the tables that Optuna does not know, and such
             raise UserError(f"{where}: {one_line(error)}") from error
