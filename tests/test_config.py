@@ -112,8 +112,10 @@ def test_qwen_holds_the_guides_settings() -> None:
             {
                 "model.train_id": "Qwen/Qwen2.5-7B",
                 "model.ref_id": "Qwen/Qwen2.5-7B",
+                "model.lora.rank": 16,  # the guide trains all weights, which fit no single GPU
+                "generation.sync": "lora",
                 "train.iterations": 100,
-                "train.lr": 1e-5,
+                "train.lr": 5e-5,
                 "data.problems_per_iteration": 8,
                 "eval.interval": 5,
             },

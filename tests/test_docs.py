@@ -82,6 +82,8 @@ def standins(config: dict[str, Any], world: World) -> list[str]:
     longest = min(4, config["generation"]["max_new_tokens"])
     values |= {"generation.max_new_tokens": longest, "train.epochs": min(2, config["train"]["epochs"])}
     values["data.overlong_buffer"] = min(longest, config["data"]["overlong_buffer"])
+    if config["generation"]["sync"] == "lora":
+        values["model.train_id"] = world.model  # an adapter goes beside the weights that the server has
     for section in ("generation", "eval"):
         if config[section]["backend"] not in (None, "local"):
             values |= {f"{section}.backend": "vllm_server", f"{section}.base_url": world.server.url}
@@ -311,8 +313,10 @@ def test_no_command_needs_conda() -> None:
 def test_a_server_computes_as_the_presets_for_its_model_do(command: Command) -> None:
     given = dict(pairwise(command.words))
     model = given.get("--model") or given["--model-path"]
-    configs = [resolve(name).config for name in presets()]
-    assert {config.model.dtype for config in configs if config.model.train_id == model} == {given.get("--dtype")}
+    configs = [config for name in presets() if (config := resolve(name).config).model.train_id == model]
+    assert {config.model.dtype for config in configs} == {given.get("--dtype")}
+    ranks = [config.model.lora.rank or 0 for config in configs if config.generation.sync == "lora"]
+    assert all("--enable-lora" in command.words and int(given["--max-lora-rank"]) >= rank for rank in ranks)
 
 
 @pytest.mark.slow
