@@ -39,7 +39,7 @@ class ServerCheckup:
         except UserError as error:
             raise Trouble(
                 one_line(error),
-                f"is it up, and at this address? `curl {server.url}/v1/models`; `make server` starts one; "
+                f"is it up, and at this address? `curl {server.url}/v1/models`; `make server` starts one on a CPU; "
                 "docs/servers.md says which versions and options it needs",
             ) from error
         return f"{server.url} serves {name}, with token ids and log-probabilities"

@@ -227,6 +227,7 @@ RUN: dict[str, Callable[[Command, World], None]] = {
 NOT_RUN: dict[str, tuple[str, Callable[[Command, World], None]]] = {
     r"(\S+/)?(python3? -m )?pip3? install .*": ("installs packages", no_check),
     r"uv (sync|pip|venv).*": ("installs packages", no_check),
+    r"python3? -m venv .*": ("installs packages", no_check),
     r"git clone .*": ("needs the network", no_check),
     r"mlflow (ui|server) .*": ("stays until it is stopped", no_check),
     r"(\S+/)?python3? -m (vllm|sglang)\..*": ("a real server: `make test-server` starts one", no_check),

@@ -145,7 +145,9 @@ def test_a_start_that_fails_says_what_the_log_says(
 def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
     settings = ServerConfig(python="no/such/python")
     server = ServerProcess(lambda m, p: Launch((settings.python,), {}), settings, tmp_path / "log", print)
-    with pytest.raises(UserError, match=r"generation\.server\.python = 'no/such/python'.*make server"):
+    with pytest.raises(
+        UserError, match=r"generation\.server\.python = 'no/such/python'.*GPU .*pip install vllm.*CPU `make server`"
+    ):
         server.start("model")
 
 

@@ -126,8 +126,9 @@ class ServerProcess:
         launched = self._launch(model, self._port)
         if shutil.which(launched.command[0]) is None:
             raise UserError(
-                f"generation.server.python = {launched.command[0]!r}: no such program; `make server` sets up a vLLM "
-                "environment in .venv-vllm"
+                f"generation.server.python = {launched.command[0]!r}: no such program; for a GPU "
+                "`python3 -m venv .venv-vllm && .venv-vllm/bin/pip install vllm` makes a vLLM environment (SGLang: "
+                "docs/servers.md), for a CPU `make server`"
             )
         if self._answers():
             raise ServerFailed(
