@@ -16,6 +16,10 @@ from grpo_mlflow.config.command import run_id_of
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.types import Group
 
+_INSTEAD = {
+    "optimize": "the same optimize command again, which continues the study",
+    "evaluate": "evaluate, which measures a model again",
+}
 log = logging.getLogger(__name__)
 
 
@@ -81,8 +85,18 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Stored]:
-    """Resolve the config of a training run that continues `resume`: that of the run, and the overrides."""
-    stored = find(resume, parse_overrides(arguments.overrides).get("tracking.uri"))
+    """Resolve the config of a training run that continues `resume`: that of the run, and the overrides.
+
+    Raises:
+        UserError: as `find`, or the run is no training run.
+    """
+    uri = parse_overrides(arguments.overrides).get("tracking.uri")
+    if run_id := run_id_of(resume):
+        kind = tracking.find_run(tracking.connect(uri), run_id).data.tags.get("grpo.kind", "train")
+        if kind != "train":
+            instead = _INSTEAD.get(kind, "a training run")
+            raise UserError(f"resume = {resume!r}: is a run of {kind}, not of train; allowed: {instead}")
+    stored = find(resume, uri)
     return resolve("", arguments.overrides, base=stored.config, origin=f"resume {resume}"), stored
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from grpo_mlflow import runs, sources, tracking
-from grpo_mlflow.config import Resolved, parse_arguments, resolve
+from grpo_mlflow.config import Resolved, dump, parse_arguments, resolve
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.rollouts import read
 from tests.conftest import SMALL
@@ -184,6 +184,22 @@ def test_a_run_that_is_not_there_cannot_be_resumed(store: str) -> None:
     arguments = parse_arguments(["resume=" + "0" * 32, f"tracking.uri={store}"], "train", "")
     with pytest.raises(UserError, match="0" * 32):
         sources.resolve_training(arguments, "0" * 32)
+
+
+def test_only_a_training_run_can_be_resumed(shared_store: str) -> None:
+    resolved = small(shared_store)
+    trained = runs.train(resolved)
+    runs.evaluate(resolved, trained.run_dir / "checkpoints" / "iter_004")
+    evaluated = _newest(shared_store)
+    study = tracking.start(resolved.config.tracking, "optimize")
+    study.text("config/resolved.yaml", dump(resolved.config))
+    client = mlflow.MlflowClient(shared_store)
+    for run_id, kind, instead in ((evaluated, "evaluate", "evaluate,"), (study.run_id, "optimize", "same optimize")):
+        with pytest.raises(UserError, match=f"is a run of {kind}, not of train; allowed: .*{instead}"):
+            resume(shared_store, f"runs:/{run_id}")
+        assert client.get_run(run_id).data.tags["grpo.kind"] == kind
+    client.delete_tag(trained.run_id, "grpo.kind")  # as after a death before it was written
+    assert resume(shared_store, trained.run_id).progress.iteration == 4
 
 
 def test_kept_rollouts_can_be_trained_on_again(store: str) -> None:

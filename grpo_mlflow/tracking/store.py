@@ -52,14 +52,26 @@ def transfer() -> Iterator[None]:
         os.environ[_TIMEOUT] = before
 
 
+def find_run(client: mlflow.MlflowClient, run_id: str) -> Run:
+    """Return the run.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    try:
+        return client.get_run(run_id)
+    except STORE_ERRORS as error:
+        raise UserError(f"run {run_id}: {one_line(error)}") from error
+
+
 def artifact(client: mlflow.MlflowClient, run_id: str, name: str) -> Path:
     """Return a local path of an artifact, downloading it where the store is not a local folder.
 
     Raises:
         UserError: there is no such run or artifact.
     """
+    run = find_run(client, run_id)
     try:
-        run = client.get_run(run_id)
         local = local_path(run.info.artifact_uri)
         with transfer():
             path = local / name if local else Path(client.download_artifacts(run_id, name))
