@@ -190,6 +190,13 @@ def test_own_options_are_not_overrides() -> None:
     assert parse_arguments(["resume=" + "1" * 32], "test", "a test").resumes() == "1" * 32
 
 
+def test_options_may_stand_between_overrides() -> None:
+    words = ["seed=1", "--model", "here", "seed=2", "--overrides", "seed=0", "--print-config", "seed=3"]
+    arguments = parse_arguments(words, "test", "a test", {"model": ("", "what to measure")})
+    assert arguments.overrides == ("seed=0", "seed=1", "seed=2", "seed=3")
+    assert (arguments.options, arguments.print_config) == ({"model": "here"}, True)
+
+
 def test_files_stand_on_their_base_and_overrides_on_both(tmp_path: Path) -> None:
     _file(tmp_path, "parent.yaml", "base: quick\nseed: 1\ntrain:\n  lr: 2e-5\n  kl_coef: 0.1\n")
     child = _file(tmp_path, "child.yaml", f"base: {tmp_path}/parent.yaml\ntrain:\n  lr: 3e-5\n  iterations: 4\n")

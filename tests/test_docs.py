@@ -113,18 +113,6 @@ def printed_config(module: str, words: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def options_first(words: Sequence[str]) -> list[str]:
-    """Return the words with `--name value` before `key=value`, as argparse takes overrides in one piece only."""
-    options, overrides, rest = list[str](), list[str](), list(words)
-    while rest:
-        word = rest.pop(0)
-        if word.startswith("--") and "." not in word and "=" not in word and word != "--print-config":
-            options += [word, rest.pop(0)]
-        else:
-            overrides.append(word)
-    return [*options, *overrides]
-
-
 def run_ours(words: Sequence[str], world: World) -> None:
     """Run `python -m entrypoints.NAME ...`: its config as written, then the whole on the stand-in, once."""
     module, given = words[2], world.named(words[3:])
@@ -157,7 +145,7 @@ def run_ours(words: Sequence[str], world: World) -> None:
         if given[place] and not given[place].startswith(("models:", world.run_id)):
             given[place] = world.model  # a hub id
             small = [word for word in small if not word.startswith("model.t")]
-    words = [*options_first(given), *small]
+    words = [*given, *small]
     same = f"{module} {given if module == 'entrypoints.evaluate' else ''} {printed_config(module, words)}"
     if same not in world.done:
         world.done.add(same)

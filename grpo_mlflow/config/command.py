@@ -113,7 +113,7 @@ def parse_arguments(
         parser.add_argument(f"--{name}", default=default, help=text)
     parser.add_argument("override", nargs="*", metavar="KEY=VALUE", help="one override, such as train.lr=5e-6")
     known = {"--help", "--config", "--overrides", "--print-config", *(f"--{name}" for name in options or {})}
-    parsed = parser.parse_args(_as_overrides(argv, known))
+    parsed = parser.parse_intermixed_args(_as_overrides(argv, known))
     return Arguments(
         config=parsed.config,
         overrides=(*split_overrides(parsed.overrides), *parsed.override),
