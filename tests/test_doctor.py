@@ -149,6 +149,7 @@ def test_no_server_is_found(shared_store: str, tmp_path: Path) -> None:
         examine(shared_store, tmp_path, "generation.backend=vllm_server", "generation.base_url=http://127.0.0.1:9")
     )
     assert (first.name, "127.0.0.1:9" in first.found, "make server" in first.remedy) == ("server", True, True)
+    assert "connecting failed: /v1/models: cannot connect: ConnectionRefusedError" in first.found
 
 
 def test_a_store_that_cannot_be_written_is_found(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -270,7 +271,9 @@ def test_a_signal_while_waiting_cancels_the_requests(policy: Policy, folder: Pat
 @pytest.mark.parametrize(
     ("failures", "seconds", "succeeds"), [(0, 0.0, True), (3, 30.0, True), (1, 0.0, False), (10**6, 0.5, False)]
 )
-def test_retries_end_with_their_budget(failures: int, seconds: float, succeeds: bool) -> None:
+def test_retries_end_with_their_budget(
+    failures: int, seconds: float, succeeds: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     tries, mended = [], []
 
     async def request() -> str:
@@ -282,16 +285,18 @@ def test_retries_end_with_their_budget(failures: int, seconds: float, succeeds: 
     async def mend() -> None:
         mended.append(1)
 
-    retries, loop = Retries(seconds), Loop()
+    retries, loop = Retries("http://me:hunter2@host:1", seconds), Loop()
     began = time.monotonic()
     if succeeds:
         assert loop.run(retries.ask("asking", request, mend)) == "done"
         assert retries.count == len(mended) == failures
     else:
-        with pytest.raises(ServerFailed, match=r"asking failed .*busy"):
+        with pytest.raises(ServerFailed, match="asking failed for 0.5 s .*busy" if seconds else "asking failed: busy"):
             loop.run(retries.ask("asking", request, mend))
         assert time.monotonic() - began < seconds + 2
     loop.close()
+    told = f"the server at http://***@host:1: asking: busy; asking again for {seconds:g} s (generation.retry_seconds)"
+    assert [told in record.getMessage() for record in caplog.records] == [True] * bool(failures and seconds)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/nowhere"])
@@ -309,4 +314,19 @@ def test_the_client_tells_what_may_pass_from_what_will_not(folder: Path, path: s
         client = Client(f"{server.url}/v1/", 5.0)
         assert outcome(lambda: loop.run(client.get(path))) == ("answer" if path == "/v1/models" else "Refusal")
     assert outcome(lambda: loop.run(Client(server.url, 5.0).get(path))) == "Fault"
+    loop.close()
+
+
+def test_a_failure_to_connect_is_told_from_a_timeout() -> None:
+    loop = Loop()
+
+    def told(url: str) -> str:
+        with pytest.raises(Fault) as caught:
+            loop.run(Client(url, 0.5).get("/v1/models"))
+        return str(caught.value)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert told(url) == "/v1/models does not answer in time"
+    assert "cannot connect: ConnectionRefusedError" in told(url)
     loop.close()

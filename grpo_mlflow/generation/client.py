@@ -81,9 +81,12 @@ class Client:
                 raise Fault(message, _seconds(error.response.headers.get("retry-after"))) from error
             raise Refusal(message, status) from error
         except openai.APITimeoutError as error:
+            cause = _innermost(error)  # the transport calls every failure to connect a timeout
+            if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
+                raise Fault(f"{path}: cannot connect: {_named(cause)}") from error
             raise Fault(f"{path} does not answer in time") from error
         except openai.APIConnectionError as error:
-            raise Fault(f"{path}: {_innermost(error)}") from error
+            raise Fault(f"{path}: {_named(_innermost(error))}") from error
         if not text:
             return None
         try:
@@ -143,9 +146,13 @@ def _message(body: str) -> str:
     return " ".join(str(content).split())[:300] or "no reason given"
 
 
-def _innermost(error: BaseException) -> str:
+def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _named(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from grpo_mlflow.errors import ServerFailed
+from grpo_mlflow.errors import ServerFailed, redact
 from grpo_mlflow.generation.client import Fault
 
 T = TypeVar("T")
@@ -21,11 +21,12 @@ log = logging.getLogger(__name__)
 class Retries:
     """Asks again with exponential backoff and jitter until `seconds` have passed since the first failure of a request.
 
+    `server` is its address, for the warning.
     `count` is how often it asked again. Jitter keeps the concurrent requests of a batch from coming back all at once.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, server: str, seconds: float) -> None:
+        self._server, self._seconds = server, seconds
         self.count = 0
 
     async def ask(self, what: str, request: Callable[[], Awaitable[T]], mend: Callable[[], Awaitable[None]]) -> T:
@@ -47,12 +48,14 @@ class Retries:
                 wait = max(fault.wait, pause * _JITTER.uniform(0.5, 1.5))
                 left = failed_at + self._seconds - now
                 if left <= 0:
-                    spent = f"for {self._seconds:g} s " if self._seconds else ""
-                    raise ServerFailed(
-                        f"{what} failed {spent}(generation.retry_seconds = {self._seconds:g}): {fault}"
-                    ) from fault
+                    spent = f" for {self._seconds:g} s (generation.retry_seconds)" if self._seconds else ""
+                    raise ServerFailed(f"{what} failed{spent}: {fault}") from fault
                 if pause == _FIRST:
-                    log.warning("%s: %s; asking again", what, fault)
+                    log.warning(
+                        "the server at %s: %s: %s; asking again for %g s (generation.retry_seconds); "
+                        "`python -m entrypoints.doctor` with the same settings says what is wrong",
+                        *(redact(self._server), what, fault, self._seconds),
+                    )
                 self.count += 1
                 await asyncio.sleep(min(wait, left))
                 pause = min(2 * pause, _LONGEST)

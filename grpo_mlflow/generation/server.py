@@ -60,7 +60,7 @@ class PolicyServer:
         self._engine, self._policy, self._settings, self._process = engine, policy, settings, process
         self._initial = initial
         self._loop = Loop()
-        self._retries = Retries(settings.retry_seconds)
+        self._retries = Retries(self.url, settings.retry_seconds)
         self._mending = asyncio.Lock()
         self._weights = WeightsFolder(settings.sync_dir)
         self._label: str | None = None  # what the server calls the weights that it was given
