@@ -71,6 +71,7 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
     """Train, from the beginning or from `stored`; as a trial of a study, it may end with `Pruned`."""
     config = resolved.config
     nested = trial.nested if trial else None
+    recorded = sources.recorded(config)  # before a run is opened that could only fail
     with session(resolved, "train", stored, nested) as (processes, tracker, console):
         if trial:
             trial.on_start(tracker.run_id)
@@ -114,7 +115,7 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
                 actor,
                 generators.training(),
                 processes,
-                sources.recorded(config),
+                recorded,
                 read_ahead(resumed) if resumed else None,
             )
             loop = Trainer(

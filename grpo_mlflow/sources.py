@@ -13,7 +13,7 @@ from grpo_mlflow import rollouts, tasks, tiny, tracking
 from grpo_mlflow.checkpoint import Checkpoint, name_of, read
 from grpo_mlflow.config import Arguments, Config, Resolved, parse_overrides, resolve, yaml12
 from grpo_mlflow.config.command import run_id_of
-from grpo_mlflow.errors import UserError
+from grpo_mlflow.errors import ConfigError, StoreAway, UserError
 from grpo_mlflow.types import Group
 
 _INSTEAD = {
@@ -140,26 +140,39 @@ def recorded(config: Config) -> Callable[[int], list[Group]] | None:
     Their advantages are computed anew; the sampler correction carries the distance to the policy that sampled them.
 
     Raises:
-        UserError: that run has kept too few iterations, or (when read) groups of another size.
+        UserError: there is no such run, it has kept too few iterations, or (when read) groups of another size.
     """
-    run_id = run_id_of(config.data.source)
+    source, wanted = config.data.source, config.train.iterations
+    run_id = run_id_of(source)
     if run_id is None:
         return None
     client = tracking.connect(config.tracking.uri)
+    try:
+        kept = len(tracking.files(client, run_id, "rollouts"))
+    except StoreAway:
+        raise
+    except UserError as error:
+        raise ConfigError(f"data.source = {source!r}: {error}") from error
+    if kept < wanted:
+        allowed = f"train.iterations of {kept} or less" if kept else "a training run with tracking.rollouts=true"
+        raise ConfigError(
+            f"data.source = {source!r}: that run has kept {kept} iterations, but train.iterations = {wanted}; "
+            f"allowed: {allowed}"
+        )
 
     def groups_of(iteration: int) -> list[Group]:
         groups = rollouts.read(tracking.artifact(client, run_id, f"rollouts/{name_of(iteration)}.jsonl"))
         found = sum(len(group.rollouts) for group in groups)
         if found != config.rollouts_per_iteration:
-            raise UserError(
-                f"data.source = {config.data.source!r}: iteration {iteration} holds {found} rollouts, but "
+            raise ConfigError(
+                f"data.source = {source!r}: iteration {iteration} holds {found} rollouts, but "
                 f"data.problems_per_iteration x data.rollouts_per_problem is {config.rollouts_per_iteration}"
             )
         return rollouts.form_groups(
             [group.problem for group in groups], [group.rollouts for group in groups], config.train.scale_rewards
         )
 
-    groups_of(config.train.iterations - 1)
+    groups_of(wanted - 1)
     return groups_of
 
 

@@ -182,7 +182,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(store: str) ->
 def test_a_run_that_is_not_there_cannot_be_resumed(store: str) -> None:
     tracking.connect(store).create_experiment("grpo")
     arguments = parse_arguments(["resume=" + "0" * 32, f"tracking.uri={store}"], "train", "")
-    with pytest.raises(UserError, match="0" * 32):
+    with pytest.raises(UserError, match=f"run {'0' * 32}: is not in the MLflow store {store};"):
         sources.resolve_training(arguments, "0" * 32)
 
 
@@ -211,10 +211,13 @@ def test_kept_rollouts_can_be_trained_on_again(store: str) -> None:
     assert curve["train/reward_mean"] == curves(store, live.run_id)["train/reward_mean"]
     ratios = dict(curves(store, live.run_id)["train/sampler_ratio_mean"])
     assert dict(curve["train/sampler_ratio_mean"])[3] != ratios[3]
-    with pytest.raises(UserError, match="iter_004"):
+    with pytest.raises(UserError, match=r"data\.source = .* kept 4 iterations, .*; allowed: train\.iterations of 4 or"):
         runs.train(small(store, f"data.source=runs:/{live.run_id}", "train.iterations=5"))
     with pytest.raises(UserError, match="holds 16 rollouts"):
         runs.train(small(store, f"data.source=runs:/{live.run_id}", "data.problems_per_iteration=2"))
+    with pytest.raises(UserError, match=f"data\\.source = .*{'0' * 32}: is not in the MLflow store {store};"):
+        runs.train(small(store, f"data.source=runs:/{'0' * 32}"))
+    assert _newest(store) == gentler.run_id  # nothing was opened for what could only fail
 
 
 def test_system_metrics_are_logged_where_asked_for(store: str, monkeypatch: pytest.MonkeyPatch) -> None:

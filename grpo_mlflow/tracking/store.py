@@ -57,18 +57,25 @@ def find_run(client: mlflow.MlflowClient, run_id: str) -> Run:
 
     Raises:
         UserError: there is no such run.
+        StoreAway: the store cannot be reached.
     """
+    store = f"MLflow store {redact(mlflow.get_tracking_uri())}"
     try:
         return client.get_run(run_id)
     except STORE_ERRORS as error:
-        raise UserError(f"run {run_id}: {one_line(error)}") from error
+        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+            raise UserError(
+                f"run {run_id}: is not in the {store}; allowed: a run of it, or as tracking.uri (MLFLOW_TRACKING_URI) "
+                "the store that has this one, such as the mlflow.db of the folder it was started in"
+            ) from error
+        raise StoreAway(f"{store}: {one_line(error)}") from error
 
 
 def artifact(client: mlflow.MlflowClient, run_id: str, name: str) -> Path:
     """Return a local path of an artifact, downloading it where the store is not a local folder.
 
     Raises:
-        UserError: there is no such run or artifact.
+        UserError: there is no such run or artifact, or the store cannot be reached.
     """
     run = find_run(client, run_id)
     try:
@@ -99,11 +106,21 @@ def exists(client: mlflow.MlflowClient, run_id: str) -> bool:
 
 def folders(client: mlflow.MlflowClient, run_id: str, name: str) -> list[str]:
     """Return the names of the folders inside an artifact folder, sorted."""
+    return sorted(Path(entry.path).name for entry in _entries(client, run_id, name) if entry.is_dir)
+
+
+def files(client: mlflow.MlflowClient, run_id: str, name: str) -> list[str]:
+    """Return the names of the files inside an artifact folder, sorted."""
+    return sorted(Path(entry.path).name for entry in _entries(client, run_id, name) if not entry.is_dir)
+
+
+def _entries(client: mlflow.MlflowClient, run_id: str, name: str) -> Iterable[Any]:
+    find_run(client, run_id)
     try:
         found: Iterable[Any] = client.list_artifacts(run_id, name)
     except STORE_ERRORS as error:
         raise UserError(f"run {run_id}: {one_line(error)}") from error
-    return sorted(Path(entry.path).name for entry in found if entry.is_dir)
+    return found
 
 
 def registered(client: mlflow.MlflowClient, uri: str) -> tuple[str, str]:
