@@ -39,10 +39,12 @@ def _path(name: str) -> Path:
 def find(name: str, uri: str | None, which: str = "last") -> Stored:
     """Return what is stored of a run id, a checkpoint folder, or a registered model (`models:/NAME@ALIAS`).
 
-    `which` is `last`, `best` or a checkpoint's name. A damaged newest checkpoint is passed over for the one before.
+    `which` is `last`, `best` or a checkpoint's name. A damaged newest checkpoint is passed over for the one before. One
+    that this machine has kept because the store was away counts.
 
     Raises:
         UserError: there is no such run, folder or checkpoint.
+        StoreAway: the store cannot be reached, or does not give it.
     """
     if name.startswith("models:/"):
         return find(*_registered(name, uri))
@@ -54,18 +56,27 @@ def find(name: str, uri: str | None, which: str = "last") -> Stored:
         return Stored(state["run_id"] or None, _config(inner / "config.yaml"), found)
     client = tracking.connect(uri)
     config = _config(tracking.artifact(client, run_id, "config/resolved.yaml"))
-    names = [n for n in tracking.folders(client, run_id, "checkpoints") if n.startswith("iter_")]
+    sent = [n for n in tracking.folders(client, run_id, "checkpoints") if n.startswith("iter_")]
+    kept = {path.name: path for path in tracking.upload_folder(run_id).glob("checkpoints/iter_*")}
+    names = sorted({*sent, *kept}, key=lambda n: int(n.removeprefix("iter_")))
+
+    def path_of(checkpoint: str) -> Path:
+        return (
+            tracking.artifact(client, run_id, f"checkpoints/{checkpoint}") if checkpoint in sent else kept[checkpoint]
+        )
+
     if which != "last":
-        wanted = client.get_run(run_id).data.tags.get("grpo.best_checkpoint", "") if which == "best" else which
+        run = tracking.find_run(client, run_id)
+        wanted = run.data.tags.get("grpo.best_checkpoint", "") if which == "best" else which
         if which == "best" and wanted not in names:
             log.warning("run %s: no checkpoint was evaluated, so none is the best; taking the last", run_id)
             return find(name, uri)
         if wanted not in names:
             raise UserError(f"run {run_id}: has no checkpoint {which!r}; allowed: best, last, {', '.join(names)}")
-        return Stored(run_id, config, read(tracking.artifact(client, run_id, f"checkpoints/{wanted}")))
-    for candidate in sorted(names, key=lambda n: int(n.removeprefix("iter_")), reverse=True):
+        return Stored(run_id, config, read(path_of(wanted)))
+    for candidate in reversed(names):
+        path = path_of(candidate)  # what cannot be fetched now may be whole
         try:
-            path = tracking.artifact(client, run_id, f"checkpoints/{candidate}")
             return Stored(run_id, config, read(path))
         except UserError as error:
             log.warning("passed over: %s", error)

@@ -148,11 +148,6 @@ def test_the_default_preset_runs_without_server_or_download() -> None:
     assert (config.model.train_id, config.generation.backend, config.eval.backend) == ("tiny", "local", None)
 
 
-def test_a_file_without_a_base_starts_from_the_defaults_and_not_from_tiny(tmp_path: Path) -> None:
-    config = resolve(_file(tmp_path, "my.yaml", "generation: {base_url: http://gpu1:8000}")).config
-    assert (config.model.train_id, config.generation.backend) == ("Qwen/Qwen2.5-1.5B", "vllm_server")
-
-
 def test_three_ways_to_override_give_the_same_config() -> None:
     plain = _from_line("train.lr=5e-6 eval.ks='[1,2]' train.grad_clip=null seed=7")
     grouped = _from_line("""--overrides "train.lr=5e-6 eval.ks='[1,2]' train.grad_clip=null seed=7" """)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,13 +15,15 @@ from collections.abc import Iterator
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlparse
 
 import mlflow
 import pytest
 
-from grpo_mlflow import tracking
+from grpo_mlflow import sources, tracking
+from grpo_mlflow.checkpoint import CheckpointStore
 from grpo_mlflow.config.schema import TrackingConfig
-from grpo_mlflow.errors import UserError
+from grpo_mlflow.errors import StoreAway, UserError
 
 
 class Server:
@@ -62,6 +65,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
     made.start()
     yield made
     made.stop()
+
+
+def save(folder: Path) -> None:
+    (folder / "model.txt").write_text("weights")
 
 
 def test_a_run_in_sqlite_has_what_was_logged(store: str, tmp_path: Path) -> None:
@@ -198,10 +205,43 @@ def test_a_file_may_take_longer_than_another_answer(
     server.server_close()
 
 
+class Failing(BaseHTTPRequestHandler):
+    """A server of artifacts that lists checkpoints and does not give them."""
+
+    def do_GET(self) -> None:
+        asked = parse_qs(urlparse(self.path).query).get("path")
+        if asked:
+            names = ("iter_001", "iter_002") if asked[0].endswith("/checkpoints") else ()
+            answer = json.dumps({"files": [{"path": name, "is_dir": True} for name in names]})
+        else:
+            answer = "tracking: {uri: null}" if self.path.endswith("/resolved.yaml") else ""
+        self.send_response(200 if answer else 503)
+        self.end_headers()
+        self.wfile.write(answer.encode())
+
+    def log_message(self, *given: object) -> None:
+        pass
+
+
+def test_a_checkpoint_that_cannot_be_fetched_is_not_passed_over(store: str) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Failing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    client = tracking.connect(store)
+    client.create_experiment("failing", f"http://127.0.0.1:{server.server_port}/mlflow-artifacts/artifacts")
+    tracker = tracking.start(TrackingConfig(uri=store, experiment="failing"), "train")
+    with pytest.raises(StoreAway, match=f"run {tracker.run_id}: checkpoints/iter_002"):
+        sources.find(tracker.run_id, store)
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.mark.slow
 def test_a_server_that_dies_loses_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tracker = tracking.start(TrackingConfig(uri=server.uri), "train")
+    tracker.text("config/resolved.yaml", "tracking: {uri: null}")
+    checkpoints = CheckpointStore(tracker.run_dir / "checkpoints", 2)
+    tracker.publish(f"checkpoints/{checkpoints.save(1, None, save).name}")
     tracker.metrics({"train/a": 0.0}, 0)
     server.stop()
     for step in range(1, 30):
@@ -209,6 +249,9 @@ def test_a_server_that_dies_loses_nothing(server: Server, tmp_path: Path, monkey
         tracker.metrics({"train/a": float(step)}, step)
         assert time.monotonic() - started < 30  # never the minutes that MLflow's own retries take
     tracker.text("metrics/train_iter_001.json", "{}")
+    tracker.publish(f"checkpoints/{checkpoints.save(2, None, save).name}")
+    with pytest.raises(StoreAway):
+        sources.find(tracker.run_id, server.uri)
     tracker.table("samples/eval.json", {"prompt": ["1+1="]})
     tracker.finish("FAILED")
     spool = tracker.run_dir / "spool.jsonl"
@@ -217,6 +260,9 @@ def test_a_server_that_dies_loses_nothing(server: Server, tmp_path: Path, monkey
     with spool.open("a") as stream:
         stream.write('["tags", {"cut": "o')  # by a full disk
     server.start()
+    stored = sources.find(tracker.run_id, server.uri)  # before what waits is sent
+    assert stored.checkpoint is not None
+    assert stored.checkpoint.iteration == 2
     again = tracking.start(TrackingConfig(uri=server.uri), "train", resume=tracker.run_id)
     again.metrics({"train/a": 30.0}, 30)
     again.finish("FINISHED")
@@ -228,3 +274,5 @@ def test_a_server_that_dies_loses_nothing(server: Server, tmp_path: Path, monkey
     assert {item.path for item in client.list_artifacts(tracker.run_id)} >= {"metrics", "samples"}
     downloaded = tracking.artifact(client, tracker.run_id, "metrics/train_iter_001.json")
     assert downloaded.read_text() == "{}"
+    shutil.rmtree(tracker.run_dir)
+    assert sources.find(tracker.run_id, server.uri).checkpoint is not None

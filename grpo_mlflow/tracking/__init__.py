@@ -12,6 +12,7 @@ from grpo_mlflow.tracking.store import (
     folders,
     registered,
     set_failed,
+    upload_folder,
 )
 from grpo_mlflow.tracking.tracker import NullTracker, Tracker, start
 
@@ -30,4 +31,5 @@ __all__ = [
     "registered",
     "set_failed",
     "start",
+    "upload_folder",
 ]

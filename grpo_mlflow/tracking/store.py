@@ -75,7 +75,8 @@ def artifact(client: mlflow.MlflowClient, run_id: str, name: str) -> Path:
     """Return a local path of an artifact, downloading it where the store is not a local folder.
 
     Raises:
-        UserError: there is no such run or artifact, or the store cannot be reached.
+        UserError: there is no such run or artifact.
+        StoreAway: the store cannot be reached, or does not give it.
     """
     run = find_run(client, run_id)
     try:
@@ -83,10 +84,15 @@ def artifact(client: mlflow.MlflowClient, run_id: str, name: str) -> Path:
         with transfer():
             path = local / name if local else Path(client.download_artifacts(run_id, name))
     except STORE_ERRORS as error:
-        raise UserError(f"run {run_id}: {one_line(error)}") from error
+        raise StoreAway(f"run {run_id}: {name}: {one_line(error)}") from error
     if not path.exists():
         raise UserError(f"run {run_id}: has no artifact {name}")
     return path
+
+
+def upload_folder(run_id: str) -> Path:
+    """Return where the files of a run are kept before they are sent, where the store is no local folder."""
+    return Path("outputs").absolute() / run_id
 
 
 def exists(client: mlflow.MlflowClient, run_id: str) -> bool:
@@ -119,7 +125,7 @@ def _entries(client: mlflow.MlflowClient, run_id: str, name: str) -> Iterable[An
     try:
         found: Iterable[Any] = client.list_artifacts(run_id, name)
     except STORE_ERRORS as error:
-        raise UserError(f"run {run_id}: {one_line(error)}") from error
+        raise StoreAway(f"run {run_id}: {name}: {one_line(error)}") from error
     return found
 
 

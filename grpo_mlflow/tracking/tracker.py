@@ -37,6 +37,7 @@ from grpo_mlflow.tracking.store import (
     local_path,
     register,
     transfer,
+    upload_folder,
 )
 
 _RETRY_SECONDS = 30.0
@@ -94,7 +95,7 @@ class Tracker(NullTracker):
         self.url = mlflow.get_tracking_uri()
         local = local_path(run.info.artifact_uri)
         self._uploads = local is None
-        super().__init__(local or Path("outputs").absolute() / self.run_id)
+        super().__init__(local or upload_folder(self.run_id))
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._spool = Spool(self.run_dir / "spool.jsonl")
         self._retry_at = self._flush_at = 0.0
