@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +33,7 @@ from grpo_mlflow.checkpoint import CheckpointStore
 from grpo_mlflow.collector import Collector, read_ahead
 from grpo_mlflow.config import Config, Resolved, dump, flatten
 from grpo_mlflow.console import Console
-from grpo_mlflow.errors import Pruned, ServerFailed, one_line
+from grpo_mlflow.errors import Pruned, ServerFailed, UserError, one_line
 from grpo_mlflow.processes import Processes, join
 from grpo_mlflow.sources import Stored
 from grpo_mlflow.tracking import NullTracker
@@ -223,8 +225,10 @@ def session(
             tracker.finish("KILLED")
             console.say(messages.how_to_resume(config, kind, tracker, "stopped"))
             raise
-        except BaseException:
+        except BaseException as error:
             fail()
+            if os.strerror(errno.ENOSPC) in str(error):  # also in what other libraries make of it
+                raise UserError(f"the disk is full: {one_line(error)}") from error
             raise
         with interrupts.deferred():
             tracker.finish("FINISHED")

@@ -202,6 +202,17 @@ def test_only_a_training_run_can_be_resumed(shared_store: str) -> None:
     assert resume(shared_store, trained.run_id).progress.iteration == 4
 
 
+def test_a_full_disk_is_told_in_one_line(shared_store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        pytest.raises(UserError, match=r"the disk is full: .*No space") as caught,
+        runs.session(small(shared_store), "train"),
+    ):
+        Path("/dev/full").write_text("weights")
+    assert "\n" not in str(caught.value)
+    assert mlflow.MlflowClient(shared_store).get_run(_newest(shared_store)).info.status == "FAILED"
+    assert "training failed before its first checkpoint" in capsys.readouterr().out
+
+
 def test_kept_rollouts_can_be_trained_on_again(store: str) -> None:
     live = runs.train(small(store))
     again = runs.train(small(store, f"data.source=runs:/{live.run_id}"))
