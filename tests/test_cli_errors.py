@@ -166,6 +166,10 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["train.lr=@x"], ["train.lr=@x", "not valid YAML"]),
     (["train={lr: 1e-4, lr: 2e-4}"], ["train={lr: 1e-4, lr: 2e-4}", "'lr' is given twice"]),
     (["--overrides", "train.lr='1e-5"], ["train.lr='1e-5", "no closing quotation"]),
+    (
+        ["--overrides", "data.settings={x: '1'} seed=1"],
+        ["data.settings", "needs quotes of its own, such as data.mix='"],
+    ),
     (["train.lr"], ["'train.lr'", "key=value"]),
     (["=3"], ["'=3'", "key=value"]),
     (["--overrides", "train.lr"], ["'train.lr'", "key=value"]),

@@ -157,6 +157,14 @@ def test_three_ways_to_override_give_the_same_config() -> None:
     assert (config.train.lr, config.eval.ks, config.train.grad_clip, config.seed) == (5e-6, (1, 2), None, 7)
 
 
+def test_several_overrides_are_not_split_inside_brackets() -> None:
+    mapping = "{arithmetic: 0.7,  sat: 0.3}"
+    quoted = _from_line(f"data.task=mix data.mix='{mapping}' eval.ks='[1, 2]' seed=7")
+    assert _from_line(f'--overrides "data.task=mix data.mix={mapping} eval.ks=[1, 2] seed=7"') == quoted
+    text = _from_line("""--overrides "data.system_prompt='say [' seed=7" """).config
+    assert (text.data.system_prompt, text.seed) == ("say [", 7)
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

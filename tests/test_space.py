@@ -284,6 +284,7 @@ def test_a_grid_of_steps(base: Resolved, tmp_path: Path) -> None:
 def test_a_line_and_a_file_say_the_same(base: Resolved, tmp_path: Path) -> None:
     line = space_file.load("train.lr=[5e-6,1e-5] 'train.epochs={low: 1, high: 3}'", base)
     assert line == load("train.lr: [5e-6, 1e-5]\ntrain.epochs: {low: 1, high: 3}", base, tmp_path)
+    assert line == space_file.load("train.lr=[5e-6, 1e-5] train.epochs={low: 1, high: 3}", base)
 
 
 def refused(error: pytest.ExceptionInfo[ConfigError], fragments: list[str]) -> None:

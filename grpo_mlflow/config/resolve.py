@@ -47,6 +47,7 @@ class Resolved:
 
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_ITEM = re.compile(rf"{_KEY.pattern}=")
 
 
 def _short(value: Any) -> str:
@@ -178,11 +179,31 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
 
 
 def split_overrides(text: str) -> list[str]:
-    """Split one line of overrides as a shell does."""
+    """Split one line of overrides as a shell does, but not at the spaces inside a value's brackets.
+
+    Raises:
+        ConfigError: a quote is not closed, or brackets hold spaces and quotes, which a shell would take away.
+    """
     try:
-        return shlex.split(text)
+        pieces = shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"overrides = {text!r}: {str(error).lower()}") from None
+    found: list[str] = []
+    for piece in pieces:
+        if found and _is_open(found[-1]) and not _ITEM.match(piece):
+            found[-1] += f" {piece}"
+            if found[-1] not in " ".join(text.split()):
+                raise ConfigError(
+                    f"overrides = {text!r}: {found[-1].partition('=')[0]}: a value with spaces and quotes needs quotes "
+                    "of its own, such as data.mix='{arithmetic: 0.7, sat: 0.3}'"
+                )
+        else:
+            found.append(piece)
+    return found
+
+
+def _is_open(piece: str) -> bool:
+    return piece.count("[") + piece.count("{") > piece.count("]") + piece.count("}")
 
 
 def _unknown(key: str, value: Any, origin: str) -> str:
