@@ -46,8 +46,8 @@ def _file(folder: Path, name: str, text: str) -> str:
 @EVERY_PRESET
 def test_every_preset_resolves_and_survives_dump_and_load(preset: str, tmp_path: Path) -> None:
     first = resolve(preset)
-    assert first.warnings == ()
     again = resolve(_file(tmp_path, "dumped.yaml", dump(first.config)))
+    assert first.warnings == again.warnings == ()
     assert again.config == first.config
     assert resolve(base=yaml12.load(dump(first.config), "dump"), origin="run").config == first.config
 
@@ -251,7 +251,7 @@ def test_a_config_cannot_be_changed() -> None:
     ("overrides", "key"),
     [
         (["train.clip_low=0.1"], "train.clip_low"),
-        (["train.clip_high=0.2"], "train.clip_high"),  # chosen, though equal to the default
+        (["train.clip_high=0.3"], "train.clip_high"),
         (["train.ratio_level=sequence"], "train.ratio_level"),
         (["model.ref_id=tiny"], "model.ref_id"),
         (["train.kl_estimator=k1"], "train.kl_estimator"),
@@ -277,6 +277,11 @@ def test_a_chosen_setting_that_cannot_act_is_named(overrides: list[str], key: st
     assert by_override[0].startswith(f"{key} ")
     text = "base: tiny\n" + "".join(f"{item.replace('=', ': ', 1)}\n" for item in overrides)
     assert resolve(_file(tmp_path, "own.yaml", text)).warnings == by_override
+
+
+def test_a_default_counts_as_chosen_on_the_command_line_only(tmp_path: Path) -> None:
+    assert resolve("tiny", ["train.clip_high=0.2"]).warnings[0].startswith("train.clip_high ")
+    assert resolve(_file(tmp_path, "own.yaml", "base: tiny\ntrain: {clip_high: 0.2}\n")).warnings == ()
 
 
 def test_settings_that_act_are_not_warned_about() -> None:

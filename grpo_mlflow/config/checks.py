@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from grpo_mlflow.config import model_checks, task_checks
@@ -202,11 +202,10 @@ def untrainable(config: Config) -> list[str]:
     return []
 
 
-def warnings(config: Config, origins: Mapping[str, str]) -> Iterator[str]:
+def warnings(config: Config, chosen: Sequence[str]) -> Iterator[str]:
     """Yield one line per setting that somebody chose and that cannot act. Defaults and presets stay silent."""
-    chosen = {key for key, origin in origins.items() if origin.startswith(("override", "file"))}
 
-    def idle(keys: tuple[str, ...], why: str) -> Iterator[str]:
+    def idle(keys: Iterable[str], why: str) -> Iterator[str]:
         for key in keys:
             if key in chosen:
                 yield f"{key} has no effect: {why}"
@@ -231,13 +230,13 @@ def warnings(config: Config, origins: Mapping[str, str]) -> Iterator[str]:
     if config.train.iterations * config.steps_per_iteration == 1:
         yield from idle(("train.lr_schedule",), "the run has one optimizer step")
     if config.model.train_id != "tiny":
-        yield from idle(tuple(k for k in origins if k.startswith("model.tiny.")), "model.train_id is not tiny")
+        yield from idle(tuple(k for k in chosen if k.startswith("model.tiny.")), "model.train_id is not tiny")
     if not config.model.lora.rank:
         yield from idle(("model.lora.alpha", "model.lora.targets"), "model.lora.rank is null or 0")
-    for keys in task_checks.idle(config, origins):
+    for keys in task_checks.idle(config, chosen):
         yield from idle(keys, f"data.task is {config.data.task}")
     if not config.eval.enabled:
-        yield from idle(tuple(k for k in origins if k.startswith("eval.") and k != "eval.enabled"), "eval is disabled")
+        yield from idle(tuple(k for k in chosen if k.startswith("eval.") and k != "eval.enabled"), "eval is disabled")
     local = config.generation.backend == "local"
     if local and (config.eval.backend or "local") == "local":
         remote = ("sync", "sync_dir", "behaviour_logprobs", "timeout", "retry_seconds")
@@ -245,7 +244,7 @@ def warnings(config: Config, origins: Mapping[str, str]) -> Iterator[str]:
     elif config.generation.server.manage:
         yield from idle(("generation.base_url",), "generation.server.manage starts a server of its own")
     if not config.generation.server.manage:
-        keys = tuple(key for key in origins if key.startswith("generation.server.") and not key.endswith(".manage"))
+        keys = tuple(key for key in chosen if key.startswith("generation.server.") and not key.endswith(".manage"))
         yield from idle(keys, "generation.server.manage is false")
     if config.eval.enabled and (config.eval.backend or config.generation.backend) == "local":
         yield from idle(("eval.base_url",), "evaluation samples in this process")

@@ -295,4 +295,14 @@ def _finish(layer: Layer) -> Resolved:
     if errors:
         raise ConfigError("\n".join(errors))
     origins = {key: layer[key][1] if key in layer else "default" for key in KEYS}
-    return Resolved(config, origins, tuple(checks.warnings(config, origins)))
+    return Resolved(config, origins, tuple(checks.warnings(config, _chosen(config, origins))))
+
+
+def _chosen(config: Config, origins: Mapping[str, str]) -> list[str]:
+    """Return the keys that somebody set: by an override, or in a file, which may be a dump that holds all defaults."""
+    values, defaults = (flatten(each.model_dump()) for each in (config, Config()))
+    return [
+        key
+        for key, origin in origins.items()
+        if origin == "override" or (origin.startswith("file") and values[key] != defaults[key])
+    ]
