@@ -7,6 +7,7 @@ attention mask and cannot change a real token's logits.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -155,6 +156,7 @@ def load(
         UserError: there is no such model, or it cannot be read.
     """
     transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: each line came twice
     base = lora.base_of(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -166,8 +168,9 @@ def load(
             attn_implementation=attn_implementation,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"model {str(source)!r} cannot be loaded: {reason}") from error
+        reason, name = " ".join(str(error).split()), str(base or source)
+        hint = "" if "/" in name or Path(name).exists() else " (is its hub id ORG/NAME?)"
+        raise UserError(f"model {str(source)!r} cannot be loaded{hint}: {reason}") from error
     model.to(device).eval()
     if base is not None:
         lora.read(model, Path(source))

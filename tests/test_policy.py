@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -67,6 +71,28 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path, files:
         policies.load(tmp_path, torch.device("cpu"))
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_id_without_its_organisation_is_asked_about_and_the_hubs_log_told_once() -> None:
+    code = """
+        import logging, torch
+        from grpo_mlflow.policy import load
+        logging.basicConfig()
+        for name in ("Qwen2.5", "Qwen/Qwen2.5"):
+            try:
+                load(name, torch.device("cpu"))
+            except Exception as error:
+                print(error)
+        logging.getLogger("huggingface_hub").warning("a line of the hub's")
+    """
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment, check=True
+    )
+    short, full = done.stdout.splitlines()
+    assert short.startswith("model 'Qwen2.5' cannot be loaded (is its hub id ORG/NAME?): ")
+    assert full.startswith("model 'Qwen/Qwen2.5' cannot be loaded: ")
+    assert done.stderr.count("a line of the hub's") == 1
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
