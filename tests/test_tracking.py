@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -175,7 +176,21 @@ def test_what_the_store_never_takes_does_not_hold_up_the_rest(store: str) -> Non
     assert json.loads((tracker.run_dir / "refused.jsonl").read_text()) == ["tags", {"": "a tag without a name"}]
 
 
-class Slow(BaseHTTPRequestHandler):
+class Artifacts(BaseHTTPRequestHandler):
+    def log_message(self, *given: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(handler: type[Artifacts]) -> Iterator[str]:
+    """Serve artifacts on loopback; give the address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/mlflow-artifacts/artifacts"
+        server.shutdown()
+
+
+class Slow(Artifacts):
     """A server of artifacts that answers only when it has passed a file on."""
 
     def do_PUT(self) -> None:
@@ -184,28 +199,21 @@ class Slow(BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
 
-    def log_message(self, *given: object) -> None:
-        pass
-
 
 def test_a_file_may_take_longer_than_another_answer(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.chdir(tmp_path)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    client = tracking.connect(store)
-    client.create_experiment("slow", f"http://127.0.0.1:{server.server_port}/files")
-    tracker = tracking.start(TrackingConfig(uri=store, experiment="slow"), "train")
-    tracker.text("config/resolved.yaml", "seed: 0")
+    with serving(Slow) as address:
+        tracking.connect(store).create_experiment("slow", address)
+        tracker = tracking.start(TrackingConfig(uri=store, experiment="slow"), "train")
+        tracker.text("config/resolved.yaml", "seed: 0")
     assert not (tracker.run_dir / "spool.jsonl").exists()
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"
-    server.shutdown()
-    server.server_close()
 
 
-class Failing(BaseHTTPRequestHandler):
+class Failing(Artifacts):
     """A server of artifacts that lists checkpoints and does not give them."""
 
     def do_GET(self) -> None:
@@ -219,20 +227,16 @@ class Failing(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer.encode())
 
-    def log_message(self, *given: object) -> None:
-        pass
 
-
-def test_a_checkpoint_that_cannot_be_fetched_is_not_passed_over(store: str) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Failing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    client = tracking.connect(store)
-    client.create_experiment("failing", f"http://127.0.0.1:{server.server_port}/mlflow-artifacts/artifacts")
-    tracker = tracking.start(TrackingConfig(uri=store, experiment="failing"), "train")
-    with pytest.raises(StoreAway, match=f"run {tracker.run_id}: checkpoints/iter_002"):
-        sources.find(tracker.run_id, store)
-    server.shutdown()
-    server.server_close()
+def test_a_checkpoint_that_cannot_be_fetched_is_not_passed_over(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with serving(Failing) as address:
+        tracking.connect(store).create_experiment("failing", address)
+        tracker = tracking.start(TrackingConfig(uri=store, experiment="failing"), "train")
+        with pytest.raises(StoreAway, match=f"run {tracker.run_id}: checkpoints/iter_002"):
+            sources.find(tracker.run_id, store)
 
 
 @pytest.mark.slow
