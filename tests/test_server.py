@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -297,6 +299,29 @@ def test_retries_end_with_their_budget(
     loop.close()
     told = f"the server at http://***@host:1: asking: busy; asking again for {seconds:g} s (generation.retry_seconds)"
     assert [told in record.getMessage() for record in caplog.records] == [True] * bool(failures and seconds)
+
+
+def test_requests_that_fail_together_are_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
+    failed = set[int]()
+
+    async def request(number: int) -> int:
+        if number not in failed:
+            failed.add(number)
+            raise Fault("busy")
+        return number
+
+    async def mend() -> None:
+        pass
+
+    async def batch() -> list[int]:
+        asked = (retries.ask("asking", partial(request, number), mend) for number in range(64))
+        return await asyncio.gather(*asked)
+
+    retries, loop = Retries("http://host:1", 30.0), Loop()
+    assert loop.run(batch()) == list(range(64))
+    loop.close()
+    assert len(caplog.records) == 1
+    assert retries.count == 64
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/nowhere"])

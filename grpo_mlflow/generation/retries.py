@@ -14,6 +14,7 @@ from grpo_mlflow.generation.client import Fault
 
 T = TypeVar("T")
 _FIRST, _LONGEST = 0.1, 10.0  # seconds
+_WARNING = 30.0  # seconds between two warnings
 _JITTER = random.Random()  # its own: the global generator may be somebody's
 log = logging.getLogger(__name__)
 
@@ -21,12 +22,13 @@ log = logging.getLogger(__name__)
 class Retries:
     """Asks again with exponential backoff and jitter until `seconds` have passed since the first failure of a request.
 
-    `server` is its address, for the warning.
-    `count` is how often it asked again. Jitter keeps the concurrent requests of a batch from coming back all at once.
+    `server` is its address, for the warning. `count` is how often it asked again. Jitter keeps the concurrent requests
+    of a batch from coming back all at once.
     """
 
     def __init__(self, server: str, seconds: float) -> None:
         self._server, self._seconds = server, seconds
+        self._warn_at = 0.0
         self.count = 0
 
     async def ask(self, what: str, request: Callable[[], Awaitable[T]], mend: Callable[[], Awaitable[None]]) -> T:
@@ -50,7 +52,8 @@ class Retries:
                 if left <= 0:
                     spent = f" for {self._seconds:g} s (generation.retry_seconds)" if self._seconds else ""
                     raise ServerFailed(f"{what} failed{spent}: {fault}") from fault
-                if pause == _FIRST:
+                if pause == _FIRST and now >= self._warn_at:  # all requests of a batch fail at once
+                    self._warn_at = now + _WARNING
                     log.warning(
                         "the server at %s: %s: %s; asking again for %g s (generation.retry_seconds); "
                         "`python -m entrypoints.doctor` with the same settings says what is wrong",
