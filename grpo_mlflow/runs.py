@@ -227,7 +227,8 @@ def session(
             raise
         except BaseException as error:
             fail()
-            if os.strerror(errno.ENOSPC) in str(error):  # also in what other libraries make of it
+            full = os.strerror(errno.ENOSPC) in str(error)  # also in what other libraries make of it
+            if full and not isinstance(error, UserError):
                 raise UserError(f"the disk is full: {one_line(error)}") from error
             raise
         with interrupts.deferred():

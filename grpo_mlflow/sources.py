@@ -60,10 +60,15 @@ def find(name: str, uri: str | None, which: str = "last") -> Stored:
     kept = {path.name: path for path in tracking.upload_folder(run_id).glob("checkpoints/iter_*")}
     names = sorted({*sent, *kept}, key=lambda n: int(n.removeprefix("iter_")))
 
-    def path_of(checkpoint: str) -> Path:
-        return (
-            tracking.artifact(client, run_id, f"checkpoints/{checkpoint}") if checkpoint in sent else kept[checkpoint]
-        )
+    def whole(checkpoint: str) -> Checkpoint:
+        if checkpoint in sent:
+            path = tracking.artifact(client, run_id, f"checkpoints/{checkpoint}")
+            try:
+                return read(path)
+            except UserError:
+                if checkpoint not in kept:  # else its upload was cut off
+                    raise
+        return read(kept[checkpoint])
 
     if which != "last":
         run = tracking.find_run(client, run_id)
@@ -73,11 +78,12 @@ def find(name: str, uri: str | None, which: str = "last") -> Stored:
             return find(name, uri)
         if wanted not in names:
             raise UserError(f"run {run_id}: has no checkpoint {which!r}; allowed: best, last, {', '.join(names)}")
-        return Stored(run_id, config, read(path_of(wanted)))
+        return Stored(run_id, config, whole(wanted))
     for candidate in reversed(names):
-        path = path_of(candidate)  # what cannot be fetched now may be whole
         try:
-            return Stored(run_id, config, read(path))
+            return Stored(run_id, config, whole(candidate))
+        except StoreAway:  # what cannot be fetched now may be whole
+            raise
         except UserError as error:
             log.warning("passed over: %s", error)
     return Stored(run_id, config, None)

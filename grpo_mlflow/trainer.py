@@ -103,8 +103,8 @@ class Trainer:
     def run(self) -> Progress:
         """Train up to `train.iterations`.
 
-        A signal, a server that fails, a study whose storage is away, or the loss of another process leaves a checkpoint
-        of the last version.
+        A signal, a server that fails, a store or storage that is away, or the loss of another process leaves a
+        checkpoint of the last version.
         """
         total = self._config.train.iterations
         self._console.start("training", total, self.progress.iteration)

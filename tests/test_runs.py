@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from grpo_mlflow import runs, sources, tracking
 from grpo_mlflow.config import Resolved, dump, parse_arguments, resolve
-from grpo_mlflow.errors import UserError
+from grpo_mlflow.errors import StoreAway, UserError
 from grpo_mlflow.rollouts import read
 from tests.conftest import SMALL
 
@@ -200,6 +200,11 @@ def test_only_a_training_run_can_be_resumed(shared_store: str) -> None:
         assert client.get_run(run_id).data.tags["grpo.kind"] == kind
     client.delete_tag(trained.run_id, "grpo.kind")  # as after a death before it was written
     assert resume(shared_store, trained.run_id).progress.iteration == 4
+
+
+def test_what_a_study_waits_for_keeps_its_kind_on_a_full_disk(shared_store: str) -> None:
+    with pytest.raises(StoreAway, match=r"^search"), runs.session(small(shared_store), "train"):
+        raise StoreAway("search.storage = 'journal:log': No space left on device")
 
 
 def test_a_full_disk_is_told_in_one_line(shared_store: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ import mlflow
 import optuna
 import pytest
 from mlflow.entities import Run
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow import interrupts, runs, sources
 from grpo_mlflow.config import Arguments, Resolved, resolve
@@ -397,3 +397,19 @@ def test_a_signal_that_comes_with_an_error_ends_the_study(store: str, tmp_path: 
         scripted.run()
     assert len(began) == 1
     assert final_trials(study)[0].user_attrs["error"] == "the gradient is not finite"
+
+
+class Interrupted(optuna.samplers.RandomSampler):
+    """A signal comes while the study is asked for a trial."""
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_trial_that_is_begun_as_a_signal_comes_is_put_back(store: str, tmp_path: Path) -> None:
+    resolved = study_config(store, tmp_path, "search.space=train.lr=[1e-3]", "search.n_trials=1")
+    scripted, study = scripted_search(resolved, lambda resolved, stored, trial: pytest.fail("trained"))
+    study.sampler = Interrupted()
+    with pytest.raises(interrupts.Interrupted), interrupts.handled():
+        scripted.run()
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL, TrialState.WAITING]

@@ -264,14 +264,23 @@ def test_a_server_that_dies_loses_nothing(server: Server, tmp_path: Path, monkey
     with spool.open("a") as stream:
         stream.write('["tags", {"cut": "o')  # by a full disk
     server.start()
-    stored = sources.find(tracker.run_id, server.uri)  # before what waits is sent
-    assert stored.checkpoint is not None
-    assert stored.checkpoint.iteration == 2
+    client = mlflow.MlflowClient(server.uri)
+    for _ in range(2):  # before what waits is sent
+        stored = sources.find(tracker.run_id, server.uri)
+        assert stored.checkpoint is not None
+        assert stored.checkpoint.iteration == 2
+        client.log_artifact(tracker.run_id, str(stored.checkpoint.path / "model.txt"), "checkpoints/iter_002")
+        # and once more, as after an upload that was cut off
+    with pytest.raises(UserError, match="has no artifact checkpoints/iter_003") as absent:
+        tracking.artifact(client, tracker.run_id, "checkpoints/iter_003")
+    assert not isinstance(absent.value, StoreAway)
     again = tracking.start(TrackingConfig(uri=server.uri), "train", resume=tracker.run_id)
     again.metrics({"train/a": 30.0}, 30)
+    again.table("samples/next.json", {"prompt": ["1+1="]})
     again.finish("FINISHED")
     assert not spool.exists()
-    client = mlflow.MlflowClient(server.uri)
+    listed = json.loads(client.get_run(tracker.run_id).data.tags["mlflow.loggedArtifacts"])
+    assert [table["path"] for table in listed] == ["samples/eval.json", "samples/next.json"]
     history = client.get_metric_history(tracker.run_id, "train/a")
     assert [(point.step, point.value) for point in history] == [(step, float(step)) for step in range(31)]
     assert client.get_run(tracker.run_id).info.status == "FINISHED"

@@ -29,7 +29,7 @@ _ATTEMPTS = 4
 def open_storage(url: str | None, tracking_uri: str | None = None) -> BaseStorage:
     """Open the storage at `url`, by default optuna.db beside the MLflow store's file, else in the current folder.
 
-    No signal arrives inside a call to it, and one that fails because it is away raises StoreAway.
+    Where signals are handled none arrives inside a call to it. A call that fails because it is away raises StoreAway.
 
     Raises:
         ConfigError: it is not an address of a storage.

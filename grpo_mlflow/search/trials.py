@@ -81,20 +81,26 @@ class Search:
         return limit is not None and time.monotonic() - self._started > limit
 
     def _run_one(self) -> None:
-        trial = self._study.ask()
-        if studies.SLOT not in trial.user_attrs:  # another process took the last place between our look and our trial
-            trial.set_user_attr("note", "the queue was empty")
-            self._study.tell(trial, state=TrialState.FAIL)
-            return
+        with interrupts.deferred():  # a signal finds a trial to put back
+            trial = self._study.ask()
+            if studies.SLOT in trial.user_attrs:
+                self._run(trial)
+            else:  # another process took the last place between our look and our trial
+                trial.set_user_attr("note", "the queue was empty")
+                self._study.tell(trial, state=TrialState.FAIL)
+
+    def _run(self, trial: optuna.Trial) -> None:
         try:
-            with owners.showing_life(lambda owner: trial.set_user_attr(studies.OWNER, owner)):
+            with (
+                interrupts.let_through(),
+                owners.showing_life(lambda owner: trial.set_user_attr(studies.OWNER, owner)),
+            ):
                 values = self._perform(trial)
         except Pruned:
             self._study.tell(trial, state=TrialState.PRUNED)
         except (Interrupted, KeyboardInterrupt, StoreAway, ServerFailed):  # the trials behind it would fare no better
-            with interrupts.deferred():  # in this order, its place is never empty
-                studies.put_back(self._study, trial)
-                self._study.tell(trial, state=TrialState.FAIL)
+            studies.put_back(self._study, trial)  # in this order, its place is never empty
+            self._study.tell(trial, state=TrialState.FAIL)
             raise
         except Exception as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "

@@ -84,7 +84,10 @@ def artifact(client: mlflow.MlflowClient, run_id: str, name: str) -> Path:
         with transfer():
             path = local / name if local else Path(client.download_artifacts(run_id, name))
     except STORE_ERRORS as error:
-        raise StoreAway(f"run {run_id}: {name}: {one_line(error)}") from error
+        folder, _, last = name.rpartition("/")
+        if last in (Path(entry.path).name for entry in _entries(client, run_id, folder)):
+            raise StoreAway(f"run {run_id}: {name}: {one_line(error)}") from error
+        raise UserError(f"run {run_id}: has no artifact {name}") from error
     if not path.exists():
         raise UserError(f"run {run_id}: has no artifact {name}")
     return path
@@ -191,10 +194,10 @@ def local_path(uri: str) -> Path | None:
     return Path(local_file_uri_to_path(uri)).absolute() if is_local_uri(uri) else None
 
 
-def listed_tables(run: Run) -> list[dict[str, str]]:
-    """Return the tables of a run that the UI lists."""
+def listed_tables(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return the tables of a run that the UI lists, from its tags."""
     try:
-        return list(json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]")))
+        return list(json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]")))
     except ValueError:  # cut off by MLflow, in a run of an older version
         return []
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
@@ -98,10 +99,13 @@ class Tracker(NullTracker):
         super().__init__(local or upload_folder(self.run_id))
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._spool = Spool(self.run_dir / "spool.jsonl")
-        self._retry_at = self._flush_at = 0.0
+        self._retry_at = self._flush_at = self._pause = 0.0
         self._points: list[list[Any]] = []
         self._logged: dict[int, set[tuple[str, float]]] = {}
-        self._tables = listed_tables(run)
+        tags = dict(run.data.tags)
+        for kind, *values in self._spool.read():
+            tags |= values[0] if kind == "tags" else {}
+        self._tables = listed_tables(tags)
         self._monitor: SystemMetricsMonitor | None = None
         self._artifacts = get_artifact_repository(run.info.artifact_uri)
 
@@ -176,7 +180,8 @@ class Tracker(NullTracker):
         """Set the final status: FINISHED, FAILED or KILLED."""
         if self._monitor is not None:
             self._monitor.finish()
-        self._retry_at = 0.0
+        if self._pause <= _RETRY_SECONDS:  # else another try would take minutes
+            self._retry_at = 0.0
         self.tags({"grpo.ended": status})  # `mlflow run` overwrites the status itself with FINISHED or FAILED
         self._do("status", status)
         if self._spool.waits():
@@ -191,6 +196,7 @@ class Tracker(NullTracker):
         self.flush()
         self._perform(*operation)
 
+    @interrupts.deferred()
     def flush(self) -> None:
         """Send the metrics that wait."""
         if self._points:
@@ -201,14 +207,15 @@ class Tracker(NullTracker):
     @interrupts.deferred()  # the store's client may take a signal for an error of the store, or the spool lose a line
     def _perform(self, *operation: Any) -> None:
         pending = self._spool.read()
-        waiting = [*pending, list(operation)]
+        waiting, began = [*pending, list(operation)], time.monotonic()
         if not pending or time.monotonic() >= self._retry_at:
             try:
                 while waiting:
                     self._send_or_set_aside(waiting[0])
                     waiting.pop(0)
             except STORE_ERRORS as error:
-                self._retry_at = time.monotonic() + _RETRY_SECONDS
+                self._pause = max(_RETRY_SECONDS, time.monotonic() - began)
+                self._retry_at = time.monotonic() + self._pause
                 if not pending:
                     log.warning("MLflow is away, keeping its data in %s: %s", self._spool.path, one_line(error))
             else:
@@ -223,6 +230,8 @@ class Tracker(NullTracker):
         except Exception as error:  # of MLflow's own mistakes, too, training must not end
             if isinstance(error, STORE_ERRORS) and getattr(error, "error_code", None) not in _NEVER:
                 raise
+            if operation[0] in ("publish", "remove"):  # the client of an object store has errors of its own
+                raise MlflowException(one_line(error)) from error
             log.warning("MLflow refuses %s, kept in refused.jsonl: %s", operation[0], one_line(error))
             with (self.run_dir / "refused.jsonl").open("a") as stream:
                 stream.write(json.dumps(operation) + "\n")
@@ -254,8 +263,10 @@ class Tracker(NullTracker):
             register(client, *values)
         elif kind == "remove":
             self._artifacts.delete_artifacts(values[0])
-        else:
+        elif kind == "status":
             client.set_terminated(run_id, values[0])
+        else:
+            raise ValueError(f"no operation {kind!r}")
 
 
 def start(
