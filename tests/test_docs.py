@@ -83,7 +83,8 @@ def standins(config: dict[str, Any], world: World) -> list[str]:
     values |= {"generation.max_new_tokens": longest, "train.epochs": min(2, config["train"]["epochs"])}
     values["data.overlong_buffer"] = min(longest, config["data"]["overlong_buffer"])
     if config["generation"]["sync"] == "lora":
-        values["model.train_id"] = world.model  # an adapter goes beside the weights that the server has
+        world.server.restart()  # an adapter goes beside the weights that it started with
+        values["model.train_id"] = world.model
     for section in ("generation", "eval"):
         if config[section]["backend"] not in (None, "local"):
             values |= {f"{section}.backend": "vllm_server", f"{section}.base_url": world.server.url}
