@@ -81,6 +81,7 @@ def test_a_signal_whose_exception_got_lost_is_raised_by_the_next_check(capfd: py
         check()
 
 
+@pytest.mark.usefixtures("_terminal")
 def test_sighup_stops_unless_it_is_ignored() -> None:
     with pytest.raises(Interrupted) as caught, handled():
         send(signal.SIGHUP)

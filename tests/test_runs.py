@@ -282,6 +282,7 @@ def _until(process: subprocess.Popen[str], text: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_terminal")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_killed_resumes_to_the_same_end(store: str, how: signal.Signals, tmp_path: Path) -> None:
     whole = runs.train(small(store))
