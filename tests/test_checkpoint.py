@@ -46,6 +46,7 @@ def test_a_crash_while_writing_leaves_the_checkpoints_as_they_were(tmp_path: Pat
     for iteration in (1, 2):
         with pytest.raises(RuntimeError):
             store.save(iteration, None, crash)
+    assert [c.iteration for c in store.all()] == [1]
     assert [path.name for path in tmp_path.iterdir()] == ["iter_001"]  # a full disk gets its room back
     assert read(tmp_path / "iter_001").score == 0.5
     assert store.save(2, None, writes("two")).name == "iter_002"

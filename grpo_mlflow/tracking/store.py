@@ -102,14 +102,14 @@ def exists(client: mlflow.MlflowClient, run_id: str) -> bool:
     """Return whether the store has the run.
 
     Raises:
-        UserError: the store cannot be reached.
+        StoreAway: the store cannot be reached.
     """
     try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise UserError(f"run {run_id}: {one_line(error)}") from error
+        find_run(client, run_id)
+    except StoreAway:
+        raise
+    except UserError:
+        return False
     return True
 
 
