@@ -121,14 +121,14 @@ class ReasoningGym(Task):
         try:
             if self.generator in JUDGES:
                 return JUDGES[self.generator](answer, entry)
-            with _quiet(), interrupts.deferred():  # the package has bare excepts
+            with _contained():
                 return float(entry["score"](answer, entry)) >= _FULL
         except Exception as error:  # some judges raise on text that is no answer: that is wrong, not an accident
             _log.debug("%s cannot judge %r: %s", self.name, answer[:100], error)
             return False
 
     def _make(self, item: int) -> dict[str, Any]:
-        with _quiet(), _seeded(item), interrupts.deferred():
+        with _contained(), _seeded(item):
             dataset = _factory().create_dataset(self.generator, seed=item, size=1, **self.settings)
             return {**dataset[0], "score": dataset.score_answer}
 
@@ -161,9 +161,10 @@ def _own_answer(entry: Mapping[str, Any]) -> str | None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what generators and judges print and warn about out of the run's own output."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+def _contained() -> Iterator[None]:
+    """Keep what generators and judges print and warn about out of the run's own output, and signals out of their bare
+    excepts."""
+    with interrupts.deferred(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
