@@ -21,17 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from grpo_mlflow import evaluation, runs
-from grpo_mlflow.checkpoint import name_of
+from grpo_mlflow import runs
 from grpo_mlflow.config import Resolved, resolve
-from grpo_mlflow.console import Console
-from grpo_mlflow.evaluation import Evaluation, Outcome
+from grpo_mlflow.runs.stored import Stored
+from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.search import report, space_file
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.storage import open_storage
 from grpo_mlflow.search.trials import Search
-from grpo_mlflow.sources import Stored
-from grpo_mlflow.trainer import Progress
+from grpo_mlflow.training import evaluation
+from grpo_mlflow.training.checkpoint import name_of
+from grpo_mlflow.training.evaluation import Evaluation, Outcome
+from grpo_mlflow.training.trainer import Progress
 from grpo_mlflow.types import Completion, Prompt, Rollout, Verdict
 
 _TRAIN_METRICS = 30

@@ -10,13 +10,14 @@ from accelerate import Accelerator
 
 from benchmarks import workloads
 from benchmarks.workloads import KL_COEF, LR, Workload
-from grpo_mlflow import policy, rollouts
-from grpo_mlflow.allocator import keep_freed
 from grpo_mlflow.config import TrainConfig
 from grpo_mlflow.generation import LocalGenerator, Sampling
-from grpo_mlflow.throughput import Costs, gemm_peak
+from grpo_mlflow.model import policy
+from grpo_mlflow.runtime.allocator import keep_freed
+from grpo_mlflow.training import rollouts
+from grpo_mlflow.training.learner import Learner, Sizes
+from grpo_mlflow.training.throughput import Costs, gemm_peak
 from grpo_mlflow.types import Group, Problem, Verdict
-from grpo_mlflow.update import Learner, Sizes
 
 
 class Hashes:

@@ -20,7 +20,7 @@ from typing import Any
 
 _WARM_UP = 2  # iterations that are not counted
 _ROOT = Path(__file__).resolve().parent.parent
-_IMPORTS = "from entrypoints.command import importing\nwith importing(): import grpo_mlflow.runs"
+_IMPORTS = "from grpo_mlflow.cli.command import importing\nwith importing(): import grpo_mlflow.runs"
 _CONFIG = "from grpo_mlflow.config import resolve; resolve('tiny', ['train.lr=1e-4']).config"
 
 
@@ -38,13 +38,14 @@ def startup() -> dict[str, float]:
 def tracking(folder: Path, iterations: int) -> dict[str, float]:
     """Return processor seconds per iteration of the default run: the iteration, and of or beside it, wherever they are
     spent, those for the files of an iteration and those for MLflow."""
-    from entrypoints.command import importing
+    from grpo_mlflow.cli.command import importing
 
     with importing():
-        from grpo_mlflow import rollouts, runs
+        from grpo_mlflow import runs
+        from grpo_mlflow.training import rollouts
     from grpo_mlflow.config import resolve
     from grpo_mlflow.tracking.tracker import Tracker
-    from grpo_mlflow.trainer import Trainer
+    from grpo_mlflow.training.trainer import Trainer
 
     clock: dict[str, list[float]] = {"iterate": [], "files": [], "mlflow": []}
 
@@ -104,11 +105,13 @@ def _iteration(folder: str) -> Callable[..., float]:
     import torch
     from accelerate import Accelerator
 
-    from grpo_mlflow import allocator, policy, rollouts
     from grpo_mlflow.config import TrainConfig
     from grpo_mlflow.generation import LocalGenerator, Sampling
+    from grpo_mlflow.model import policy
+    from grpo_mlflow.runtime import allocator
+    from grpo_mlflow.training import rollouts
+    from grpo_mlflow.training.learner import Learner, Sizes
     from grpo_mlflow.types import Completion, Problem, Prompt, Rollout, Verdict
-    from grpo_mlflow.update import Learner, Sizes
 
     allocator.keep_freed()
     actor = policy.load(folder, torch.device("cpu"))

@@ -230,12 +230,13 @@ def measure(folder: Path, work: Workload, threads: int) -> dict[str, float]:
     import torch
     from accelerate import Accelerator
 
-    from grpo_mlflow import policy, rollouts
     from grpo_mlflow.config import TrainConfig
     from grpo_mlflow.generation import LocalGenerator, Sampling
-    from grpo_mlflow.throughput import gemm_peak
+    from grpo_mlflow.model import policy
+    from grpo_mlflow.training import rollouts
+    from grpo_mlflow.training.learner import Learner, Sizes
+    from grpo_mlflow.training.throughput import gemm_peak
     from grpo_mlflow.types import Problem, Rollout, Verdict
-    from grpo_mlflow.update import Learner, Sizes
 
     torch.set_num_threads(threads)
     device = torch.device("cpu")

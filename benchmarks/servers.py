@@ -26,14 +26,15 @@ from urllib.parse import urlsplit
 
 import torch
 
-from grpo_mlflow import policy, runs, seeding, sources
+from grpo_mlflow import runs, seeding, tasks
 from grpo_mlflow.config import Config, resolve
 from grpo_mlflow.generation import Generators, Sampling
-from grpo_mlflow.generation.client import Client
-from grpo_mlflow.generation.engine import Ask
-from grpo_mlflow.generation.remote import ServerGenerator
-from grpo_mlflow.generation.vllm import VLLM
-from grpo_mlflow.policy import Policy
+from grpo_mlflow.generation.server.client import Client
+from grpo_mlflow.generation.server.engine import Ask
+from grpo_mlflow.generation.server.generator import ServerGenerator
+from grpo_mlflow.generation.server.vllm import VLLM
+from grpo_mlflow.model import loading, policy
+from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.types import Prompt
 
 MANAGED = ("generation.backend=vllm_server", "generation.server.manage=true")
@@ -61,7 +62,7 @@ def throughput(
     config: Config, actor: Policy, generators: Generators, lengths: list[int], in_flight: list[int], rounds: int
 ) -> list[dict[str, Any]]:
     """Return one record per longest completion and concurrency."""
-    task, table = sources.make_task(config), []
+    task, table = tasks.of(config), []
     prompts = [actor.prompt(task.problem("train", seed)) for seed in range(config.data.problems_per_iteration)]
     k = config.data.rollouts_per_problem
     first = generators.training()
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings of the preset tiny to change")
     arguments = parser.parse_args()
     config = resolve("tiny", [*MANAGED, *arguments.overrides]).config
-    source = sources.model_source(config.model.train_id, config)
+    source = loading.model_source(config.model.train_id, config)
     actor = policy.load(source, policy.choose_device(config.model.device), config.model.dtype)
     with tempfile.TemporaryDirectory() as folder:
         with Generators(config, actor, source, source, Path(folder) / "server.log", print) as generators:

@@ -1,1 +1,1 @@
-"""Commands: parse, build, call."""
+"""Thin modules that MLproject and launchers start; the commands are in `grpo_mlflow.cli`."""

@@ -1,36 +1,8 @@
-"""Evaluate: `mlflow run . -e evaluate -P model=RUN_ID`, or `python -m entrypoints.evaluate --model FOLDER`."""
+"""Measure a model: `python -m entrypoints.evaluate`. The command is `grpo_mlflow.cli.evaluate`."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-from entrypoints.command import importing, require_task, run, show
-from grpo_mlflow.config import parse_arguments, resolve
-
-OPTIONS = {
-    "model": ("", "run id, checkpoint or model folder, or hub id; empty: model.train_id"),
-    "checkpoint": ("best", "of a run: best, last, or a name such as iter_020"),
-}
-
-
-def main(argv: Sequence[str]) -> None:
-    arguments = parse_arguments(argv, "evaluate", "Measure a model on held-out problems.", OPTIONS)
-    if arguments.options["model"]:
-        with importing():
-            from grpo_mlflow import sources
-
-        resolved, source = sources.resolve_evaluation(arguments, **arguments.options)
-    else:
-        resolved, source = resolve(arguments.config, arguments.overrides), ""
-    if arguments.print_config:
-        show(resolved)
-        return
-    require_task(resolved)
-    with importing():
-        from grpo_mlflow import runs
-
-    runs.evaluate(resolved, source)
-
+from grpo_mlflow.cli.evaluate import main
 
 if __name__ == "__main__":
+    from grpo_mlflow.cli.command import run
+
     run(main)

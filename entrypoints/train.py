@@ -1,33 +1,8 @@
-"""Train: `mlflow run . -e train`, or `python -m entrypoints.train train.lr=1e-5`."""
+"""Train a model: `python -m entrypoints.train`. The command is `grpo_mlflow.cli.train`."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-from entrypoints.command import importing, require_task, run, show
-from grpo_mlflow.config import parse_arguments, resolve
-
-
-def main(argv: Sequence[str]) -> None:
-    arguments = parse_arguments(argv, "train", "Train a model with GRPO; resume=RUN_ID continues a run.")
-    # torch and MLflow are imported only once the settings are known to be right
-    if resume := arguments.resumes():
-        with importing():
-            from grpo_mlflow import sources
-
-        resolved, stored = sources.resolve_training(arguments, resume)
-    else:
-        resolved, stored = resolve(arguments.config, arguments.overrides), None
-    if arguments.print_config:
-        show(resolved)
-        return
-    resolved.require_trainable()
-    require_task(resolved)
-    with importing():
-        from grpo_mlflow import runs
-
-    runs.train(resolved, stored)
-
+from grpo_mlflow.cli.train import main
 
 if __name__ == "__main__":
+    from grpo_mlflow.cli.command import run
+
     run(main)

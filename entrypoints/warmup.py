@@ -1,25 +1,8 @@
-"""Make the embedded model: `mlflow run . -e warmup`; training does it by itself when the cache lacks it."""
+"""Make the embedded model: `python -m entrypoints.warmup`. The command is `grpo_mlflow.cli.warmup`."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-from entrypoints.command import importing, require_task, run, show
-from grpo_mlflow.config import parse_arguments, resolve
-
-
-def main(argv: Sequence[str]) -> None:
-    arguments = parse_arguments(argv, "warmup", "Make the embedded model of a task and cache it.")
-    resolved = resolve(arguments.config, arguments.overrides)
-    if arguments.print_config:
-        show(resolved)
-        return
-    require_task(resolved)
-    with importing():
-        from grpo_mlflow import runs
-
-    runs.warmup(resolved)
-
+from grpo_mlflow.cli.warmup import main
 
 if __name__ == "__main__":
+    from grpo_mlflow.cli.command import run
+
     run(main)

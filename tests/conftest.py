@@ -8,33 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from grpo_mlflow import sources, tiny
+from grpo_mlflow import tasks
 from grpo_mlflow.config import TinyConfig, resolve
-from grpo_mlflow.policy import Policy
+from grpo_mlflow.model import tiny
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.tasks.settings import task_settings
+from tests.support.small_runs import SMALL
 
 # A whole run with every feature, small enough to repeat many times.
-SMALL = (
-    "model.tiny.hidden_size=32",
-    "model.tiny.layers=1",
-    "model.tiny.heads=2",
-    "model.tiny.steps=120",
-    "model.tiny.lr=3e-3",
-    "data.arithmetic.digits=1",
-    "data.problems_per_iteration=4",
-    "data.rollouts_per_problem=4",
-    "train.iterations=4",
-    "train.kl_coef=0.02",
-    "train.kl_target=0.05",
-    "train.batch_size=8",
-    "train.grad_accum_steps=1",
-    "train.epochs=2",
-    "train.lr_schedule=cosine",
-    "train.lr_warmup_steps=2",
-    "eval.num_ids=8",
-    "eval.replicates=4",
-    "eval.interval=2",
-    "checkpoint.save_interval=1",
-)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -58,7 +39,7 @@ def _terminal() -> Iterator[None]:
 def small_model(_own_cache: None) -> Path:
     """The embedded model of SMALL, as the folder that a server starts with."""
     config = resolve("tiny", SMALL).config
-    return tiny.ensure(config.model.tiny, sources.make_task(config), sources.task_settings(config))
+    return tiny.ensure(config.model.tiny, tasks.of(config), task_settings(config))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
-from tests.test_runs import ROOT
+from tests.support.paths import ROOT
 
 CONFIGS = {
     "ddp": DistributedType.MULTI_GPU,

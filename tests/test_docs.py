@@ -29,8 +29,17 @@ import pytest
 from grpo_mlflow.config import presets, resolve, yaml12
 from grpo_mlflow.config.resolve import KEYS, SECTIONS
 from grpo_mlflow.search import space_file
-from tests.docs_commands import PAGES, ROOT, Command, commands_of, every_command, keys_in_code, parse, through_mlproject
-from tests.fake_server import FakeServer
+from tests.support.docs_commands import (
+    PAGES,
+    Command,
+    commands_of,
+    every_command,
+    keys_in_code,
+    parse,
+    through_mlproject,
+)
+from tests.support.fake_server import FakeServer
+from tests.support.paths import ROOT
 
 # The stand-in: sizes that win over those of a command.
 MODEL = {

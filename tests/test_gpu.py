@@ -19,10 +19,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_mlflow import evaluation, policy, rollouts, runs, sources
+from grpo_mlflow import runs, tasks
 from grpo_mlflow.config import Resolved, resolve
 from grpo_mlflow.generation import Generators
-from grpo_mlflow.policy import Policy
+from grpo_mlflow.model import loading, policy
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.training import evaluation, rollouts
 
 DEVICE = os.environ.get("GRPO_TEST_DEVICE", "cuda")
 pytestmark = [
@@ -55,7 +57,7 @@ def resolved(shared_store: str) -> Resolved:
 @pytest.fixture(scope="module")
 def actor(resolved: Resolved) -> Policy:
     config = resolved.config
-    source = sources.model_source(config.model.train_id, config)
+    source = loading.model_source(config.model.train_id, config)
     return policy.load(source, policy.choose_device(config.model.device), config.model.dtype)
 
 
@@ -67,7 +69,7 @@ def generators(resolved: Resolved, actor: Policy, tmp_path_factory: pytest.TempP
 
 
 def test_the_server_samples_rollouts(resolved: Resolved, actor: Policy, generators: Generators) -> None:
-    config, task = resolved.config, sources.make_task(resolved.config)
+    config, task = resolved.config, tasks.of(resolved.config)
     generator = generators.training()
     generator.sync(0)
     problems = [task.problem("train", seed) for seed in range(4)]
@@ -80,7 +82,7 @@ def test_the_server_samples_rollouts(resolved: Resolved, actor: Policy, generato
 def test_the_evaluator_uses_the_server(resolved: Resolved, actor: Policy, generators: Generators) -> None:
     evaluator = generators.evaluation()
     evaluator.sync(0)
-    figures = evaluation.evaluate(sources.make_task(resolved.config), actor, evaluator, resolved.config).metrics()
+    figures = evaluation.evaluate(tasks.of(resolved.config), actor, evaluator, resolved.config).metrics()
     assert 0 <= figures["pass@1"] <= figures["pass@4"] <= 1
     assert figures["tasks"] == 4
 

@@ -2,6 +2,6 @@
 
 from grpo_mlflow.generation.base import Begun, Generator, Overlapping, Sampling
 from grpo_mlflow.generation.factory import Generators
-from grpo_mlflow.generation.local import LocalGenerator
+from grpo_mlflow.generation.local.generator import LocalGenerator
 
 __all__ = ["Begun", "Generator", "Generators", "LocalGenerator", "Overlapping", "Sampling"]

@@ -7,19 +7,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from grpo_mlflow import lora
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation.base import Generator
-from grpo_mlflow.generation.client import Client
-from grpo_mlflow.generation.engine import Engine
-from grpo_mlflow.generation.local import LocalGenerator
-from grpo_mlflow.generation.remote import ServerGenerator
-from grpo_mlflow.generation.server import PolicyServer
-from grpo_mlflow.generation.server_process import Launch, ServerProcess, launch
-from grpo_mlflow.generation.sglang import SGLang
-from grpo_mlflow.generation.vllm import VLLM
-from grpo_mlflow.policy import Policy, load_as
+from grpo_mlflow.generation.local.generator import LocalGenerator
+from grpo_mlflow.generation.server.client import Client
+from grpo_mlflow.generation.server.engine import Engine
+from grpo_mlflow.generation.server.generator import ServerGenerator
+from grpo_mlflow.generation.server.policy_server import PolicyServer
+from grpo_mlflow.generation.server.process import Launch, ServerProcess, launch
+from grpo_mlflow.generation.server.sglang import SGLang
+from grpo_mlflow.generation.server.vllm import VLLM
+from grpo_mlflow.model import lora
+from grpo_mlflow.model.policy import Policy, load_as
 
 ENGINES: dict[str, type[VLLM] | type[SGLang]] = {"vllm_server": VLLM, "sglang_server": SGLang}
 

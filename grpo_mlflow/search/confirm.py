@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial
 
-from grpo_mlflow import runs, sources
+from grpo_mlflow import runs
+from grpo_mlflow.algorithm.statistics import Estimate, mean, rate_interval
 from grpo_mlflow.config import Resolved, overlay
-from grpo_mlflow.console import Console
 from grpo_mlflow.errors import UserError
+from grpo_mlflow.runs.stored import find
+from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.trials import Search
-from grpo_mlflow.statistics import Estimate, mean, rate_interval
 
 _SEED_STRIDE = 1_000_003  # far from the seeds that people choose
 
@@ -92,7 +93,7 @@ class Confirmation:
         if run_id is None:
             run_id = self._retrain(trial, name.replace("confirm", "retrain"), seed)
         which = "best" if search.objective == "best" else "last"
-        stored = sources.find(run_id, self._resolved.config.tracking.uri, which)
+        stored = find(run_id, self._resolved.config.tracking.uri, which)
         if stored.checkpoint is None:
             raise UserError(f"trial {trial.number}: its run {run_id} has no checkpoint to confirm")
         config = overlay(self._search.config_of(trial.params), fresh, "confirmation")
@@ -107,7 +108,7 @@ class Confirmation:
         key = f"retrained:{name}"
         known = self._study.user_attrs.get(key)
         config = overlay(self._search.config_of(trial.params), {"seed": seed}, "confirmation")
-        stored = sources.find(known, config.config.tracking.uri) if known else None
+        stored = find(known, config.config.tracking.uri) if known else None
         if stored is None or stored.checkpoint is None or stored.checkpoint.iteration < config.config.train.iterations:
             self._console.say(f"  {name}: trains again with seed {seed}")
             nested = runs.Nested(self._parent, name, {"optuna.trial": str(trial.number)})

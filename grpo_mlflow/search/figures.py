@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
+from grpo_mlflow.algorithm.statistics import mean
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Finalist
-from grpo_mlflow.statistics import mean
 
 matplotlib.use("Agg")
 _COLOURS = {TrialState.COMPLETE: "tab:blue", TrialState.PRUNED: "tab:orange"}

@@ -15,19 +15,21 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from grpo_mlflow import evaluation, interrupts, runs, sources, tracking
-from grpo_mlflow.checkpoint import name_of
+from grpo_mlflow import runs, tracking
 from grpo_mlflow.config import Resolved, dump
-from grpo_mlflow.console import Console
 from grpo_mlflow.errors import ConfigError, UserError
+from grpo_mlflow.runs.stored import Stored, find
+from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.search import choices, report, rights
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.trials import Search
 from grpo_mlflow.search.workers import Workers
-from grpo_mlflow.sources import Stored
 from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.training import evaluation
+from grpo_mlflow.training.checkpoint import name_of
 
 _PARENT = "parent_run_id"
 _BASELINE = "study/baseline.jsonl"
@@ -177,7 +179,7 @@ def _leave(
 def _register(uri: str | None, name: str, winner: Finalist, objective: str, tracker: NullTracker) -> None:
     """Make the winner's checkpoint the champion of the registered model that is named like the study."""
     run_id = winner.trial.user_attrs[studies.RUN_ID]
-    stored = sources.find(run_id, uri, "best" if objective == "best" else "last")
+    stored = find(run_id, uri, "best" if objective == "best" else "last")
     assert stored.checkpoint is not None
     confirmed = winner.confirmed
     tracker.register(

@@ -53,7 +53,7 @@ import optuna
 from numpy.typing import ArrayLike, NDArray
 from optuna.trial import FrozenTrial, TrialState
 
-from grpo_mlflow.statistics import t_quantile
+from grpo_mlflow.algorithm.statistics import t_quantile
 
 
 def rates_key(step: int) -> str:

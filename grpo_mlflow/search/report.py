@@ -13,10 +13,10 @@ import optuna
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
+from grpo_mlflow.algorithm.statistics import paired_difference
 from grpo_mlflow.search import figures
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Finalist
-from grpo_mlflow.statistics import paired_difference
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}

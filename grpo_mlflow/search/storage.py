@@ -19,8 +19,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from grpo_mlflow import interrupts
 from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line, redact
+from grpo_mlflow.runtime import interrupts
 
 _ALLOWED = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE, journal:FILE"
 _ATTEMPTS = 4

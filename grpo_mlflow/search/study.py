@@ -18,13 +18,13 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from grpo_mlflow import interrupts
+from grpo_mlflow.algorithm.statistics import mean, rate_interval
 from grpo_mlflow.config import Config, flatten
 from grpo_mlflow.errors import UserError
+from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.search import choices, owners, rights
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.space import Space
-from grpo_mlflow.statistics import mean, rate_interval
 
 # User attributes of a trial.
 SLOT = "slot"  # its place in the queue; a trial that is put back keeps it

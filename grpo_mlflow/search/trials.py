@@ -11,21 +11,24 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from grpo_mlflow import interrupts, runs, sources, tracking
+from grpo_mlflow import runs, tracking
+from grpo_mlflow.algorithm.statistics import mean
 from grpo_mlflow.config import Config, Resolved, overlay
-from grpo_mlflow.console import Console
 from grpo_mlflow.errors import Pruned, ServerFailed, StoreAway, UserError
-from grpo_mlflow.evaluation import Evaluation
-from grpo_mlflow.interrupts import Interrupted
+from grpo_mlflow.runs import stored
+from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.runtime.console import Console
+from grpo_mlflow.runtime.interrupts import Interrupted
 from grpo_mlflow.search import owners
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.space import Space
-from grpo_mlflow.statistics import mean
-from grpo_mlflow.trainer import Progress
+from grpo_mlflow.tasks.settings import task_settings
+from grpo_mlflow.training.evaluation import Evaluation
+from grpo_mlflow.training.trainer import Progress
 
 _SLOT_TAG = "optuna.slot"
-Train = Callable[[Resolved, "sources.Stored | None", runs.Trial], object]
+Train = Callable[[Resolved, "stored.Stored | None", runs.Trial], object]
 
 
 class Search:
@@ -138,17 +141,17 @@ class Search:
         self._train(resolved, stored, hooks)
         return self._values(trial)
 
-    def _stored(self, trial: optuna.Trial) -> sources.Stored | None:
+    def _stored(self, trial: optuna.Trial) -> stored.Stored | None:
         """Return the run of a trial that was put back, and the checkpoint that it goes on from."""
         uri = self._resolved.config.tracking.uri
         if run_id := trial.user_attrs.get(studies.RUN_ID):
-            return sources.find(run_id, uri)
+            return stored.find(run_id, uri)
         if studies.KILLED not in trial.user_attrs:
             return None
         # Its process may have died when the run was open, but the study did not know of it yet.
         slot = str(trial.user_attrs[studies.SLOT])
         opened = tracking.child(tracking.connect(uri), self._parent, _SLOT_TAG, slot)
-        return sources.Stored(opened, {}, None) if opened else None
+        return stored.Stored(opened, {}, None) if opened else None
 
     def _report(self, trial: optuna.Trial, config: Config, progress: Progress, evaluation: Evaluation) -> None:
         step = progress.iteration
@@ -165,7 +168,7 @@ class Search:
         if step < config.train.iterations and trial.should_prune():
             raise Pruned(f"trial {trial.number} at iteration {step}")
 
-    def _repeat_reports(self, trial: optuna.Trial, stored: sources.Stored | None) -> None:
+    def _repeat_reports(self, trial: optuna.Trial, stored: stored.Stored | None) -> None:
         """Report again what the run reported before it was put back, up to the checkpoint that it goes on from."""
         reached = stored.checkpoint.iteration if stored and stored.checkpoint else 0
         for step, rates in studies.curve(trial).items():
@@ -204,5 +207,5 @@ class Search:
 def _evaluated_alike(config: Config, other: Config) -> bool:
     """Return whether the untrained model scores the same under both."""
     parts = ("seed", "model", "generation", "eval")
-    same_task = (config.data.task, sources.task_settings(config)) == (other.data.task, sources.task_settings(other))
+    same_task = (config.data.task, task_settings(config)) == (other.data.task, task_settings(other))
     return same_task and all(getattr(config, part) == getattr(other, part) for part in parts)

@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from grpo_mlflow import interrupts
 from grpo_mlflow.errors import ConfigError, one_line
+from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.tasks.base import Task, draw, tagged, untagged
 from grpo_mlflow.tasks.judges import JUDGES
 from grpo_mlflow.types import Problem, Split, Verdict

@@ -26,9 +26,9 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from pydantic_core import to_jsonable_python
 
-from grpo_mlflow import interrupts
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.errors import StoreAway, one_line, redact
+from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.tracking.spool import Spool
 from grpo_mlflow.tracking.store import (
     STORE_ERRORS,

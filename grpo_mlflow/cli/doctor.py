@@ -1,0 +1,42 @@
+"""Check everything a run needs: `mlflow run . -e doctor`, or `python -m entrypoints.doctor generation.base_url=...`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from grpo_mlflow.cli.command import importing, require_task, run, show
+from grpo_mlflow.config import parse_arguments, resolve
+from grpo_mlflow.errors import ConfigError
+
+
+def main(argv: Sequence[str]) -> None:
+    arguments = parse_arguments(argv, "doctor", "Check what a run needs, with a remedy for what fails.")
+    try:
+        resolved = resolve(arguments.config, arguments.overrides)
+        resolved.require_trainable()
+        require_task(resolved)
+    except ConfigError:
+        print("FAILED  configuration         (remedy: as the line below says)", flush=True)
+        raise
+    if arguments.print_config:
+        show(resolved)
+        return
+    print("ok      configuration", flush=True)
+    for warning in resolved.warnings:
+        print(f"        warning: {warning}")
+    with importing():
+        from grpo_mlflow.runs.doctor import Doctor
+
+    with tempfile.TemporaryDirectory() as folder:
+        doctor = Doctor(resolved.config, Path(folder))
+        for check in doctor.examine():
+            print(check, flush=True)
+    print("all is well" if doctor.healthy else "the first failure above is the one to mend", flush=True)
+    sys.exit(0 if doctor.healthy else 1)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,48 @@
+"""Search settings: `mlflow run . -e optimize`, or `python -m entrypoints.optimize --n_trials 20`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from grpo_mlflow.cli.command import importing, require_task, run, show
+from grpo_mlflow.config import parse_arguments, resolve
+
+OPTIONS = {
+    "space": "what varies: a shipped space, a YAML file, or KEY=[VALUES] ...",
+    "n_trials": "trials of the whole study",
+    "timeout": "seconds after which no further trial starts",
+    "sampler": "tpe, random, grid, gp, cmaes or nsga2",
+    "pruner": "paired, median, asha, hyperband, percentile, patient, threshold or none",
+    "n_jobs": "trials at once on this machine",
+    "study_name": "running it again continues the study",
+    "storage": "sqlite:///FILE, postgresql://..., or journal:FILE",
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    options = {name: ("", text) for name, text in OPTIONS.items()}
+    arguments = parse_arguments(argv, "optimize", "Search settings with Optuna; each trial is an MLflow run.", options)
+    given = [f"search.{name}={value}" for name, value in arguments.options.items() if value]
+    resolved = resolve(arguments.config, [*arguments.overrides, *given])
+    if arguments.print_config:
+        show(resolved)
+        return
+    resolved.require_trainable()
+    resolved.require_searchable()
+    require_task(resolved)
+    with importing():
+        from grpo_mlflow.search import space_file
+        from grpo_mlflow.search.storage import open_storage
+
+    found = space_file.load(resolved.config.search.space, resolved)
+    if resolved.config.search.sampler == "grid":
+        found.require_grid(resolved)
+    storage = open_storage(resolved.config.search.storage, resolved.config.tracking.uri)
+    with importing():
+        from grpo_mlflow.search.optimize import optimize
+
+    optimize(resolved, found, storage, argv)
+
+
+if __name__ == "__main__":
+    run(main)

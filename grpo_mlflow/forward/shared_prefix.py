@@ -1,0 +1,127 @@
+"""Log-probabilities of many completions of the same prompts, each prompt computed once.
+
+K rollouts of a problem differ only after their prompt, and prompts often begin alike. A micro-batch becomes one row of
+tokens without padding (`prefix_tree`): all prompts, then all completions but for their last tokens, which predict
+nothing. The result is that of padded rows, up to rounding.
+
+This needs a model whose attention can be replaced (`attention`) and whose other layers look at single tokens.
+`reason_against` finds out by trying; any other model takes the padded path, `padded.completion_logprobs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from grpo_mlflow.forward import llama_pass
+from grpo_mlflow.forward.attention import allow_packing, packed_forward
+from grpo_mlflow.forward.padded import completion_logprobs
+from grpo_mlflow.forward.prefix_tree import Ids, Level, Tree, in_a_row, prompt_levels
+from grpo_mlflow.forward.token_head import token_logprobs
+
+_REASONS: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+
+
+class Prefixes(Tree):
+    """Prompts and R completions without their last tokens; `owners` (R,) names each completion's prompt.
+
+    picks, targets (M,)    for each completion token: where it is predicted, and which it is
+    mask (R, T)            True on the tokens of each completion; its True places in order are those of picks
+    """
+
+    def __init__(
+        self, prompts: Sequence[Ids], completions: Sequence[Ids], owners: Sequence[int], device: torch.device
+    ) -> None:
+        beginnings = Level([completion[:-1] for completion in completions], owners)
+        super().__init__([*prompt_levels(prompts), beginnings], device)
+        whole = torch.tensor([len(completion) for completion in completions])
+        mask = torch.arange(int(whole.max()))[None, :] < whole[:, None]
+        self.mask = mask.to(device)
+        self.targets = in_a_row(completions, device)
+        ends = (self.starts[-2] + self.lengths[-2] - 1)[torch.tensor(owners)]
+        own = self.starts[-1][:, None] + torch.arange(mask.shape[1] - 1)[None, :]
+        self.picks = torch.cat([ends[:, None], own], dim=1)[mask].to(device)
+
+
+class _Head:
+    """Takes what the output layer is given, and gives it a single token to spend its time on."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self._layer = layer
+        self.hidden: Tensor | None = None
+
+    def __enter__(self) -> _Head:
+        self._hook = self._layer.register_forward_pre_hook(self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _take(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        self.hidden = inputs[0]
+        return (self.hidden[:, :1].detach(),)
+
+
+def logprobs(model: Any, batch: Prefixes, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities and entropies of completion tokens, both (R, T) in float32, zero past the end.
+
+    See `padded.completion_logprobs`, which computes the same of padded rows.
+    """
+    layer = _output_layer(model)
+    hidden = _hidden_states(model, batch, layer)
+    found = token_logprobs(hidden, layer.weight, layer.bias, batch.targets, temperature, entropy_gradient)
+    chosen, entropy = (
+        torch.zeros(batch.mask.shape, device=value.device).masked_scatter(batch.mask, value) for value in found
+    )
+    return chosen, entropy
+
+
+def _hidden_states(model: Any, batch: Prefixes, layer: nn.Linear) -> Tensor:
+    """Return what the output layer is given at the picks, (M, width)."""
+    if llama_pass.serves(model):
+        return llama_pass.hidden_states(model, batch.ids, batch.positions, batch, batch.picks)
+    with _Head(layer) as head:
+        packed_forward(model, batch.ids, batch.positions, batch, batch.picks)
+    assert head.hidden is not None
+    return head.hidden[0]
+
+
+def _output_layer(model: Any) -> nn.Linear:
+    layer = getattr(model, "module", model).get_output_embeddings()
+    if type(layer) is not nn.Linear:
+        raise NotImplementedError(f"an output layer of type {type(layer).__name__}")
+    return layer
+
+
+def reason_against(model: Any) -> str | None:
+    """Return why the model cannot share prompts, None if it can; found out once per model."""
+    if model not in _REASONS:
+        with torch.autocast(model.device.type, enabled=False):  # in low precision both ways differ visibly
+            _REASONS[model] = _try(model)
+    return _REASONS[model]
+
+
+@torch.no_grad()
+def _try(model: Any) -> str | None:
+    """Take both ways with a few ragged random tokens."""
+    try:
+        if not allow_packing(model):
+            return f"its attention is {model.config._attn_implementation}"
+        draw = torch.Generator().manual_seed(0)
+        device, vocabulary = model.device, model.get_input_embeddings().weight.shape[0]
+        ids = [torch.randint(vocabulary, (n,), generator=draw).tolist() for n in (5, 3, 4, 1, 6)]
+        prompts, completions, owners = ids[:2], ids[2:], [0, 0, 1]
+        found, _ = logprobs(model, Prefixes(prompts, completions, owners, device), 1.0)
+        for row, (completion, owner) in enumerate(zip(completions, owners, strict=True)):
+            whole = torch.tensor([[*prompts[owner], *completion]], device=device)
+            start = torch.tensor([len(prompts[owner])], device=device)
+            expected, _ = completion_logprobs(model, whole, start, len(completion), 1.0)
+            if not torch.allclose(found[row, : len(completion)], expected[0], atol=1e-3, rtol=1e-3):
+                return "its layers look at more than single tokens"
+    except Exception as error:  # a model may fail at this in any way of its own
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return None

@@ -1,0 +1,122 @@
+"""Sampling in this process, from the very weights that are trained.
+
+Each prompt is prefilled once for its K completions, and what they begin alike with computed once; rows that have ended
+leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mlflow import seeding
+from grpo_mlflow.generation.base import Sampling
+from grpo_mlflow.generation.local import decoding
+from grpo_mlflow.generation.sampling import choose
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.types import Completion, Prompt
+
+
+class LocalGenerator:
+    """Draws from `policy`, `batch_size` prompts at a time."""
+
+    def __init__(self, policy: Policy, batch_size: int, version: int = 0) -> None:
+        self._policy, self._batch_size, self._version = policy, batch_size, version
+
+    def sync(self, version: int) -> None:
+        """Note the version: the weights are shared with the trainer."""
+        self._version = version
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def generate(
+        self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
+    ) -> list[list[Completion]]:
+        groups: list[list[Completion]] = []
+        for start in range(0, len(prompts), self._batch_size):
+            batch = prompts[start : start + self._batch_size]
+            keys = ((*key, prompt.problem_id, j) for prompt in batch for j in range(k))
+            uniforms = torch.from_numpy(seeding.uniforms(seed, keys, sampling.max_new_tokens))
+            rows = self._sample([prompt.token_ids for prompt in batch], k, sampling, uniforms)
+            texts = self._policy.decode([ids for ids, _ in rows])
+            completions = [
+                Completion(
+                    token_ids=tuple(ids),
+                    text=text,
+                    behaviour_logprobs=tuple(logprobs),
+                    finish_reason="stop" if ids[-1] in self._policy.eos_ids else "length",
+                    policy_version=self._version,
+                )
+                for (ids, logprobs), text in zip(rows, texts, strict=True)
+            ]
+            groups += [completions[i * k : (i + 1) * k] for i in range(len(batch))]
+        return groups
+
+    @torch.no_grad()  # in inference mode autocast would cast the weights anew for every token
+    def _sample(
+        self, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, uniforms: Tensor
+    ) -> list[tuple[list[int], list[float]]]:
+        """Return token ids and log-probs of len(prompts) * k rows; `uniforms` is (rows, max_new_tokens)."""
+        # one block for all tokens: the weights are cast when they are first met
+        with _casts_kept(self._policy.model), self._policy.autocast():
+            return self._loop(prompts, k, sampling, uniforms)
+
+    def _loop(
+        self, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, uniforms: Tensor
+    ) -> list[tuple[list[int], list[float]]]:
+        policy, device = self._policy, self._policy.device
+        rows, most = len(prompts) * k, sampling.max_new_tokens
+        decoder = decoding.start(policy, prompts, k, most)
+        uniforms = uniforms.T.contiguous().to(device)
+        seen = _seen(prompts, k, decoder.logits) if sampling.repetition_penalty != 1.0 else None
+        tokens = torch.zeros(most, rows, dtype=torch.long, device=device)
+        logprobs = torch.zeros(most, rows, device=device)
+        lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        eos = torch.zeros(decoder.logits.shape[-1], dtype=torch.bool, device=device)
+        eos[list(policy.eos_ids)] = True
+        alive = torch.arange(rows, device=device)  # the rows that go on
+        for place in range(most):
+            chosen, likelihood = choose(decoder.logits, sampling, uniforms[place].index_select(0, alive), seen)
+            tokens[place].index_copy_(0, alive, chosen)
+            logprobs[place].index_copy_(0, alive, likelihood)
+            lengths[alive] = place + 1
+            index = (~eos.index_select(0, chosen)).nonzero().squeeze(1)
+            if place + 1 == most or not len(index):
+                break
+            if seen is not None:
+                seen.scatter_(1, chosen[:, None], True)
+            if len(index) < len(alive):
+                decoder.keep(index)
+                alive, chosen = alive[index], chosen[index]
+                seen = seen[index] if seen is not None else None
+            decoder.step(chosen)
+        return [
+            (row[:length], values[:length])
+            for row, values, length in zip(tokens.T.tolist(), logprobs.T.tolist(), lengths.tolist(), strict=True)
+        ]
+
+
+@contextmanager
+def _casts_kept(model: Any) -> Iterator[None]:
+    """Autocast keeps the cast of a weight only if it can have a gradient: where none is taken, let all look so."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _seen(prompts: Sequence[Sequence[int]], k: int, like: Tensor) -> Tensor:
+    """Return which tokens each row's prompt holds, (B * k, V)."""
+    seen = torch.zeros(len(prompts), like.shape[-1], dtype=torch.bool, device=like.device)
+    for row, prompt in enumerate(prompts):
+        seen[row, torch.tensor(prompt, device=like.device)] = True
+    return seen.repeat_interleave(k, dim=0)

@@ -1,0 +1,1 @@
+"""Sampling from an inference server over HTTP."""

@@ -1,0 +1,137 @@
+"""What an inference server must be able to do, and what its completions must satisfy to be believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from grpo_mlflow.generation.base import Sampling
+from grpo_mlflow.generation.server.client import Client, Fault, Refusal
+from grpo_mlflow.types import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sampled completion; `logprobs` are those of the distribution that it was drawn from, where asked for."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One prompt, and how many completions of it, drawn how. Completion j is drawn with seed + j."""
+
+    token_ids: Sequence[int]
+    k: int
+    sampling: Sampling
+    seed: int
+    stop_ids: Sequence[int]
+    logprobs: bool = True
+
+
+class Engine(Protocol):
+    """The tongue of one kind of server. All methods raise `Fault` and `Refusal`."""
+
+    client: Client
+
+    async def connect(self) -> str:
+        """Find out what the server serves, and return its name for it."""
+        ...
+
+    async def complete(self, ask: Ask) -> list[Draw]:
+        """Return the completions as the server gave them, not yet checked."""
+        ...
+
+    async def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Return the log-probability of each token but the first given those before it, at temperature 1."""
+        ...
+
+    async def load(self, folder: Path, label: str) -> None:
+        """Take the weights of a model folder in place, forget cached prefixes, and go by `label` from now on."""
+        ...
+
+    async def load_adapter(self, folder: Path, label: str) -> None:
+        """Put the adapter of a folder beside the base model, under the name `label`, and sample from it from now on."""
+        ...
+
+    async def label(self) -> str | None:
+        """Return the label of the weights that completions come from, or None where the server cannot say."""
+        ...
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Return the server's own tokens of a text, without special ones added."""
+        ...
+
+
+NO_SCORES = "it does not score the tokens of a prompt, which is how it proves whose weights it serves"
+
+
+class Incapable(Fault):
+    """A part of the answer is missing: from a server that has given it before a failure, else beyond this server."""
+
+
+async def adapter_label(client: Client, adapter: str) -> str:
+    """Return the adapter's name where the server still has it, else an empty label: it was restarted since."""
+    served = (await client.get("/v1/models"))["data"]
+    return adapter if any(entry["id"] == adapter for entry in served) else ""
+
+
+def draw_of(token_ids: Any, logprobs: Any, finish_reason: Any, ask: Ask) -> Draw:
+    """Return a draw from what an answer holds.
+
+    Raises:
+        Incapable: it holds no token ids or log-probabilities.
+        Fault: a part is malformed.
+    """
+    if token_ids is None:
+        raise Incapable("it gives text without token ids, and text is never tokenised again for training")
+    if logprobs is None and ask.logprobs:
+        raise Incapable(
+            "it gives no log-probabilities of the sampled tokens; generation.behaviour_logprobs=recompute takes the "
+            "trainer's instead"
+        )
+    if finish_reason not in ("stop", "length"):
+        raise Fault(f"a completion ended with finish_reason {finish_reason!r}")
+    try:
+        values = tuple(map(float, logprobs)) if ask.logprobs else None
+        return Draw(tuple(map(int, token_ids)), values, finish_reason)
+    except (TypeError, ValueError):
+        raise Fault("a completion holds tokens or log-probabilities that are not numbers") from None
+
+
+def check(draws: Sequence[Draw], ask: Ask, vocabulary: int) -> None:
+    """Raise where draws cannot be what was asked for.
+
+    Raises:
+        Fault: a count, a token or a log-probability is impossible.
+        Refusal: the server cuts completions short because its context is too small.
+    """
+    most, stops = ask.sampling.max_new_tokens, set(ask.stop_ids)
+    if len(draws) != ask.k:
+        raise Fault(f"{len(draws)} completions instead of {ask.k}")
+    for draw in draws:
+        count = len(draw.token_ids)
+        if not 0 < count <= most:
+            raise Fault(f"a completion of {count} tokens instead of 1 to {most}")
+        if draw.logprobs is not None and len(draw.logprobs) != count:
+            raise Fault(f"{len(draw.logprobs)} log-probabilities for {count} tokens")
+        if not stops.isdisjoint(draw.token_ids[:-1]):
+            raise Fault("a completion that goes on after its end token")
+        if min(draw.token_ids) < 0 or max(draw.token_ids) >= vocabulary:
+            raise Fault(f"a token id outside 0 to {vocabulary - 1}")
+        # a sum is finite only if all are; rounding may exceed 0
+        if draw.logprobs and not (math.isfinite(sum(draw.logprobs)) and max(draw.logprobs) <= 1e-3):
+            raise Fault("log-probabilities that are not finite or above 0")
+        ended = draw.token_ids[-1] in stops
+        if draw.finish_reason == "stop" and not ended:
+            raise Fault("a completion that ended without its end token")
+        if draw.finish_reason == "length" and count < most and not ended:
+            raise Refusal(
+                f"its context holds only {count} new tokens after a prompt of {len(ask.token_ids)}; allowed: a longer "
+                f"context (vLLM --max-model-len, SGLang --context-length), or generation.max_new_tokens below {most}"
+            )

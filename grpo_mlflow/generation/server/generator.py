@@ -1,0 +1,94 @@
+"""The generator whose completions come from a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from grpo_mlflow import seeding
+from grpo_mlflow.generation.base import Sampling
+from grpo_mlflow.generation.server.engine import Ask, Draw
+from grpo_mlflow.generation.server.policy_server import PolicyServer
+from grpo_mlflow.generation.server.recompute import behaviour_logprobs
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.types import Completion, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """Completions that a server is sampling."""
+
+    generator: ServerGenerator
+    asks: tuple[Ask, ...]
+    version: int
+    draws: Future[list[list[Draw]]]
+
+    def result(self) -> list[list[Completion]]:
+        """Wait for all; whatever interrupts the wait cancels the requests."""
+        try:
+            found = self.draws.result()
+        except BaseException:
+            self.cancel()
+            raise
+        return [self.generator.completions(a, d, self.version) for a, d in zip(self.asks, found, strict=True)]
+
+    def succeeded(self) -> bool:
+        return self.draws.done() and not self.draws.cancelled() and self.draws.exception() is None
+
+    def cancel(self) -> None:
+        self.draws.cancel()
+
+
+class ServerGenerator:
+    """Draws from a server, `batch_size` prompts in flight. Several generators may share one server."""
+
+    def __init__(self, server: PolicyServer, policy: Policy, batch_size: int, recompute: bool) -> None:
+        self.server, self._policy, self._batch_size, self._recompute = server, policy, batch_size, recompute
+
+    def sync(self, version: int) -> None:
+        self.server.sync(version)
+
+    def metrics(self) -> dict[str, float]:
+        return self.server.metrics()
+
+    def generate(
+        self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
+    ) -> list[list[Completion]]:
+        return self.begin(prompts, k, sampling, seed, key).result()
+
+    def begin(
+        self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
+    ) -> _Begun:
+        """Begin to sample as `generate` would, with the weights that the server has now."""
+        asks = tuple(
+            Ask(
+                token_ids=prompt.token_ids,
+                k=k,
+                sampling=sampling,
+                seed=seeding.integer(seed, *key, prompt.problem_id) >> 1,  # leaves room for the replicate's number
+                stop_ids=self._policy.eos_ids,
+                logprobs=not self._recompute,
+            )
+            for prompt in prompts
+        )
+        assert self.server.version is not None, "sync first"
+        return _Begun(self, asks, self.server.version, self.server.start(asks, self._batch_size))
+
+    def completions(self, ask: Ask, draws: Sequence[Draw], version: int) -> list[Completion]:
+        """Return one prompt's draws as completions, with text decoded from the token ids."""
+        ids = [draw.token_ids for draw in draws]
+        if self._recompute:
+            logprobs = behaviour_logprobs(self._policy, ask.token_ids, ids, ask.sampling)
+        else:
+            logprobs = [draw.logprobs or () for draw in draws]
+        return [
+            Completion(
+                token_ids=tokens,
+                text=text,
+                behaviour_logprobs=values,
+                finish_reason="stop" if tokens[-1] in ask.stop_ids else "length",
+                policy_version=version,
+            )
+            for tokens, values, text in zip(ids, logprobs, self._policy.decode(ids), strict=True)
+        ]

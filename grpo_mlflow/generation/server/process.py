@@ -1,0 +1,215 @@
+"""The life of a server that a run starts itself: start, wait, watch, restart, end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from grpo_mlflow.config import ServerConfig
+from grpo_mlflow.errors import ServerFailed, UserError
+
+SERVERSIDE = Path(__file__).resolve().parents[2] / "serverside"
+_NEWS_SECONDS = 15.0
+_STOP_SECONDS = 20.0
+_CPU_CACHE_GIB = 1.0
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A command with what it adds to the environment."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def launch(
+    backend: str, settings: ServerConfig, model: str | Path, port: int, dtype: str, lora_rank: int | None = None
+) -> Launch:
+    """Return how a server of this kind is started with a model; with `lora_rank` it takes adapters of that rank."""
+    on_cpu = settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available())
+    environment = {"PYTHONPATH": str(SERVERSIDE)}
+    if Path(model).is_dir():
+        environment["HF_HUB_OFFLINE"] = "1"
+    if settings.device.startswith("cuda:"):
+        number = int(settings.device.removeprefix("cuda:"))
+        granted = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        environment["CUDA_VISIBLE_DEVICES"] = granted[number] if number < len(granted) else str(number)
+    words = _vllm if backend == "vllm_server" else _sglang
+    ours = words(settings, str(model), port, dtype, on_cpu, environment)
+    if lora_rank:
+        ours += ["--enable-lora", "--max-lora-rank"]
+        if backend == "vllm_server":
+            environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+            ours += [str(next((rank for rank in _VLLM_RANKS if rank >= lora_rank), lora_rank))]
+        else:
+            ours += [str(lora_rank), "--lora-target-modules", "all"]
+    return Launch((settings.python, *ours, *settings.arguments), environment)
+
+
+def _vllm(
+    settings: ServerConfig, model: str, port: int, dtype: str, on_cpu: bool, environment: dict[str, str]
+) -> list[str]:
+    environment |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "policy"]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
+    words += ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", "grpo_vllm_worker.WeightLoader"]
+    if on_cpu:
+        environment["VLLM_CPU_KVCACHE_SPACE"] = f"{settings.memory or _CPU_CACHE_GIB:g}"
+        # Compiling costs a minute at each start. A prefill in chunks together with a seed ends vLLM's CPU engine.
+        words += ["--enforce-eager", "--max-num-batched-tokens", "32768"]
+    elif settings.memory is not None:
+        words += ["--gpu-memory-utilization", f"{settings.memory:g}"]
+    return words
+
+
+def _sglang(
+    settings: ServerConfig, model: str, port: int, dtype: str, on_cpu: bool, environment: dict[str, str]
+) -> list[str]:
+    words = ["-m", "sglang.launch_server", "--model-path", model, "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--dtype", dtype, "--enable-deterministic-inference"]
+    if on_cpu:
+        words += ["--device", "cpu"]
+    if settings.memory is not None:
+        words += ["--mem-fraction-static", f"{settings.memory:g}"]
+    return words
+
+
+class ServerProcess:
+    """A server as a child of this process. It ends with this process, whatever happens (see `serverside/warden.py`).
+
+    Args:
+        start: returns the command for a model folder or hub id and a port.
+        settings: port, interpreter and patience.
+        log: the file that the server's output is appended to.
+        say: takes lines about progress.
+    """
+
+    def __init__(
+        self, start: Callable[[str | Path, int], Launch], settings: ServerConfig, log: Path, say: Callable[[str], None]
+    ) -> None:
+        self._launch, self._settings, self.log, self._say = start, settings, log, say
+        self._port = settings.port or _free_port()
+        self.model: str | Path = ""
+        self._child: subprocess.Popen[bytes] | None = None
+        self._closed = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def alive(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    def start(self, model: str | Path) -> None:
+        """Start with this model, in the place of what runs, and wait until it answers.
+
+        Raises:
+            UserError: there is no such interpreter.
+            ServerFailed: it ended, or did not answer in time; the message holds the end of its log.
+        """
+        self.stop()
+        self.model = model
+        launched = self._launch(model, self._port)
+        if shutil.which(launched.command[0]) is None:
+            raise UserError(
+                f"generation.server.python = {launched.command[0]!r}: no such program; for a GPU "
+                "`python3 -m venv .venv-vllm && .venv-vllm/bin/pip install vllm` makes a vLLM environment (SGLang: "
+                "docs/servers.md), for a CPU `make server`"
+            )
+        if self._answers():
+            raise ServerFailed(
+                f"{self.url} is in use by another program; allowed: generation.server.port=0 (a free one)"
+            )
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._say(f"server: starts at {self.url}, log in {self.log}")
+        with self.log.open("ab") as stream:
+            self._child = subprocess.Popen(
+                [sys.executable, str(SERVERSIDE / "warden.py"), *launched.command],
+                env={**os.environ, **launched.environment},
+                stdin=subprocess.PIPE,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,  # the Ctrl-C of a terminal is for the trainer, which then ends its server
+            )
+        self._await_health()
+
+    def close(self) -> None:
+        """End it for good; a start that is under way in another thread gives up."""
+        self._closed.set()
+        self.stop()
+
+    def stop(self) -> None:
+        """End it and all its processes."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        assert child.stdin is not None
+        child.stdin.close()
+        try:
+            child.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def _await_health(self) -> None:
+        began = time.monotonic()
+        news_at = began + _NEWS_SECONDS
+        while not (self._healthy() and self.alive):
+            spent = time.monotonic() - began
+            if not self.alive:
+                raise ServerFailed(f"the server ended while it started; the end of {self.log}:\n{self.tail()}")
+            if spent > self._settings.start_seconds:
+                self.stop()
+                raise ServerFailed(
+                    f"the server did not answer within generation.server.start_seconds = "
+                    f"{self._settings.start_seconds:g}; the end of {self.log}:\n{self.tail()}"
+                )
+            if time.monotonic() >= news_at:
+                news_at += _NEWS_SECONDS
+                self._say(f"server: still starting ({spent:.0f} s): {self.tail(1)[:120]}")
+            if self._closed.wait(0.25):
+                raise ServerFailed("the server was stopped while it started")
+        self._say(f"server: ready after {time.monotonic() - began:.0f} s")
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(5)
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+
+    def tail(self, lines: int = 8) -> str:
+        """Return the last lines of the log."""
+        try:
+            with self.log.open("rb") as stream:
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - 16_384))
+                found = stream.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join(line for line in found[-lines:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,64 @@
+"""How often, how long, and how patiently a failing server is asked again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from grpo_mlflow.errors import ServerFailed, redact
+from grpo_mlflow.generation.server.client import Fault
+
+T = TypeVar("T")
+_FIRST, _LONGEST = 0.1, 10.0  # seconds
+_WARNING = 30.0  # seconds between two warnings
+_JITTER = random.Random()  # its own: the global generator may be somebody's
+log = logging.getLogger(__name__)
+
+
+class Retries:
+    """Asks again with exponential backoff and jitter until `seconds` have passed since the first failure of a request.
+
+    `server` is its address, for the warning. `count` is how often it asked again. Jitter keeps the concurrent requests
+    of a batch from coming back all at once.
+    """
+
+    def __init__(self, server: str, seconds: float) -> None:
+        self._server, self._seconds = server, seconds
+        self._warn_at = 0.0
+        self.count = 0
+
+    async def ask(self, what: str, request: Callable[[], Awaitable[T]], mend: Callable[[], Awaitable[None]]) -> T:
+        """Return what `request` returns, after `mend` before each further try.
+
+        Raises:
+            ServerFailed: the budget is spent; the line names the last failure.
+        """
+        failed_at: float | None = None
+        pause = _FIRST
+        while True:
+            try:
+                if failed_at is not None:
+                    await mend()
+                return await request()
+            except Fault as fault:
+                now = time.monotonic()
+                failed_at = now if failed_at is None else failed_at
+                wait = max(fault.wait, pause * _JITTER.uniform(0.5, 1.5))
+                left = failed_at + self._seconds - now
+                if left <= 0:
+                    spent = f" for {self._seconds:g} s (generation.retry_seconds)" if self._seconds else ""
+                    raise ServerFailed(f"{what} failed{spent}: {fault}") from fault
+                if pause == _FIRST and now >= self._warn_at:  # all requests of a batch fail at once
+                    self._warn_at = now + _WARNING
+                    log.warning(
+                        "the server at %s: %s: %s; asking again for %g s (generation.retry_seconds); "
+                        "`python -m entrypoints.doctor` with the same settings says what is wrong",
+                        *(redact(self._server), what, fault, self._seconds),
+                    )
+                self.count += 1
+                await asyncio.sleep(min(wait, left))
+                pause = min(2 * pause, _LONGEST)

@@ -1,0 +1,124 @@
+"""SGLang's native server: `/generate` for completions and scores, `/update_weights_from_disk` for weights.
+
+Read in SGLang 0.5.23: `n` copies of a request share one sampling seed, so with deterministic inference all K
+completions would be the same; K requests in one call, each with its own seed, are asked for instead. Seeds act only
+with `--enable-deterministic-inference`. Log-probabilities know the temperature, not top-k, top-p and penalties. A
+prompt with a token outside the vocabulary hangs the server. Its OpenAI endpoint cannot score a prompt. An update of
+weights flushes the prefix cache, and answers 400 if requests that still run kept it from doing so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from grpo_mlflow.generation.server.client import Client, Fault, Refusal
+from grpo_mlflow.generation.server.engine import NO_SCORES, Ask, Draw, Incapable, adapter_label, draw_of
+
+_LORA = (
+    "start it with --enable-lora, --lora-target-modules all and a --max-lora-rank of model.lora.rank or more, where it "
+    "sees the folder generation.sync_dir, or choose generation.sync=reload"
+)
+
+
+class SGLang:
+    """Speaks to one SGLang server."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._adapter: str | None = None
+
+    async def connect(self) -> str:
+        served = str((await self.client.get("/model_info"))["model_path"])
+        await self.client.post("/continue_generation", {})  # a trainer that was killed in `load` has left it paused
+        return served
+
+    async def complete(self, ask: Ask) -> list[Draw]:
+        shared = {
+            "max_new_tokens": ask.sampling.max_new_tokens,
+            "temperature": ask.sampling.temperature,
+            "top_p": ask.sampling.top_p,
+            "top_k": ask.sampling.top_k if ask.sampling.top_k > 0 else -1,
+            "repetition_penalty": ask.sampling.repetition_penalty,
+            "stop_token_ids": list(ask.stop_ids),
+            "skip_special_tokens": False,
+        }
+        answers = await self._generate(
+            input_ids=[list(ask.token_ids)] * ask.k,
+            sampling_params=[{**shared, "sampling_seed": ask.seed + j} for j in range(ask.k)],
+        )
+        draws = []
+        for answer in answers:
+            meta = answer.get("meta_info") or {}
+            triples = meta.get("output_token_logprobs")
+            draws.append(
+                draw_of(
+                    answer.get("output_ids"),
+                    None if triples is None else [triple[0] for triple in triples],
+                    (meta.get("finish_reason") or {}).get("type"),
+                    ask,
+                )
+            )
+        return draws
+
+    async def score(self, token_ids: Sequence[int]) -> list[float]:
+        answer = await self._generate(
+            input_ids=[list(token_ids)],
+            sampling_params=[{"max_new_tokens": 1, "temperature": 1.0}],
+            logprob_start_len=0,
+        )
+        triples = answer[0]["meta_info"].get("input_token_logprobs")
+        if triples is None:
+            raise Incapable(NO_SCORES)
+        return [float(triple[0]) for triple in triples[1:]]
+
+    async def load(self, folder: Path, label: str) -> None:
+        body = {"model_path": str(folder), "weight_version": label, "flush_cache": True}
+        try:
+            await self.client.post("/pause_generation", {"mode": "abort"})
+            answer = await self.client.post("/update_weights_from_disk", body)
+        except Refusal as refusal:
+            if "not flushed" in str(refusal):
+                raise Fault(str(refusal)) from refusal
+            message = f"it cannot load the weights ({refusal}); it must see the folder generation.sync_dir"
+            raise Refusal(message) from None
+        finally:
+            await self.client.post("/continue_generation", {})
+        if not answer["success"]:
+            raise Fault(f"/update_weights_from_disk: {answer['message']}")
+
+    async def load_adapter(self, folder: Path, label: str) -> None:
+        """See `Engine.load_adapter`. A name of its own for each version, since SGLang replaces no loaded adapter."""
+        body = {"lora_name": label, "lora_path": str(folder)}
+        try:
+            await self.client.post("/load_lora_adapter", body)
+        except Refusal as refusal:
+            if "already" not in str(refusal):  # it is: the answer was lost
+                raise Refusal(f"it does not take the adapter ({refusal}); {_LORA}") from refusal
+        before, self._adapter = self._adapter, label
+        if before not in (None, label):
+            with suppress(Refusal):  # a server that was restarted has forgotten it
+                await self.client.post("/unload_lora_adapter", {"lora_name": before})
+
+    async def label(self) -> str | None:
+        if self._adapter is not None:
+            return await adapter_label(self.client, self._adapter)
+        return str((await self.client.get("/model_info"))["weight_version"])
+
+    async def tokenize(self, text: str) -> list[int]:
+        answer = await self.client.post("/tokenize", {"prompt": text, "add_special_tokens": False})
+        return [int(i) for i in answer["tokens"]]
+
+    async def _generate(self, **body: Any) -> list[dict[str, Any]]:
+        chosen = {} if self._adapter is None else {"lora_path": self._adapter}
+        try:
+            answer = await self.client.post("/generate", {**body, **chosen, "return_logprob": True})
+        except Refusal as refusal:
+            if self._adapter is not None and self._adapter in str(refusal):  # lost by a restart: to be loaded again
+                raise Fault(str(refusal)) from refusal
+            raise
+        if not isinstance(answer, list) or not answer:
+            raise Fault("/generate answers without completions")
+        return answer

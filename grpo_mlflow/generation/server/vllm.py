@@ -1,0 +1,169 @@
+"""vLLM's OpenAI server: token ids in and out, weights loaded in place through its development endpoints.
+
+Found by running vLLM 0.32: with one seed, completion j of n equals the single completion drawn with seed + j;
+`processed_logprobs` are those of the distribution drawn from (temperature, penalty, top-k, top-p); HTTP 200 of a reload
+proves nothing, which is why every load is followed by the canary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from grpo_mlflow.generation.server.client import Client, Fault, Refusal
+from grpo_mlflow.generation.server.engine import NO_SCORES, Ask, Draw, Incapable, adapter_label, draw_of
+
+_LORA = (
+    "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a --max-lora-rank of model.lora.rank or more, "
+    "where it sees the folder generation.sync_dir, or choose generation.sync=reload"
+)
+_DEV_MODE = (
+    "it was started without its development endpoints, which load new weights; start it with VLLM_SERVER_DEV_MODE=1, "
+    "or choose generation.sync=none (rollouts stay those of the initial weights)"
+)
+
+
+class VLLM:
+    """Speaks to one vLLM server."""
+
+    def __init__(self, client: Client) -> None:
+        self.client, self._model = client, ""
+        self._adapter: str | None = None
+
+    async def connect(self) -> str:
+        served = (await self.client.get("/v1/models"))["data"]
+        base = [entry for entry in served if not entry.get("parent")]  # adapters have one
+        if not base:
+            raise Fault("/v1/models lists no model")
+        self._model = base[0]["id"]
+        await self._resume_if_paused()
+        return f"{base[0].get('root') or self._model}"
+
+    def request(self, ask: Ask) -> dict[str, Any]:
+        """Return the body of the request to /v1/completions."""
+        return {
+            "model": self._adapter or self._model,
+            "prompt": list(ask.token_ids),
+            "n": ask.k,
+            "max_tokens": ask.sampling.max_new_tokens,
+            "temperature": ask.sampling.temperature,
+            "top_p": ask.sampling.top_p,
+            "top_k": ask.sampling.top_k if ask.sampling.top_k > 0 else -1,
+            "min_p": 0.0,
+            "repetition_penalty": ask.sampling.repetition_penalty,
+            "seed": ask.seed,
+            "stop_token_ids": list(ask.stop_ids),
+            "skip_special_tokens": False,
+            "return_token_ids": True,
+            "logprobs": 0 if ask.logprobs else None,
+        }
+
+    async def complete(self, ask: Ask) -> list[Draw]:
+        choices = sorted(await self._completions(self.request(ask)), key=lambda choice: choice["index"])
+        if [choice["index"] for choice in choices] != list(range(len(choices))):
+            raise Fault("completions out of number")
+        return [
+            draw_of(
+                choice.get("token_ids"),
+                (choice.get("logprobs") or {}).get("token_logprobs"),
+                choice.get("finish_reason"),
+                ask,
+            )
+            for choice in choices
+        ]
+
+    async def _resume_if_paused(self) -> None:
+        """Undo the pause of a trainer that was killed while it loaded weights: nothing would be answered."""
+        try:
+            paused = (await self.client.get("/is_paused"))["is_paused"]
+        except Refusal:  # no development endpoints, and so no pauses
+            return
+        if paused:
+            await self.client.post("/resume")
+
+    async def score(self, token_ids: Sequence[int]) -> list[float]:
+        served = self._adapter or self._model
+        body = {"model": served, "prompt": list(token_ids), "echo": True, "max_tokens": 0, "logprobs": 0}
+        logprobs = (await self._completions(body))[0].get("logprobs")
+        if logprobs is None:
+            raise Incapable(NO_SCORES)
+        return [float(value) for value in logprobs["token_logprobs"][1 : len(token_ids)]]
+
+    async def load(self, folder: Path, label: str) -> None:
+        try:
+            await self._develop("/pause", query={"mode": "wait"})
+            await self._load(folder)
+            if not (await self._develop("/reset_prefix_cache"))["success"]:
+                raise Fault("/reset_prefix_cache refused: requests are in flight")
+            await self._develop("/update_weight_version", {"new_version": label})
+        finally:
+            await self._develop("/resume")
+
+    async def _load(self, folder: Path) -> None:
+        """Load through our worker extension; a server without it has vLLM's own loader."""
+        try:
+            answer = await self._rpc("grpo_load_weights", {"path": str(folder)})
+        except Fault as fault:
+            if "has no attribute" not in str(fault):
+                raise
+            await self._rpc("reload_weights", {"weights_path": str(folder)})
+            return
+        failed = [result["error"] for result in answer["results"] if not result["ok"]]
+        if failed:
+            raise Refusal(f"it cannot load the weights: {failed[0]}; it must see the folder generation.sync_dir")
+
+    async def load_adapter(self, folder: Path, label: str) -> None:
+        """See `Engine.load_adapter`. A name of its own for each version: the prefix cache goes by name and path.
+
+        `load_inplace` is not used: vLLM 0.32 keeps the flag, and reads the files again with every step.
+        """
+        try:
+            await self.client.post("/v1/load_lora_adapter", {"lora_name": label, "lora_path": str(folder)})
+        except Refusal as refusal:
+            if "already" not in str(refusal):  # it has: the answer was lost
+                raise Refusal(f"it does not take the adapter ({refusal}); {_LORA}") from refusal
+        except Fault as fault:
+            if "max_lora_rank" in str(fault) or "LoRA is not enabled" in str(fault):
+                raise Refusal(f"{fault}; {_LORA}") from fault
+            raise
+        before, self._adapter = self._adapter, label
+        if before not in (None, label):
+            with suppress(Refusal):  # a server that was restarted has forgotten it
+                await self.client.post("/v1/unload_lora_adapter", {"lora_name": before})
+
+    async def _rpc(self, method: str, kwargs: dict[str, str]) -> Any:
+        return await self._develop("/collective_rpc", {"method": method, "kwargs": kwargs})
+
+    async def _develop(self, path: str, body: Any = None, query: dict[str, object] | None = None) -> Any:
+        try:
+            return await self.client.post(path, body, query)
+        except Refusal as refusal:
+            if refusal.status == 404:
+                raise Refusal(_DEV_MODE) from refusal
+            raise
+
+    async def label(self) -> str | None:
+        if self._adapter is not None:
+            return await adapter_label(self.client, self._adapter)
+        try:
+            return str((await self.client.get("/weight_info"))["weight_version"])
+        except Refusal:  # no development endpoints
+            return None
+
+    async def tokenize(self, text: str) -> list[int]:
+        body = {"model": self._model, "prompt": text, "add_special_tokens": False}
+        return [int(i) for i in (await self.client.post("/tokenize", body))["tokens"]]
+
+    async def _completions(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        try:
+            answer = await self.client.post("/v1/completions", body)
+        except Refusal as refusal:
+            if refusal.status == 404:  # it was restarted under another name, which the next try asks for
+                raise Fault(str(refusal)) from refusal
+            raise
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        if not choices:
+            raise Fault("/v1/completions answers without completions")
+        return list(choices)

@@ -1,0 +1,1 @@
+"""The model that is trained: policy, adapter, embedded model, loading."""

@@ -1,0 +1,209 @@
+"""A causal language model with its tokenizer, and the log-probabilities of completions under it.
+
+Rows are prompt + completion, padded on the right only. A causal model never looks to the right, so padding needs no
+attention mask and cannot change a real token's logits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging as transformers_logging
+
+from grpo_mlflow.config import ModelConfig
+from grpo_mlflow.errors import UserError
+from grpo_mlflow.model import lora
+from grpo_mlflow.types import Problem, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A model in evaluation mode (dropout off, so that sampled and trained log-probs agree) and its tokenizer.
+
+    `adapter_off`: the policy is the base model of one with an adapter, and shares its weights (see `weights`).
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    adapter_off: bool = False
+
+    @property
+    def has_adapter(self) -> bool:
+        return lora.has_adapter(self.model)
+
+    def prompt(self, problem: Problem) -> Prompt:
+        """Return the problem's messages through the chat template, or joined where the tokenizer has none."""
+        messages = [dict(message) for message in problem.messages]
+        if self.tokenizer.chat_template:
+            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        else:
+            ids = self.tokenizer("\n\n".join(message["content"] for message in messages)).input_ids
+        return Prompt(problem.id, problem.messages, tuple(ids))
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Return the text of each row of token ids without special tokens."""
+        texts: list[str] = self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
+        return texts
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Compute in `dtype` inside the block; weights stay float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def base(self) -> Policy:
+        """Return the base model of a model with an adapter: the same weights, the adapter off in `weights` blocks."""
+        return replace(self, adapter_off=True)
+
+    def weights(self) -> AbstractContextManager[None]:
+        """Compute with this policy's weights inside the block; only that of a `base` needs one."""
+        return lora.switched_off(self.model) if self.adapter_off else nullcontext()
+
+    def merged(self) -> Policy:
+        """Return the same policy as a plain model, all its weights trainable; it takes over the weights of this one."""
+        return replace(self, model=lora.merged(self.model).requires_grad_(True))
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face model folder; of a model with an adapter only the adapter, which names its base."""
+        transformers_logging.disable_progress_bar()
+        if self.has_adapter:
+            lora.save(self.model, folder)
+        else:
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def save_plain(self, folder: Path) -> None:
+        """Write a Hugging Face model folder that needs no other: an adapter is merged into the weights."""
+        plain = replace(self, model=lora.merged(self.model, "cpu")) if self.has_adapter else self
+        plain.save(folder)
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device of a config value, from now on the current one; `auto` prefers CUDA.
+
+    One of several processes takes its own GPU.
+
+    Raises:
+        UserError: the device does not exist here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and torch.cuda.device_count() > 1:  # a scheduler may show each process one GPU only
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    found = device_of(device, "model.device")
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
+    return found
+
+
+def device_of(device: str, key: str) -> torch.device:
+    """Return the device that the setting `key` names: cpu, cuda or cuda:N.
+
+    Raises:
+        UserError: it does not exist here.
+    """
+    if not device.startswith("cuda"):
+        return torch.device(device)
+    count = torch.cuda.device_count()
+    index = int(device.partition(":")[2] or 0)
+    if index >= count:
+        allowed = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise UserError(f"{key} = {device!r}: this machine has {count} CUDA devices; allowed: {allowed}")
+    return torch.device("cuda", index)
+
+
+def load_as(settings: ModelConfig, source: str | Path, device: torch.device) -> Policy:
+    """Load a model the way the config says; see `load`."""
+    return load(
+        source,
+        device,
+        settings.dtype,
+        settings.trust_remote_code,
+        settings.attn_implementation,
+        settings.chat_template == "auto",
+    )
+
+
+def load(
+    source: str | Path,
+    device: torch.device,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    chat: bool = True,
+) -> Policy:
+    """Load a hub id or a folder with float32 weights; `dtype` is that of the computation.
+
+    A folder with a LoRA adapter gives its base model with the adapter in it, and only the adapter trainable. Without
+    `chat` the tokenizer's chat template is dropped.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read.
+    """
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: each line came twice
+    base = lora.base_of(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            base or source,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            attn_implementation=attn_implementation,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason, name = " ".join(str(error).split()), str(base or source)
+        hint = "" if "/" in name or Path(name).exists() else " (is its hub id ORG/NAME?)"
+        raise UserError(f"model {str(source)!r} cannot be loaded{hint}: {reason}") from error
+    model.to(device).eval()
+    if base is not None:
+        lora.read(model, Path(source))
+    if not chat:
+        tokenizer.chat_template = None
+    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+    eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+    if not eos_ids:
+        raise UserError(f"model {str(source)!r} names no end-of-sequence token")
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids)
+    return Policy(model, tokenizer, device, getattr(torch, dtype), tuple(sorted(eos_ids)), pad_id)
+
+
+def recompute_activations(model: Any) -> None:
+    """Let each layer keep its input only, and run forward again in the backward pass (Chen et al. 2016).
+
+    transformers does the same for models in training mode; this one stays in evaluation mode, dropout off.
+
+    Raises:
+        UserError: the model does not say what its layers are.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(
+            f"model.gradient_checkpointing = true: {type(model).__name__} has no layers to recompute; allowed: false"
+        )
+    for layer in layers:
+        layer.forward = _recomputed(layer.forward)
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return run

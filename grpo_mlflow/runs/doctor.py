@@ -1,0 +1,215 @@
+"""Checks everything that a run needs before it needs it: one line per check, and a remedy where one fails.
+
+A check that builds on a failed one is skipped, not failed: the first failure is the one to mend.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+
+from grpo_mlflow import tasks, tracking
+from grpo_mlflow.config import Config
+from grpo_mlflow.errors import UserError, one_line
+from grpo_mlflow.generation import Generators
+from grpo_mlflow.generation.server.generator import ServerGenerator
+from grpo_mlflow.model import loading, policy
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runs.server_checks import ServerCheckup, Trouble
+from grpo_mlflow.types import Prompt
+
+_PACKAGES = ("torch", "transformers", "accelerate", "mlflow", "optuna", "openai")
+_WEIGHT_BYTES = 4  # float32
+_STATE_BYTES = 12  # per trained parameter: gradient, two moments of AdamW
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The outcome of one check; `remedy` where it failed."""
+
+    name: str
+    state: Literal["ok", "FAILED", "skipped"]
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.state:<8}{self.name:<22}{self.found}"
+        return f"{text}\n{'':<8}{'':<22}remedy: {self.remedy}" if self.remedy else text
+
+
+@dataclass
+class Doctor:
+    """Examines what a config needs. `folder` takes the log of a server that the run would start itself."""
+
+    config: Config
+    folder: Path
+    healthy: bool = True
+    _missing: set[str] = field(default_factory=set)
+
+    def examine(self) -> Iterator[Check]:
+        """Yield the outcome of each check as soon as it is known."""
+        with ExitStack() as held:
+            yield from self._examine(held)
+
+    def _examine(self, held: ExitStack) -> Iterator[Check]:
+        yield self._check("packages", self._packages)
+        yield self._check("MLflow store", self._store)
+        yield self._check("device", self._device)
+        actor: list[Policy] = []
+        yield self._check("model", lambda: self._model(actor), needs=("device",))
+        yield self._check("memory", lambda: self._memory(actor[0]), needs=("model",))
+        yield self._check("disk", lambda: self._disk(actor[0]), needs=("model",))
+        if "model" in self._missing or not self._names_a_server:
+            return
+        started: list[tuple[str, ServerGenerator]] = []
+        if self.config.generation.server.manage:
+            yield self._check("server start", lambda: self._start(held, actor[0], started))
+        else:
+            started = self._generators(held, actor[0])
+        for word, generator in started:
+            yield from self._examine_server(word, actor[0], generator)
+
+    @property
+    def _names_a_server(self) -> bool:
+        backends = {self.config.generation.backend, self.config.eval.backend or self.config.generation.backend}
+        return backends != {"local"}
+
+    def _start(self, held: ExitStack, actor: Policy, started: list[tuple[str, ServerGenerator]]) -> str:
+        try:
+            started += self._generators(held, actor)
+        except UserError as error:
+            raise Trouble(str(error), "its log above says why; generation.server.* say how it is started") from error
+        return "by the run itself"
+
+    def _check(self, name: str, examine: Callable[[], str], needs: tuple[str, ...] = ()) -> Check:
+        if missing := [need for need in needs if need in self._missing]:
+            self._missing.add(name)
+            return Check(name, "skipped", f"needs: {missing[0]}")
+        try:
+            return Check(name, "ok", examine())
+        except Trouble as trouble:
+            found, remedy = str(trouble), trouble.remedy
+        except UserError as error:
+            found, remedy = one_line(error), "as the line says"
+        self._missing.add(name)
+        self.healthy = False
+        return Check(name, "FAILED", found, remedy)
+
+    # Without a server
+
+    def _packages(self) -> str:
+        python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+        return ", ".join([python, *(f"{name} {version(name)}" for name in _PACKAGES)])
+
+    def _store(self) -> str:
+        remedy = "start the MLflow server, or set tracking.uri (MLFLOW_TRACKING_URI) to a store that you may write to"
+        try:
+            tracker = tracking.start(self.config.tracking, "doctor")
+        except UserError as error:
+            raise Trouble(one_line(error), remedy) from error
+        tracker.metrics({"doctor/store": 1.0}, 0)
+        tracker.text("doctor.txt", "The store takes runs, metrics and files.\n")
+        tracker.finish("FINISHED")
+        if (tracker.run_dir / "spool.jsonl").exists():
+            raise Trouble(f"{tracker.url} opens runs but takes no metrics", remedy)
+        return f"takes runs, metrics and files (run {tracker.run_id})"
+
+    def _device(self) -> str:
+        try:
+            return str(policy.choose_device(self.config.model.device))
+        except UserError as error:
+            remedy = "set model.device=auto; `nvidia-smi` lists GPUs, CUDA_VISIBLE_DEVICES may hide them"
+            raise Trouble(one_line(error), remedy) from error
+
+    def _model(self, actor: list[Policy]) -> str:
+        model = self.config.model
+        try:
+            source = loading.model_source(model.train_id, self.config)
+            actor.append(loading.trained(self.config, source, policy.choose_device(model.device)))
+        except UserError as error:
+            remedy = "set model.train_id to a folder with config.json, tokenizer and safetensors weights, or a hub id"
+            raise Trouble(one_line(error), remedy) from error
+        prompt, longest = self._prompt(actor[0]), getattr(actor[0].model.config, "max_position_embeddings", None)
+        needed = len(prompt.token_ids) + self.config.generation.max_new_tokens
+        if longest is not None and needed > longest:
+            raise Trouble(
+                f"a prompt of {len(prompt.token_ids)} tokens and {self.config.generation.max_new_tokens} new ones "
+                f"exceed its {longest} positions",
+                f"lower generation.max_new_tokens to {longest - len(prompt.token_ids)} or less",
+            )
+        size = sum(p.numel() for p in actor[0].model.parameters())
+        return f"{model.train_id}, {size / 1e6:.1f} M parameters"
+
+    def _memory(self, actor: Policy) -> str:
+        size = sum(p.numel() for p in actor.model.parameters())
+        trained = sum(p.numel() for p in actor.model.parameters() if p.requires_grad)
+        needed = size * _WEIGHT_BYTES + trained * _STATE_BYTES
+        if self.config.train.kl_coef > 0 and not actor.has_adapter:  # without its adapter it is the reference
+            needed += size * _WEIGHT_BYTES
+        held = size * _WEIGHT_BYTES  # the model is loaded already
+        if actor.device.type == "cuda":
+            free, where = torch.cuda.mem_get_info(actor.device)[0], str(actor.device)
+        else:
+            free, where = psutil.virtual_memory().available, "this machine"
+        return enough("memory", needed - held, free, where, "a smaller model, another model.device, train.kl_coef=0")
+
+    def _disk(self, actor: Policy) -> str:
+        size = sum(p.numel() for p in actor.model.parameters() if p.requires_grad)
+        count = self.config.checkpoint.keep_last + 2  # the best, and one in the making
+        free = shutil.disk_usage(Path.cwd()).free
+        return enough("disk", count * size * 12, free, "this disk", "checkpoint.keep_last=1, or another folder")
+
+    # With one
+
+    def _generators(self, held: ExitStack, actor: Policy) -> list[tuple[str, ServerGenerator]]:
+        """Return the servers that the config names, each once, with a word that tells them apart."""
+        patient = self.config.generation.model_copy(update={"retry_seconds": 0.0})  # a failure is news here
+        config, log = self.config.model_copy(update={"generation": patient}), self.folder / "server.log"
+        source = loading.model_source(config.model.train_id, config)
+        generators = held.enter_context(Generators(config, actor, source, source, log, print))
+        named = [("", generators.training()), ("evaluation ", generators.evaluation())]
+        found: list[tuple[str, ServerGenerator]] = []
+        for name, generator in named:
+            known = [other.server for _, other in found]
+            if isinstance(generator, ServerGenerator) and generator.server not in known:
+                found.append((name, generator))
+        return found
+
+    def _examine_server(self, word: str, actor: Policy, generator: ServerGenerator) -> Iterator[Check]:
+        checkup = ServerCheckup(self.config, actor, generator, self._prompt(actor))
+        server, tokenizer, weights, drawn = (
+            f"{word}{name}" for name in ("server", "tokenizer", "weights", "completions")
+        )
+        yield self._check(server, checkup.connect)
+        yield self._check(tokenizer, checkup.tokenizer, (server,))
+        yield self._check(weights, checkup.weights, (server, tokenizer))
+        yield self._check(drawn, checkup.completions, (weights,))
+        yield self._check(f"{word}log-probabilities", checkup.logprobs, (drawn,))
+        yield self._check(f"{word}seeds", checkup.seeds, (drawn,))
+        if self.config.generation.sync != "none":
+            yield self._check(f"{word}new weights", checkup.new_weights, (weights,))
+
+    def _prompt(self, actor: Policy) -> Prompt:
+        task = tasks.of(self.config)
+        return actor.prompt(task.problem("train", self.config.data.train_seed_start))
+
+
+def enough(what: str, needed: float, free: float, where: str, remedy: str) -> str:
+    """Return a line about what is needed and free, in bytes.
+
+    Raises:
+        Trouble: it is not enough.
+    """
+    line = f"{needed / 2**30:.2f} GiB needed at least, {free / 2**30:.1f} GiB free on {where}"
+    if needed > free:
+        raise Trouble(line, f"{remedy} ({what})")
+    return line

@@ -1,0 +1,34 @@
+"""What samples in a run, opened and closed with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from grpo_mlflow import generation
+from grpo_mlflow.config import Config
+from grpo_mlflow.errors import ServerFailed
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime.console import Console
+from grpo_mlflow.tracking import NullTracker
+
+
+@contextmanager
+def open_generators(
+    config: Config,
+    actor: Policy,
+    source: str | Path,
+    initial: str | Path,
+    tracker: NullTracker,
+    console: Console,
+) -> Iterator[generation.Generators]:
+    """Open what samples; the log of a server of our own is kept with the run where the server failed."""
+    log = tracker.run_dir / "server.log"
+    try:
+        with generation.Generators(config, actor, source, initial, log, console.say) as generators:
+            yield generators
+    except ServerFailed:
+        if log.exists():
+            tracker.publish(log.name)
+        raise

@@ -1,0 +1,89 @@
+"""What a run says in words: its opening line, the warm-up's progress, how it ended, how to go on."""
+
+from __future__ import annotations
+
+import time
+
+from grpo_mlflow import errors, tracking
+from grpo_mlflow.algorithm import statistics
+from grpo_mlflow.config import Config
+from grpo_mlflow.model import policy, tiny
+from grpo_mlflow.runtime.console import Console
+from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.training.checkpoint import CheckpointStore
+from grpo_mlflow.training.trainer import Progress
+
+
+def warmup_progress(console: Console) -> tiny.Progress:
+    started = time.perf_counter()
+
+    def progress(step: int, steps: int, loss: float) -> None:
+        if step == 1:
+            console.say("making the embedded model (once; it is cached)")
+            console.start("warm-up", steps)
+        console.advance(step, {"loss": f"{loss:.3f}"})
+        if step % 100 == 0 or step == steps:
+            console.say(f"warm-up {step}/{steps}  loss {loss:.3f}  {time.perf_counter() - started:.0f}s")
+        if step == steps:
+            console.stop()
+
+    return progress
+
+
+def introduce(config: Config, actor: policy.Policy, seconds: float) -> str:
+    size = sum(p.numel() for p in actor.model.parameters())
+    trained = sum(p.numel() for p in actor.model.parameters() if p.requires_grad)
+    of_these = f", {trained / 1e6:.2f} M of them trained" if trained < size else ""
+    data = config.data
+    return (
+        f"{config.model.train_id} ({size / 1e6:.2f} M parameters{of_these}, {actor.device}, ready in {seconds:.0f}s) "
+        f"learns {data.task}: {config.train.iterations} iterations of {data.problems_per_iteration} problems x "
+        f"{data.rollouts_per_problem} rollouts, optimizer steps in each: {config.steps_per_iteration}"
+    )
+
+
+def conclude(config: Config, ended: Progress, tracker: NullTracker) -> str:
+    lines = [""]
+    if ended.first_rates:
+        before, after = (statistics.rate_interval(rates) for rates in (ended.first_rates, ended.last_rates))
+        change = statistics.paired_difference(ended.last_rates, ended.first_rates)
+        lines += [
+            f"held-out pass@1   {before}  ->  {after}   (95% intervals, {len(ended.last_rates)} problems)",
+            f"change            {change.value:+.3f} +- {change.half_width:.3f}, problem by problem"
+            if change.half_width > 0
+            else "change            none: every problem scored as before",
+        ]
+    if ended.best_iteration > 0 and ended.best_score is not None:
+        lines.append(
+            f"best              {ended.best_score:.3f} at iteration {ended.best_iteration} "
+            "(picked on these problems, so a little optimistic)"
+        )
+    lines += [
+        f"training time     {ended.seconds:.0f}s",
+        f"run               {tracker.run_id}",
+        f"files             {tracker.run_dir}",
+    ]
+    if isinstance(tracker, tracking.Tracker):
+        uri = errors.redact(tracker.url)
+        lines += [
+            f"open it           {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}",
+            f"train on          {_resume_command(config, tracker)} train.iterations={2 * config.train.iterations}",
+        ]
+    return "\n".join(lines)
+
+
+def how_to_resume(config: Config, kind: str, tracker: NullTracker, how: str) -> str:
+    if kind != "train" or not tracker.run_id:
+        return f"\n{kind} {how}"
+    saved = CheckpointStore(tracker.run_dir / "checkpoints", 1).all()
+    if not saved:
+        return f"\ntraining {how} before its first checkpoint"
+    return (
+        f"\ntraining {how}; {saved[-1].path.name} is whole. Go on from it, in the same run, with:\n"
+        f"  {_resume_command(config, tracker)}"
+    )
+
+
+def _resume_command(config: Config, tracker: NullTracker) -> str:
+    store = f" tracking.uri={errors.redact(config.tracking.uri)}" if config.tracking.uri else ""
+    return f"python -m entrypoints.train resume={tracker.run_id}{store}"

@@ -1,0 +1,129 @@
+"""What the doctor examines of one server."""
+
+from __future__ import annotations
+
+import torch
+
+from grpo_mlflow.config import Config
+from grpo_mlflow.errors import UserError, one_line
+from grpo_mlflow.generation import Sampling
+from grpo_mlflow.generation.server.canary import TOLERANCE
+from grpo_mlflow.generation.server.generator import ServerGenerator
+from grpo_mlflow.generation.server.recompute import behaviour_logprobs
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.training.rollouts import training_sampling
+from grpo_mlflow.types import Completion, Prompt
+
+_TEXT = "What is 12 + 34? (x1 OR NOT x2)\n<SOLUTION>01</SOLUTION> naïve 東京"
+
+
+class Trouble(Exception):
+    """A check found something wrong: what, and what to do."""
+
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(found)
+        self.remedy = remedy
+
+
+class ServerCheckup:
+    """Each method is one check: it returns what it found, or raises `Trouble`. Call them in the order of the file."""
+
+    def __init__(self, config: Config, actor: Policy, generator: ServerGenerator, prompt: Prompt) -> None:
+        self._config, self._actor, self._generator, self._prompt = config, actor, generator, prompt
+        self._drawn: list[Completion] = []
+
+    def connect(self) -> str:
+        server = self._generator.server
+        try:
+            name = server.connect()
+        except UserError as error:
+            raise Trouble(
+                one_line(error),
+                f"is it up, and at this address? `curl {server.url}/v1/models`; `make server` starts one on a CPU; "
+                "docs/servers.md says which versions and options it needs",
+            ) from error
+        return f"{server.url} serves {name}, with token ids and log-probabilities"
+
+    def tokenizer(self) -> str:
+        ours: list[int] = self._actor.tokenizer(_TEXT, add_special_tokens=False).input_ids
+        theirs = self._generator.server.tokenize(_TEXT)
+        if ours != theirs:
+            place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
+            raise Trouble(
+                f"differs from the trainer's at token {place} of a test text",
+                "serve the very model that is trained: start the server with model.train_id",
+            )
+        return f"equal on {len(ours)} tokens"
+
+    def weights(self) -> str:
+        try:
+            self._generator.sync(0)
+        except UserError as error:
+            raise Trouble(
+                one_line(error),
+                "start the server with model.train_id and --dtype like model.dtype; for generation.sync=reload with "
+                "VLLM_SERVER_DEV_MODE=1 and our worker extension; it must see generation.sync_dir (docs/servers.md)",
+            ) from error
+        error_found = self._generator.metrics()["server_canary_error"]
+        return f"the policy's: log-probabilities of fixed tokens differ by {error_found:.1e} on average"
+
+    def completions(self) -> str:
+        prompt = self._prompt
+        try:
+            found = self._generator.generate([prompt], 2, training_sampling(self._config.generation), 0, ("doctor",))[0]
+        except UserError as error:
+            raise Trouble(one_line(error), "as the line says; the server's log may say more") from error
+        self._drawn = found
+        return f"{len(found)} of {', '.join(str(len(c.token_ids)) for c in found)} tokens"
+
+    def logprobs(self) -> str:
+        prompt, found = self._prompt, self._drawn
+        sampling = training_sampling(self._config.generation)
+        anew = behaviour_logprobs(self._actor, prompt.token_ids, [c.token_ids for c in found], sampling)
+        pairs = [
+            pair
+            for c, values in zip(found, anew, strict=True)
+            for pair in zip(c.behaviour_logprobs, values, strict=True)
+        ]
+        gap = sum(abs(a - b) for a, b in pairs) / len(pairs)
+        if gap > TOLERANCE[self._actor.dtype]:
+            raise Trouble(
+                f"those of sampled tokens differ from the trainer's by {gap:.2g} on average",
+                "start vLLM with --logprobs-mode processed_logprobs, or set generation.behaviour_logprobs=recompute",
+            )
+        return f"those of sampled tokens differ from the trainer's by {gap:.1e} on average"
+
+    def seeds(self) -> str:
+        prompt, sampling = self._prompt, Sampling(min(16, self._config.generation.max_new_tokens), 1.5)
+        first, again = (self._generator.generate([prompt], 8, sampling, 1, ("doctor",))[0] for _ in range(2))
+        if len({c.token_ids for c in first}) == 1:
+            raise Trouble("8 completions of one prompt are all the same", "raise generation.temperature")
+        if [c.token_ids for c in first] != [c.token_ids for c in again]:
+            raise Trouble(
+                "the same request twice gives different completions: runs cannot be repeated",
+                "start SGLang with --enable-deterministic-inference; another user of the server also changes batches",
+            )
+        return "repeat completions; different ones differ"
+
+    def new_weights(self) -> str:
+        """Give the server other weights and the old ones again; both times it must prove them."""
+        model = self._actor.model
+        if self._actor.has_adapter:
+            weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        else:
+            weights = [model.get_input_embeddings().weight]
+        before = [weight.detach().clone() for weight in weights]
+        try:
+            try:
+                with torch.no_grad():
+                    for weight in weights:
+                        weight.mul_(1.05).add_(0.01)  # half of an untrained adapter is zero
+                self._generator.sync(1)
+            finally:
+                with torch.no_grad():
+                    for weight, value in zip(weights, before, strict=True):
+                        weight.copy_(value)
+            self._generator.sync(2)
+        except UserError as error:
+            raise Trouble(one_line(error), "see docs/servers.md, “When weights do not arrive”") from error
+        return f"arrive, proven twice, in {self._generator.metrics()['seconds_sync'] / 2:.2f} s each"

@@ -1,0 +1,1 @@
+"""The process and its surroundings: signals, several processes, heartbeat, memory, terminal."""

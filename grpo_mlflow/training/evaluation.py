@@ -1,0 +1,201 @@
+"""How good is a model: fixed problems, several completions each, with intervals over problems.
+
+The same problems and the same random draws serve every evaluation, so two evaluations can be compared problem by
+problem.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_mlflow.algorithm.statistics import Estimate, mean, mean_at_k, mean_interval, pass_at_k, rate_interval
+from grpo_mlflow.config import Config
+from grpo_mlflow.generation import Generator, Sampling
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime.processes import Processes
+from grpo_mlflow.tasks import Task, member_of
+from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.training.checkpoint import name_of
+from grpo_mlflow.training.rollout_files import record_of, rollout_of
+from grpo_mlflow.training.rollouts import collect
+from grpo_mlflow.types import Problem, Prompt, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One problem: its judged completions, the greedy one where asked for, and the success rate of a random answer."""
+
+    problem_id: str
+    rollouts: tuple[Rollout, ...]
+    greedy: Rollout | None
+    chance: float
+
+    @property
+    def successes(self) -> int:
+        return sum(rollout.verdict.success for rollout in self.rollouts)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All outcomes of one evaluation, in the order of the problem seeds."""
+
+    outcomes: tuple[Outcome, ...]
+    ks: tuple[int, ...]
+
+    def success_rates(self, k: int = 1) -> list[float]:
+        """Return pass@k of each problem."""
+        return [pass_at_k(o.successes, len(o.rollouts), k) for o in self.outcomes]
+
+    def pass_at(self, k: int) -> Estimate:
+        return rate_interval(self.success_rates(k))
+
+    def mean_at(self, k: int) -> Estimate:
+        return mean_interval([mean_at_k([r.verdict.reward for r in o.rollouts], k) for o in self.outcomes])
+
+    def metrics(self) -> dict[str, float]:
+        """Return every figure under its name in the metrics files, `pass@1` among them.
+
+        Of a mix also each task's own figures, as `TASK/pass@1` and so on.
+        """
+        rollouts = [rollout for outcome in self.outcomes for rollout in outcome.rollouts]
+        figures = self._figures() | {
+            "completion_length_mean": mean([len(r.completion.token_ids) for r in rollouts]),
+            "truncated_frac": mean([r.completion.finish_reason == "length" for r in rollouts]),
+            "chance_pass@1": mean([outcome.chance for outcome in self.outcomes]),
+            "tasks": float(len(self.outcomes)),
+            "replicates": float(len(self.outcomes[0].rollouts)),
+        }
+        of_tasks: dict[str, list[Outcome]] = {}
+        for outcome in self.outcomes:
+            if name := member_of(outcome.problem_id):
+                of_tasks.setdefault(name, []).append(outcome)
+        for name, outcomes in sorted(of_tasks.items()):
+            own = Evaluation(tuple(outcomes), self.ks)._figures() | {"tasks": float(len(outcomes))}
+            figures |= {f"{name}/{key}": value for key, value in own.items() if math.isfinite(value)}
+        return figures
+
+    def _figures(self) -> dict[str, float]:
+        rollouts = [rollout for outcome in self.outcomes for rollout in outcome.rollouts]
+        figures: dict[str, float] = {}
+        for k in self.ks:
+            for name, estimate in ((f"pass@{k}", self.pass_at(k)), (f"mean@{k}", self.mean_at(k))):
+                figures |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        greedy = [outcome.greedy for outcome in self.outcomes if outcome.greedy is not None]
+        if greedy:
+            figures["greedy_accuracy"] = mean([rollout.verdict.success for rollout in greedy])
+        return figures | {
+            "success_rate_all": mean([r.verdict.success for r in rollouts]),
+            "reward_mean_all": mean([r.verdict.reward for r in rollouts]),
+            "format_rate": mean([r.verdict.parsed is not None for r in rollouts]),
+        }
+
+    def summary(self) -> str:
+        """Return the main figures in one line."""
+        figures = self.metrics()
+        passes = "  ".join(f"pass@{k} {self.pass_at(k)}" for k in self.ks)
+        greedy = f"  greedy {figures['greedy_accuracy']:.3f}" if "greedy_accuracy" in figures else ""
+        return f"{passes}{greedy}  reward {figures['reward_mean_all']:.3f}"
+
+    def samples(self, count: int) -> dict[str, list[Any]]:
+        """Return a table of completions: one per problem, spread over the problems."""
+        stride = max(1, len(self.outcomes) // max(1, count))
+        chosen = [outcome.rollouts[0] for outcome in self.outcomes[::stride][:count]]
+        return {
+            "prompt": [r.prompt.messages[-1]["content"] for r in chosen],
+            "completion": [r.completion.text for r in chosen],
+            "answer": [r.verdict.parsed for r in chosen],
+            "success": [r.verdict.success for r in chosen],
+            "reward": [r.verdict.reward for r in chosen],
+            "tokens": [len(r.completion.token_ids) for r in chosen],
+            "finish": [r.completion.finish_reason for r in chosen],
+            "problem": [r.prompt.problem_id for r in chosen],
+        }
+
+
+def evaluation_sampling(config: Config) -> Sampling:
+    """Return how evaluation completions are drawn: as in training where `eval` does not say."""
+    own, shared = config.eval, config.generation
+    return Sampling(
+        max_new_tokens=shared.max_new_tokens,
+        temperature=shared.temperature if own.temperature is None else own.temperature,
+        top_p=shared.top_p if own.top_p is None else own.top_p,
+        top_k=shared.top_k if own.top_k is None else own.top_k,
+        repetition_penalty=shared.repetition_penalty,
+    )
+
+
+def evaluate(
+    task: Task, policy: Policy, generator: Generator, config: Config, processes: Processes | None = None
+) -> Evaluation:
+    """Evaluate the policy on `eval.num_ids` problems; processes share the work and all return the whole."""
+    first = config.eval.id_seed_start
+    problems = [task.problem("eval", first + i) for i in range(config.eval.num_ids)]
+    if processes is None:
+        outcomes = _outcomes(task, policy, generator, config, problems)
+    else:
+        own = processes.own(problems)
+        outcomes = processes.together(processes.agreed(lambda: _outcomes(task, policy, generator, config, own)))
+    return Evaluation(tuple(outcomes), config.eval.ks)
+
+
+def _outcomes(
+    task: Task, policy: Policy, generator: Generator, config: Config, problems: Sequence[Problem]
+) -> list[Outcome]:
+    sampling = evaluation_sampling(config)
+    key = ("eval",)
+    sampled = collect(task, policy, generator, problems, config.eval.replicates, sampling, config.seed, key, False)
+    greedy: Sequence[Rollout | None] = [None] * len(problems)
+    if config.eval.greedy:
+        likeliest = Sampling(sampling.max_new_tokens, 0.0, repetition_penalty=sampling.repetition_penalty)
+        rows = collect(task, policy, generator, problems, 1, likeliest, config.seed, key, False)
+        greedy = [row[0] for row in rows]
+    return [
+        Outcome(problem.id, tuple(rollouts), best, task.chance(problem))
+        for problem, rollouts, best in zip(problems, sampled, greedy, strict=True)
+    ]
+
+
+def write(path: Path, evaluation: Evaluation) -> None:
+    """Write the k's, then one JSON object per problem."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")  # others may read it as soon as it is there
+    with beside.open("w") as stream:
+        stream.write(json.dumps({"ks": evaluation.ks}) + "\n")
+        for outcome in evaluation.outcomes:
+            record = {
+                "prompt": asdict(outcome.rollouts[0].prompt),
+                "rollouts": [record_of(rollout) for rollout in outcome.rollouts],
+                "greedy": record_of(outcome.greedy) if outcome.greedy else None,
+                "chance": outcome.chance,
+            }
+            stream.write(json.dumps(record) + "\n")
+    beside.replace(path)
+
+
+def read(path: Path) -> Evaluation:
+    """Read what `write` wrote."""
+    first, *lines = path.read_text().splitlines()
+    outcomes = []
+    for line in lines:
+        record = json.loads(line)
+        asked = record["prompt"]
+        prompt = Prompt(asked["problem_id"], tuple(asked["messages"]), tuple(asked["token_ids"]))
+        greedy = rollout_of(prompt, record["greedy"]) if record["greedy"] else None
+        rollouts = tuple(rollout_of(prompt, item) for item in record["rollouts"])
+        outcomes.append(Outcome(prompt.problem_id, rollouts, greedy, record["chance"]))
+    return Evaluation(tuple(outcomes), tuple(json.loads(first)["ks"]))
+
+
+def track(tracker: NullTracker, evaluation: Evaluation, version: int, seconds: float, samples: int) -> None:
+    """Log an evaluation: metrics (`@` spelled `_at_`, which MLflow allows), its JSON file, a table of completions."""
+    figures = evaluation.metrics()
+    values = {f"eval/{name.replace('@', '_at_')}": value for name, value in figures.items()}
+    tracker.metrics({**values, "perf/seconds_evaluate": seconds}, version)
+    tracker.text(f"metrics/eval_{name_of(version)}.json", json.dumps({"iteration": version, **figures}, indent=1))
+    if samples:
+        tracker.table(f"samples/eval_{name_of(version)}.json", evaluation.samples(samples))

@@ -1,0 +1,55 @@
+"""Groups that an earlier run has kept, to train on again (`data.source=runs:/RUN_ID`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from grpo_mlflow import tracking
+from grpo_mlflow.config import Config
+from grpo_mlflow.config.command import run_id_of
+from grpo_mlflow.errors import ConfigError, StoreAway, UserError
+from grpo_mlflow.training import rollout_files, rollouts
+from grpo_mlflow.training.checkpoint import name_of
+from grpo_mlflow.types import Group
+
+
+def recorded(config: Config) -> Callable[[int], list[Group]] | None:
+    """Return what reads an iteration's groups from the run of `data.source`, or None where rollouts are live.
+
+    Their advantages are computed anew; the sampler correction carries the distance to the policy that sampled them.
+
+    Raises:
+        UserError: there is no such run, it has kept too few iterations, or (when read) groups of another size.
+    """
+    source, wanted = config.data.source, config.train.iterations
+    run_id = run_id_of(source)
+    if run_id is None:
+        return None
+    client = tracking.connect(config.tracking.uri)
+    try:
+        kept = len(tracking.files(client, run_id, "rollouts"))
+    except StoreAway:
+        raise
+    except UserError as error:
+        raise ConfigError(f"data.source = {source!r}: {error}") from error
+    if kept < wanted:
+        allowed = f"train.iterations of {kept} or less" if kept else "a training run with tracking.rollouts=true"
+        raise ConfigError(
+            f"data.source = {source!r}: that run has kept {kept} iterations, but train.iterations = {wanted}; "
+            f"allowed: {allowed}"
+        )
+
+    def groups_of(iteration: int) -> list[Group]:
+        groups = rollout_files.read(tracking.artifact(client, run_id, f"rollouts/{name_of(iteration)}.jsonl"))
+        found = sum(len(group.rollouts) for group in groups)
+        if found != config.rollouts_per_iteration:
+            raise ConfigError(
+                f"data.source = {source!r}: iteration {iteration} holds {found} rollouts, but "
+                f"data.problems_per_iteration x data.rollouts_per_problem is {config.rollouts_per_iteration}"
+            )
+        return rollouts.form_groups(
+            [group.problem for group in groups], [group.rollouts for group in groups], config.train.scale_rewards
+        )
+
+    groups_of(wanted - 1)
+    return groups_of

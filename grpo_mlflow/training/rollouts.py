@@ -1,0 +1,93 @@
+"""From problems to groups: generate, verify, compute advantages; and groups to a file and back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from grpo_mlflow import seeding
+from grpo_mlflow.algorithm.advantages import Scale, group_advantages
+from grpo_mlflow.config import GenerationConfig
+from grpo_mlflow.generation import Generator, Sampling
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.tasks import Posed, Task
+from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout, Verdict
+
+
+def training_sampling(config: GenerationConfig) -> Sampling:
+    """Return how training completions are drawn."""
+    return Sampling(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        repetition_penalty=config.repetition_penalty,
+    )
+
+
+def seeds_of_iteration(first: int, count: int, per_iteration: int, iteration: int, seed: int) -> list[int]:
+    """Return the problem seeds of an iteration: passes over the seeds, each in its own shuffled order.
+
+    A pass ends where its rest would not fill an iteration, so that no iteration holds a problem twice.
+    """
+    epoch, place = divmod(iteration, count // per_iteration)
+    order = seeding.stream(seed, "order", epoch).permutation(count)
+    return [first + int(n) for n in order[place * per_iteration : (place + 1) * per_iteration]]
+
+
+def further_seeds(first: int, count: int, taken: Collection[int], iteration: int, seed: int) -> list[int]:
+    """Return all problem seeds but those `taken`, in an order of the iteration's own."""
+    order = seeding.stream(seed, "resample", iteration).permutation(count)
+    return [first + int(n) for n in order if first + int(n) not in taken]
+
+
+def collect(
+    task: Task,
+    policy: Policy,
+    generator: Generator,
+    problems: Sequence[Problem],
+    k: int,
+    sampling: Sampling,
+    seed: int,
+    key: tuple[str | int, ...],
+    training: bool = True,
+) -> list[list[Rollout]]:
+    """Return K judged completions for each problem; `training` as in `judge`."""
+    prompts = [policy.prompt(problem) for problem in problems]
+    return judge(task, problems, prompts, generator.generate(prompts, k, sampling, seed, key), training)
+
+
+def judge(
+    task: Task,
+    problems: Sequence[Problem],
+    prompts: Sequence[Prompt],
+    sampled: Sequence[Sequence[Completion]],
+    training: bool = True,
+) -> list[list[Rollout]]:
+    """Return the completions of each problem with the task's verdict on each.
+
+    With `training` a completion that runs too long costs what the run's task asks for that.
+    """
+    overlong = task.overlong if training and isinstance(task, Posed) else None
+
+    def verdict(problem: Problem, completion: Completion) -> Verdict:
+        with interrupts.deferred():  # a judge may catch whatever is raised in it, and go on
+            judged = task.verify(problem, completion.text)
+        return overlong.penalise(judged, completion) if overlong else judged
+
+    return [
+        [Rollout(prompt, completion, verdict(problem, completion)) for completion in completions]
+        for problem, prompt, completions in zip(problems, prompts, sampled, strict=True)
+    ]
+
+
+def form_groups(problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]], scale: Scale) -> list[Group]:
+    """Return the groups with their advantages; `batch` scaling takes the rewards given here as its batch."""
+    rewards = np.array([[rollout.verdict.reward for rollout in row] for row in rollouts])
+    advantages = group_advantages(rewards, scale)
+    return [
+        Group(problem, tuple(row), tuple(values))
+        for problem, row, values in zip(problems, rollouts, advantages.tolist(), strict=True)
+    ]

@@ -1,0 +1,160 @@
+"""Computing each prompt once: the same log-probabilities and gradients as computing it for every completion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from grpo_mlflow.forward import shared_prefix
+from grpo_mlflow.forward.prefix_tree import common_prefix
+from grpo_mlflow.training.batching import Row, prompt_batches
+from grpo_mlflow.training.scoring import Scorer
+from tests.support.packed_rows import MODELS, SHAPES, build, rows, scorer
+from tests.support.small_models import SIZES
+
+# what all prompts begin with, the lengths of their rests, and for each prompt the lengths of its completions
+
+
+def results(made: Scorer, given: list[Row], shares: bool, entropy_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    model = made._policy.model
+    made.shares = shares
+    logprobs, entropy = made.score(given, entropy_gradient=entropy_gradient)
+    coefficients = torch.randn(2, *logprobs.shape, generator=torch.Generator().manual_seed(2))
+    loss = (logprobs * coefficients[0]).sum()
+    if entropy_gradient:
+        loss = loss + (entropy * coefficients[1]).sum()
+    model.zero_grad()
+    loss.backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    return logprobs.detach(), entropy.detach(), gradient
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("entropy_gradient", [True, False])
+def test_shared_prompts_equal_padded_rows(name: str, shape: str, entropy_gradient: bool) -> None:
+    made, given = scorer(build(name)), rows(shape)
+    assert made.shares
+    expected = results(made, given, False, entropy_gradient)
+    found = results(made, given, True, entropy_gradient)
+    for one, other in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=2e-6)
+    assert expected[2].norm() > 1
+    assert (found[2] - expected[2]).norm() < 1e-5 * expected[2].norm()
+
+
+@pytest.mark.parametrize("shape", ["ragged", "alike, ragged"])
+def test_gradient_checkpointing_changes_nothing(shape: str) -> None:
+    made, given = scorer(build("llama")), rows(shape)
+    expected = results(made, given, True, True)
+    model = made._policy.model
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()  # checkpointing is off in evaluation mode; this model has no dropout
+    for one, other in zip(results(made, given, True, True), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
+
+
+def test_a_completion_drawn_several_times_is_computed_once() -> None:
+    made, different, seen = scorer(build("llama")), rows("ragged"), []
+    given = [*different[:3], *different, different[1]]
+    expected = results(made, given, False, True)
+    made._policy.model.model.embed_tokens.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    found = results(made, given, True, True)
+    made.score(different)
+    assert seen[0] == seen[1]
+    for one, other in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=2e-6)
+    assert (found[2] - expected[2]).norm() < 1e-5 * expected[2].norm()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_prompt_and_what_all_share_is_computed_once_and_no_last_token(shape: str) -> None:
+    made, given, seen = scorer(build("llama")), rows(shape), []
+    mlp = made._policy.model.model.layers[0].mlp
+    mlp.gate_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    made.score(given)
+    alike, rests, completions = SHAPES[shape]
+    assert seen == [(alike + sum(rests) + sum(size - 1 for group in completions for size in group), 48)]
+
+
+def test_what_prompts_share_leaves_each_its_last_token() -> None:
+    long = list(range(40))
+    assert common_prefix([long, [*long, 1], [*long, 2]]) == 39
+    assert common_prefix([[*long, 1, 5], [*long, 2, 5]]) == 40
+    assert common_prefix([long, long]) == 39  # two problems may be the same
+    assert common_prefix([long]) == 0
+    assert common_prefix([[7, *long], long]) == 0
+    assert common_prefix([long[:9], [*long[:8], 1]]) == 0  # saves too little
+    assert common_prefix([[*long[:4], *[n] * 32] for n in range(9)]) == 4
+    assert common_prefix([[*long[:4], *[n] * 33] for n in range(9)]) == 0  # a word before long prompts
+    assert common_prefix([]) == 0
+
+
+@pytest.mark.parametrize(("name", "computed"), [("llama", []), ("gpt2", [(1, 1, 200)])])
+def test_the_output_layer_computes_no_logits_but_a_single_token(name: str, computed: list[Any]) -> None:
+    made, seen = scorer(build(name)), []
+    made._policy.model.lm_head.register_forward_hook(lambda _, __, output: seen.append(output.shape))
+    made.score(rows("ragged"))
+    assert seen == computed
+
+
+@pytest.mark.parametrize("shape", ["ragged", "alike, ragged"])
+def test_low_precision_shares_as_well(shape: str) -> None:
+    made = scorer(build("llama"), 1.0, torch.bfloat16)
+    given = rows(shape)
+    found, expected = (results(made, given, shares, True) for shares in (True, False))
+    assert found[0].dtype == torch.float32
+    assert (found[0] - expected[0]).abs().max() < 0.5
+    assert (found[0] - expected[0]).abs().mean() < 0.1
+    assert found[2].dtype == torch.float32
+    assert (found[2] - expected[2]).norm() < 0.05 * expected[2].norm()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)),
+        lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, sliding_window=4)),
+        lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attn_implementation="eager")),
+    ],
+    ids=["sliding window", "soft-capped logits", "eager attention"],
+)
+def test_other_models_take_the_padded_path_and_say_why(model: Any) -> None:
+    made = scorer(model().eval())
+    assert not made.shares
+    assert made.reason
+    assert "\n" not in made.reason
+    logprobs, _ = made.score(rows("ragged"))
+    assert logprobs.isfinite().all()
+
+
+def test_generation_is_left_as_it_was() -> None:
+    model, ids = build("llama"), torch.randint(3, 200, (2, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    before = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    assert shared_prefix.reason_against(model) is None
+    assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False), before)
+
+
+def test_batches_keep_prompts_together_within_the_row_limit() -> None:
+    given = rows("ragged")
+    for size in (1, 2, 3, 4, 100):
+        batches = prompt_batches(given, range(len(given)), size)
+        assert sorted(i for batch in batches for i in batch) == list(range(len(given)))
+        assert max(map(len, batches)) <= size
+        pieces = [len({given[i].prompt_ids for i in batch}) for batch in batches]
+        largest = max(sum(row.prompt_ids == other.prompt_ids for row in given) for other in given)
+        if size >= largest:  # then no prompt is computed twice
+            assert sum(pieces) == len({row.prompt_ids for row in given})

@@ -1,0 +1,153 @@
+"""Against a real vLLM, the CPU build in .venv-vllm: `make test-server`.
+
+One server with tied embeddings serves most tests; a second, untied one shows that both kinds take new weights. Whole
+runs stand in test_real_vllm_runs.py, so that only one server at a time takes memory.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+
+from grpo_mlflow.config import Config, LoraConfig, ServerConfig, TinyConfig, resolve
+from grpo_mlflow.generation import Generator, Generators, Sampling
+from grpo_mlflow.generation.server.generator import ServerGenerator
+from grpo_mlflow.model import lora, tiny
+from grpo_mlflow.model import policy as policies
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runs.doctor import Doctor
+from tests.support.conformance import Conformance, ShapedConformance, ids_of, prompts
+from tests.support.paths import ROOT
+
+PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: make .venv-vllm/.installed"),
+]
+
+
+def build(tied: bool) -> Policy:
+    """A model with random weights that vLLM's CPU attention takes (heads of 32)."""
+    policy = tiny.build(TinyConfig(hidden_size=64, layers=2, heads=2, seed=3))
+    if tied:
+        return policy
+    settings = policy.model.config.to_dict() | {"tie_word_embeddings": False}
+    model = Qwen2ForCausalLM(type(policy.model.config)(**settings)).eval()
+    model.load_state_dict(policy.model.state_dict())
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        head.copy_(0.05 * torch.randn(head.shape, generator=torch.Generator().manual_seed(1)))
+    return Policy(model, policy.tokenizer, policy.device, policy.dtype, policy.eos_ids, policy.pad_id)
+
+
+def serving(policy: Policy, folder: Path, *words: str) -> Generators:
+    policy.save(folder / "model")
+    base = resolve("tiny", ["generation.backend=vllm_server", "generation.server.manage=true", *words]).config
+    server = ServerConfig(manage=True, python=str(PYTHON), device="cpu", arguments=("--max-model-len", "512"))
+    settings = base.generation.model_copy(update={"server": server, "batch_size": 2})
+    config: Config = base.model_copy(update={"generation": settings})
+    return Generators(config, policy, folder / "model", folder / "model", folder / "server.log", print)
+
+
+def move(policy: Policy, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in (p for p in policy.model.parameters() if p.requires_grad):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return build(tied=True)
+
+
+@pytest.fixture(scope="module")
+def generator(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generator]:
+    with serving(policy, tmp_path_factory.mktemp("tied")) as generators:
+        found = generators.training()
+        found.sync(0)
+        yield found
+
+
+def _three_syncs(policy: Policy, generator: Generator) -> None:
+    seen = []
+    for version in (1, 2, 3):
+        move(policy, version)
+        generator.sync(version)
+        error = generator.metrics()["server_canary_error"]
+        print(f"version {version}: log-probabilities {error:.1e} from the trainer's")
+        assert error < 1e-3
+        groups = generator.generate(prompts(policy), 2, Sampling(8), 0, ("x",))
+        assert {c.policy_version for group in groups for c in group} == {version}
+        seen.append(ids_of(groups))
+    assert seen[0] != seen[1] != seen[2]
+
+
+class TestConformance(ShapedConformance):
+    """The suite that every backend passes; runs first, while the server has version 0."""
+
+
+def test_a_tied_model_takes_new_weights(policy: Policy, generator: Generator) -> None:
+    _three_syncs(policy, generator)
+
+
+def with_adapter(policy: Policy, folder: Path) -> Policy:
+    """The same model, loaded anew, with an adapter."""
+    policy.save(folder)
+    found = policies.load(folder, policy.device)
+    lora.add(found.model, LoraConfig(rank=4), 0)
+    return found
+
+
+def test_a_model_with_an_adapter_arrives_merged(policy: Policy, generator: Generator, tmp_path: Path) -> None:
+    assert isinstance(generator, ServerGenerator)
+    adapted = with_adapter(policy, tmp_path / "base")
+    words = ["generation.backend=vllm_server", f"generation.base_url={generator.server.url}", "model.lora.rank=4"]
+    base = tmp_path / "base"
+    with Generators(resolve("tiny", words).config, adapted, base, base, tmp_path / "log", print) as generators:
+        _three_syncs(adapted, generators.training())
+    generator.server.version = None  # another run has been here
+    generator.sync(4)
+
+
+def test_an_adapter_arrives_beside_the_base_model(policy: Policy, tmp_path: Path) -> None:
+    adapted = with_adapter(policy, tmp_path / "base")
+    with serving(adapted, tmp_path, "model.lora.rank=4", "generation.sync=lora") as generators:
+        found = generators.training()
+        found.sync(0)
+        Conformance().test_behaviour_logprobs_are_the_trainers(adapted, found, 1.0)
+        _three_syncs(adapted, found)
+        Conformance().test_behaviour_logprobs_are_the_trainers(adapted, found, 1.0)
+
+
+def test_the_doctor_and_the_gpu_tests_pass_on_it(generator: Generator, tmp_path: Path) -> None:
+    assert isinstance(generator, ServerGenerator)
+    url, folder = generator.server.url, generator.server.folder
+    assert folder is not None
+    words = [f"model.train_id={folder}", "generation.backend=vllm_server", f"generation.base_url={url}"]
+    config = resolve("tiny", [*words, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]).config
+    began = time.monotonic()
+    checks = list(Doctor(config, tmp_path).examine())
+    print(f"doctor: {time.monotonic() - began:.1f} s")
+    assert [str(check) for check in checks if check.state != "ok"] == []
+    there = {"GRPO_TEST_SERVER": url, "GRPO_TEST_MODEL": str(folder), "GRPO_TEST_DEVICE": "cpu"}
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **there}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
+
+
+def test_an_untied_model_takes_new_weights(tmp_path: Path) -> None:
+    policy = build(tied=False)
+    with serving(policy, tmp_path) as generators:
+        found = generators.training()
+        found.sync(0)
+        _three_syncs(policy, found)

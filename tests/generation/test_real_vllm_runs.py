@@ -1,0 +1,94 @@
+"""Whole training runs with a real vLLM that they start themselves: `make test-server`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from grpo_mlflow import runs
+from grpo_mlflow.algorithm.statistics import paired_difference
+from grpo_mlflow.config import Resolved, resolve
+from tests.support.paths import ROOT
+
+PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: make .venv-vllm/.installed"),
+]
+LEARNER = (
+    "train.iterations=10",
+    "train.lr_warmup_steps=2",
+    "eval.interval=10",
+    "checkpoint.save_interval=2",
+    f"generation.server.python={PYTHON}",
+    "generation.server.device=cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def local(shared_store: str) -> runs.Finished:
+    return runs.train(resolve("tiny", [*LEARNER, f"tracking.uri={shared_store}"]))
+
+
+def served(shared_store: str, *overrides: str) -> Resolved:
+    words = ["generation.backend=vllm_server", "generation.server.manage=true", f"tracking.uri={shared_store}"]
+    return resolve("tiny", [*LEARNER, *words, *overrides])
+
+
+def test_training_learns_as_in_process_though_the_server_is_killed(
+    local: runs.Finished, shared_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two things in one run, since a start takes long: the same learning, and a killed server that is replaced."""
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            time.sleep(0.1)
+            for metrics in Path(shared_store.removeprefix("sqlite:///")).parent.rglob("train_iter_003.json"):
+                if metrics.parent.parent != local.run_dir:
+                    children = psutil.Process().children(recursive=True)
+                    for process in children:
+                        if "api_server" in " ".join(process.cmdline()) and "warden.py" not in process.cmdline()[1]:
+                            process.kill()
+                            killed.append(process.pid)
+
+    threading.Thread(target=kill, daemon=True).start()
+    finished = runs.train(served(shared_store))
+    assert killed
+    perf = [json.loads(path.read_text()) for path in sorted((finished.run_dir / "metrics").glob("train_iter_*.json"))]
+    assert len(perf) == 10
+    assert sum(each["server_restarts"] for each in perf) >= 1
+    difference = paired_difference(finished.progress.last_rates, local.progress.last_rates)
+    print(f"after 10 iterations, server minus in-process: {difference.value:+.3f} +- {difference.half_width:.3f}")
+    assert abs(difference.value) <= difference.half_width
+    gain = paired_difference(finished.progress.last_rates, finished.progress.first_rates)
+    assert gain.value > gain.half_width  # it did learn
+
+
+def test_no_process_outlives_a_killed_trainer(tmp_path: Path, local: runs.Finished) -> None:
+    log = tmp_path / "out"
+    command = [sys.executable, "-m", "entrypoints.train", *LEARNER, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    command += ["generation.backend=vllm_server", "generation.server.manage=true", "train.iterations=1000"]
+    with log.open("w") as stream:
+        trainer = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream)
+    deadline = time.monotonic() + 300
+    while "iter    1" not in log.read_text() and time.monotonic() < deadline:
+        assert trainer.poll() is None, log.read_text()
+        time.sleep(0.5)
+    family = psutil.Process(trainer.pid).children(recursive=True)
+    assert len(family) >= 3  # warden, server, engine
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
+    left, deadline = family, time.monotonic() + 30
+    while left and time.monotonic() < deadline:
+        time.sleep(0.2)
+        left = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert left == []

@@ -1,0 +1,202 @@
+"""The doctor names what is wrong, and what to do, for every planted fault; and passes what works."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo_mlflow.cli import doctor as command
+from grpo_mlflow.config import resolve
+from grpo_mlflow.runs.doctor import Check, Doctor, enough
+from grpo_mlflow.runs.server_checks import Trouble
+from tests.support.fake_server import FakeServer, Quirks
+from tests.support.paths import ROOT
+from tests.support.small_runs import SMALL
+
+
+def examine(shared_store: str, folder: Path, *overrides: str) -> list[Check]:
+    resolved = resolve("tiny", [*SMALL, f"tracking.uri={shared_store}", *overrides])
+    return list(Doctor(resolved.config, folder).examine())
+
+
+def failed(checks: Sequence[Check]) -> Check:
+    """The first failure; what builds on it is skipped."""
+    first = next(check for check in checks if check.state == "FAILED")
+    assert all(check.state == "ok" for check in checks[: checks.index(first)])
+    assert first.remedy
+    return first
+
+
+def words_of(server: FakeServer) -> list[str]:
+    return [f"generation.backend={server.dialect}_server", f"generation.base_url={server.url}"]
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_all_is_well_with_a_server_that_works(
+    small_model: Path, shared_store: str, tmp_path: Path, dialect: str
+) -> None:
+    with FakeServer(dialect, small_model) as server:
+        checks = examine(shared_store, tmp_path, *words_of(server))
+    assert [str(check) for check in checks if check.state != "ok"] == []
+    assert {check.name for check in checks} >= {
+        "server",
+        "tokenizer",
+        "log-probabilities",
+        "new weights",
+        "MLflow store",
+    }
+
+
+@pytest.mark.parametrize("sync", ["lora", "reload"])
+def test_an_adapter_is_sent_and_proven_too(small_model: Path, shared_store: str, tmp_path: Path, sync: str) -> None:
+    with FakeServer("vllm", small_model) as server:
+        words = [*words_of(server), "model.lora.rank=4", f"generation.sync={sync}"]
+        checks = examine(shared_store, tmp_path, *words)
+        assert (len(server.adapters), bool(server.loads)) == ((1, False) if sync == "lora" else (0, True))
+    assert [str(check) for check in checks if check.state != "ok"] == []
+    assert "new weights" in {check.name for check in checks}
+
+
+def test_all_is_well_without_a_server(shared_store: str, tmp_path: Path) -> None:
+    checks = examine(shared_store, tmp_path)
+    assert {check.state for check in checks} == {"ok"}
+    assert "server" not in {check.name for check in checks}
+
+
+QUIRKS = {
+    "no token ids": (Quirks(without_token_ids=True), "vllm", "server", ["without token ids"], "docs/servers.md"),
+    "no log-probabilities": (
+        Quirks(without_logprobs=True),
+        "sglang",
+        "server",
+        ["no log-probabilities", "behaviour_logprobs=recompute"],
+        "docs/servers.md",
+    ),
+    "another tokenizer": (Quirks(other_tokenizer=True), "vllm", "tokenizer", ["differs"], "model.train_id"),
+    "no development endpoints": (
+        Quirks(without_development=True),
+        "vllm",
+        "weights",
+        ["VLLM_SERVER_DEV_MODE=1"],
+        "VLLM_SERVER_DEV_MODE=1",
+    ),
+    "keeps its old weights": (
+        Quirks(keeps_old_weights=True),
+        "vllm",
+        "new weights",
+        ["given new weights", "differ from the trainer's"],
+        "docs/servers.md",
+    ),
+    "raw log-probabilities": (
+        Quirks(raw_logprobs=True),
+        "vllm",
+        "log-probabilities",
+        ["differ from the trainer's"],
+        "--logprobs-mode processed_logprobs",
+    ),
+    "a small context": (Quirks(context=170), "vllm", "completions", ["context"], "line says"),
+}
+
+
+@pytest.mark.parametrize("name", QUIRKS)
+def test_a_server_that_is_wrong_is_found(small_model: Path, shared_store: str, tmp_path: Path, name: str) -> None:
+    quirks, dialect, check, found, remedy = QUIRKS[name]
+    with FakeServer(dialect, small_model, quirks=quirks) as server:
+        words = [*words_of(server), "generation.temperature=0.5", "generation.max_new_tokens=200"]
+        first = failed(examine(shared_store, tmp_path, *words))
+    assert first.name == check
+    assert all(word in first.found for word in found), first.found
+    assert remedy in first.remedy
+
+
+def test_another_model_on_a_static_server_is_found(small_model: Path, shared_store: str, tmp_path: Path) -> None:
+    with FakeServer("vllm", small_model) as server:
+        with torch.no_grad():
+            server.model.get_input_embeddings().weight.mul_(1.2)
+        words = [*words_of(server), "generation.sync=none", "eval.backend=local"]
+        first = failed(examine(shared_store, tmp_path, *words))
+    assert first.name == "weights"
+    assert "model.train_id" in first.found
+
+
+def test_a_server_of_its_own_for_evaluation_is_examined_too(
+    small_model: Path, shared_store: str, tmp_path: Path
+) -> None:
+    with FakeServer("vllm", small_model) as one, FakeServer("sglang", small_model) as other:
+        words = [*words_of(one), "eval.backend=sglang_server", f"eval.base_url={other.url}"]
+        checks = examine(shared_store, tmp_path, *words)
+        assert {check.state for check in checks} == {"ok"}
+        assert {"new weights", "evaluation new weights"} <= {check.name for check in checks}
+        other.quirks = Quirks(other_tokenizer=True)
+        assert failed(examine(shared_store, tmp_path, *words)).name == "evaluation tokenizer"
+
+
+def test_a_server_that_does_not_start_is_found(shared_store: str, tmp_path: Path) -> None:
+    words = ["generation.backend=vllm_server", "generation.server.manage=true", "generation.server.python=/bin/false"]
+    first = failed(examine(shared_store, tmp_path, *words))
+    assert (first.name, "ended while it started" in first.found) == ("server start", True)
+
+
+def test_no_server_is_found(shared_store: str, tmp_path: Path) -> None:
+    first = failed(
+        examine(shared_store, tmp_path, "generation.backend=vllm_server", "generation.base_url=http://127.0.0.1:9")
+    )
+    assert (first.name, "127.0.0.1:9" in first.found, "make server" in first.remedy) == ("server", True, True)
+    assert "connecting failed: /v1/models: cannot connect: ConnectionRefusedError" in first.found
+
+
+def test_a_store_that_cannot_be_written_is_found(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    first = failed(examine(f"sqlite:///{tmp_path}/file/mlflow.db", tmp_path))
+    assert (first.name, "tracking.uri" in first.remedy) == ("MLflow store", True)
+
+
+def test_a_device_that_is_not_there_is_found(shared_store: str, tmp_path: Path) -> None:
+    first = failed(examine(shared_store, tmp_path, "model.device=cuda:99"))
+    assert (first.name, "model.device=auto" in first.remedy) == ("device", True)
+
+
+def test_a_broken_model_folder_is_found(shared_store: str, tmp_path: Path, small_model: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text((small_model / "config.json").read_text())
+    first = failed(examine(shared_store, tmp_path, f"model.train_id={tmp_path}/broken"))
+    assert (first.name, "safetensors" in first.remedy) == ("model", True)
+
+
+def test_completions_longer_than_the_model_reaches_are_found(shared_store: str, tmp_path: Path) -> None:
+    first = failed(examine(shared_store, tmp_path, "generation.max_new_tokens=1024"))
+    assert (first.name, "generation.max_new_tokens" in first.remedy) == ("model", True)
+
+
+def test_what_does_not_fit_is_told_with_its_size() -> None:
+    assert "1.00 GiB needed" in enough("memory", 2**30, 2**31, "here", "less")
+    with pytest.raises(Trouble, match=r"2\.00 GiB needed at least, 1\.0 GiB free on here") as caught:
+        enough("memory", 2**31, 2**30, "here", "less")
+    assert caught.value.remedy == "less (memory)"
+
+
+def test_a_wrong_setting_is_a_failed_check_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Exception, match=r"train\.lr"):
+        command.main(["train.lr=-1"])
+    assert "FAILED  configuration" in capsys.readouterr().out
+
+
+def test_the_command_says_so_in_its_exit_code(small_model: Path, tmp_path: Path) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        arguments = [sys.executable, "-m", "entrypoints.doctor", *SMALL, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+        return subprocess.run(
+            [*arguments, *words], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ), check=False
+        )
+
+    with FakeServer("vllm", small_model) as server:
+        good = run(*words_of(server))
+    assert (good.returncode, "all is well" in good.stdout) == (0, True), good.stdout + good.stderr
+    bad = run("generation.backend=vllm_server", "generation.base_url=http://127.0.0.1:9")
+    assert (bad.returncode, "remedy:" in bad.stdout) == (1, True)
+    assert "Traceback" not in bad.stderr

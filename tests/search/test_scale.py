@@ -1,0 +1,444 @@
+"""Studies of several processes, as real ones: every storage, at the same moment, and with SIGKILL in the middle."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import psutil
+import pytest
+from mlflow.entities import Run
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from grpo_mlflow.search import owners, rights
+from grpo_mlflow.search import study as studies
+from grpo_mlflow.search.paired import rates_key
+from grpo_mlflow.search.storage import open_storage
+from tests.support import postgres
+from tests.support.paths import ROOT
+from tests.support.small_runs import SMALL
+from tests.support.small_studies import STUDY
+
+STORAGES = ("sqlite", "journal", "postgresql")
+RANGE = "search.space=train.lr='{low: 1e-5, high: 1e-2, log: true}'"
+# Imports first, so that all processes meet at the gate and then at the storage.
+GATED = """
+import sys, time
+from pathlib import Path
+import grpo_mlflow.search.optimize
+from grpo_mlflow.cli.command import run
+from grpo_mlflow.cli.optimize import main
+gate = Path(sys.argv.pop(1))
+print("at the gate", flush=True)
+while not gate.exists():
+    time.sleep(0.001)
+run(main)
+"""
+
+
+@pytest.fixture(scope="module")
+def _server() -> Iterator[postgres.Server]:
+    with postgres.server() as found:
+        yield found
+
+
+@pytest.fixture
+def address(tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """The address of a storage that does not exist yet, of the kind that the test is for."""
+    kind = request.param
+    if kind == "postgresql":
+        server: postgres.Server = request.getfixturevalue("_server")
+        return server.database()
+    return f"journal:{tmp_path}/optuna.journal" if kind == "journal" else f"sqlite:///{tmp_path}/optuna.db"
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> BaseStorage:
+    return open_storage(f"sqlite:///{tmp_path}/optuna.db")
+
+
+class Commands:
+    """Starts commands in a folder, and leaves none of them running."""
+
+    def __init__(self, folder: Path, store: str) -> None:
+        self._folder, self._store = folder, store
+        self._started: list[subprocess.Popen[str]] = []
+
+    def start(self, words: Sequence[str], before: Sequence[str] = ("-m", "entrypoints.optimize")) -> int:
+        """Start `optimize`; return its number, by which `output` and `end` know it."""
+        output = self._folder / f"output-{len(self._started)}"
+        with output.open("w") as stream:
+            process = subprocess.Popen(
+                [sys.executable, *before, *SMALL, *STUDY, f"tracking.uri={self._store}", *words],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=self._folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+            )
+        self._started.append(process)
+        return len(self._started) - 1
+
+    def process(self, number: int) -> subprocess.Popen[str]:
+        return self._started[number]
+
+    def output(self, number: int) -> str:
+        return (self._folder / f"output-{number}").read_text()
+
+    def end(self, number: int) -> str:
+        """Wait for its end, require success, and return what it said."""
+        code = self._started[number].wait(timeout=240)
+        assert code == 0, self.output(number)
+        assert "Traceback" not in self.output(number)
+        return self.output(number)
+
+    def kill(self, number: int) -> None:
+        self._started[number].kill()
+        self._started[number].wait()
+
+    def stop(self) -> None:
+        for process in self._started:
+            for each in _family(process.pid) if process.poll() is None else []:
+                each.kill()
+            process.wait()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        found = psutil.Process(pid)
+        return [found, *found.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+@pytest.fixture
+def commands(tmp_path: Path, store: str) -> Iterator[Commands]:
+    found = Commands(tmp_path, store)
+    yield found
+    found.stop()
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """Return the first true value of `condition`."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+def nested_runs(store: str) -> tuple[list[Run], list[Run], list[Run]]:
+    """Return the parents, the trials' runs and the evaluations of a store."""
+    client = mlflow.MlflowClient(store)
+    experiment = client.get_experiment_by_name("grpo").experiment_id
+    found = client.search_runs([experiment], order_by=["start_time"])
+    kinds = [[r for r in found if r.data.tags["grpo.kind"] == kind] for kind in ("optimize", "train", "evaluate")]
+    return kinds[0], kinds[1], kinds[2]
+
+
+def curves_by_rate(store: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Return the points of each trial's curves, in order of steps, by its learning rate."""
+    client, found = mlflow.MlflowClient(store), {}
+    for run in nested_runs(store)[1]:
+        histories = {key: client.get_metric_history(run.info.run_id, key) for key in CURVES}
+        points = {key: sorted((p.step, p.value) for p in history) for key, history in histories.items()}
+        assert run.data.params["train.lr"] not in found, "two runs of one trial"
+        found[run.data.params["train.lr"]] = points
+    return found
+
+
+CURVES = ("eval/pass_at_1", "train/loss_total")
+
+
+def require_whole(store: str, study: optuna.Study, trials: int) -> None:
+    """Require a study that ended as if nothing had happened: each place finished, one run each, none left open."""
+    final = studies.final_trials(study)
+    assert [trial.state for trial in final] == [TrialState.COMPLETE] * trials
+    assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
+    assert len({tuple(trial.params.items()) for trial in final}) == trials
+    parents, trained, evaluated = nested_runs(store)
+    assert len(parents) == 1
+    assert {run.info.run_id for run in trained} == {trial.user_attrs[studies.RUN_ID] for trial in final}
+    assert {run.data.tags["mlflow.parentRunId"] for run in [*trained, *evaluated]} == {parents[0].info.run_id}
+    assert sum(run.info.run_name == "baseline" for run in evaluated) == 1
+    states = {run.info.run_name: run.info.status for run in [*parents, *trained, *evaluated]}
+    assert set(states.values()) == {"FINISHED"}, states
+
+
+# Whole studies.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", STORAGES, indirect=True)
+def test_two_commands_at_the_same_moment_on_a_new_storage(
+    address: str, commands: Commands, store: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    words = [RANGE, "search.n_trials=6", f"search.storage={address}"]
+    pair = [commands.start(words, ("-c", GATED, str(gate))) for _ in range(2)]
+    wait_for(lambda: all("at the gate" in commands.output(number) for number in pair))
+    gate.touch()
+    outputs = [commands.end(number) for number in pair]
+    assert sum("joining study" in output for output in outputs) == 1
+    assert not any(postgres.PASSWORD in output for output in outputs)
+    study = optuna.load_study(study_name="grpo", storage=open_storage(address))
+    assert {slot: len(trials) for slot, trials in studies.slots(study).items()} == dict.fromkeys(range(6), 1)
+    require_whole(store, study, 6)
+    assert nested_runs(store)[0][0].data.params["search.storage"].count(postgres.PASSWORD) == 0
+
+
+@pytest.mark.slow
+def test_workers_killed_in_the_middle_of_trials_leave_no_trace(commands: Commands, store: str, tmp_path: Path) -> None:
+    rates = ("1e-05", "2e-05", "3e-05", "5e-05", "8e-05", "0.0001", "0.0002", "0.0003", "0.0005", "0.001")
+    address = f"sqlite:///{tmp_path}/optuna.db"
+    words = ["search.sampler=grid", "train.iterations=60", "checkpoint.save_interval=3", f"search.storage={address}"]
+    space = f"search.space=train.lr=[{','.join(rates)}]"
+    gates = [tmp_path / f"gate-{number}" for number in range(3)]
+    workers = [commands.start([*words, space], ("-c", GATED, str(gate))) for gate in gates]
+    wait_for(lambda: all("at the gate" in commands.output(number) for number in workers))
+    leader = commands.start([*words, space])
+    wait_for(lambda: "baseline  " in commands.output(leader))
+    study = optuna.load_study(study_name="grpo", storage=open_storage(address))
+    killed: list[FrozenTrial] = []
+    for worker, gate in zip(workers, gates, strict=True):
+        gate.touch()
+        killed.append(wait_for(partial(_in_the_middle, study, commands.process(worker))))
+        commands.kill(worker)
+    said = commands.end(leader)
+    said += "".join(commands.output(number) for number in workers)  # a worker that waits for an equal one revives, too
+    assert said.count("its process died; it is put back") == 3
+    require_whole(store, study, len(rates))
+    slots = studies.slots(study)
+    assert sum(len(trials) - 1 for trials in slots.values()) == 3
+    for trial in killed:  # the retried ones have gone on in the run that they had
+        final = max(slots[trial.user_attrs[studies.SLOT]], key=lambda t: t.number)
+        assert final.user_attrs[studies.RUN_ID] == trial.user_attrs[studies.RUN_ID]
+        assert final.intermediate_values.keys() == set(range(2, 61, 2))
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    again = sorted({str(trial.params["train.lr"]) for trial in killed})
+    other = Commands(undisturbed, f"sqlite:///{undisturbed}/mlflow.db")
+    address = f"sqlite:///{undisturbed}/optuna.db"
+    other.end(other.start([*words[:-1], f"search.storage={address}", f"search.space=train.lr=[{','.join(again)}]"]))
+    found, expected = curves_by_rate(store), curves_by_rate(f"sqlite:///{undisturbed}/mlflow.db")
+    assert len(expected) == len(again)
+    for rate, curves in expected.items():
+        assert [step for step, _ in found[rate]["train/loss_total"]] == list(range(60))
+        assert [step for step, _ in found[rate]["eval/pass_at_1"]] == list(range(0, 61, 2))
+        assert found[rate] == curves
+
+
+def _in_the_middle(study: optuna.Study, worker: subprocess.Popen[str]) -> FrozenTrial | None:
+    """Return the trial of a process once it has passed some evaluations here, and has some before it."""
+    assert worker.poll() is None, "it ended before it had a trial: the queue was too short"
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        own = trial.user_attrs.get(studies.OWNER, {}).get("pid") == worker.pid
+        if own and trial.datetime_start and time.time() - trial.datetime_start.timestamp() > 1.0:
+            steps = studies.curve(trial)
+            if steps and 6 <= max(steps) < 50:
+                return trial
+    return None
+
+
+@pytest.mark.slow
+def test_a_killed_leader_and_its_killed_worker(commands: Commands, store: str, tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path}/optuna.db"
+    rates = ",".join(f"{number}e-4" for number in range(1, 9))
+    words = [f"search.space=train.lr=[{rates}]", "search.sampler=grid", "train.iterations=60"]
+    words = [*words, f"search.storage={address}"]
+    first = commands.start([*words, "search.n_jobs=2"])
+    pid = commands.process(first).pid
+    wait_for(lambda: "baseline  " in commands.output(first))
+    study = optuna.load_study(study_name="grpo", storage=open_storage(address))
+
+    def worker_with_trial(besides: int = 0) -> int | None:
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            owner = trial.user_attrs.get(studies.OWNER, {}).get("pid", pid)
+            if owner not in (pid, besides) and studies.curve(trial):
+                return int(owner)
+        return None
+
+    worker = wait_for(worker_with_trial)
+    os.kill(worker, signal.SIGKILL)
+    children = psutil.Process(pid).children
+    wait_for(lambda: any(child.pid != worker and "grpo_mlflow.cli.optimize" in child.cmdline() for child in children()))
+    replacement = next(child for child in children() if child.pid != worker)
+    commands.kill(first)
+    replacement.kill()  # it would go on by itself, and leave nothing to do
+    begun = time.monotonic()
+    second = commands.start(words)
+    wait_for(lambda: "study grpo: grid proposes" in commands.output(second))
+    assert time.monotonic() - begun < owners._DEAD / 4
+    output = commands.end(second)
+    assert "joining study" not in output
+    require_whole(store, study, 8)
+    assert nested_runs(store)[0][0].info.run_id == study.user_attrs["parent_run_id"]
+    for curves in curves_by_rate(store).values():
+        assert [step for step, _ in curves["train/loss_total"]] == list(range(60))
+        assert [step for step, _ in curves["eval/pass_at_1"]] == list(range(0, 61, 2))
+
+
+# Parts of it.
+
+
+def _take_all(address: str, gate: Any, taken: Any) -> None:
+    study = optuna.load_study(study_name="queue", storage=open_storage(address))
+    gate.wait()
+    slots = []
+    while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        trial = study.ask()
+        if studies.SLOT in trial.user_attrs:
+            slots.append(trial.user_attrs[studies.SLOT])
+    taken.put(slots)
+
+
+@pytest.mark.parametrize("address", STORAGES, indirect=True)
+def test_no_place_in_the_queue_is_taken_twice(address: str) -> None:
+    study = optuna.create_study(study_name="queue", storage=open_storage(address))
+    for slot in range(40):
+        study.enqueue_trial({}, user_attrs={studies.SLOT: slot})
+    context = multiprocessing.get_context("fork")
+    gate, taken = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=_take_all, args=(address, gate, taken)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    slots = [slot for _ in processes for slot in taken.get(timeout=60)]
+    for process in processes:
+        process.join()
+    assert sorted(slots) == list(range(40))
+
+
+def test_a_process_is_gone_when_it_has_ended_or_its_number_is_anothers() -> None:
+    me = owners.me()
+    assert not owners.gone(me)
+    assert owners.gone({**me, "started": me["started"] - 100})
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        found = {**me, "pid": child.pid, "started": psutil.Process(child.pid).create_time()}
+        assert not owners.gone(found)
+        child.kill()
+        wait_for(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+        assert owners.gone(found)  # nobody has fetched its exit status yet
+    assert owners.gone(found)
+
+
+def test_a_process_of_another_machine_is_gone_when_it_was_not_seen_for_long() -> None:
+    elsewhere = {**owners.me(), "machine": "elsewhere", "pid": 1, "started": 0.0}
+    assert not owners.gone({**elsewhere, "seen": time.time() - owners._DEAD + 5})
+    assert owners.gone({**elsewhere, "seen": time.time() - owners._DEAD - 5})
+    assert owners.me()["machine"].startswith(socket.gethostname())
+
+
+def _dead() -> dict[str, Any]:
+    return {**owners.me(), "started": 1.0}
+
+
+def test_one_process_leads_and_its_right_ends_with_it(storage: BaseStorage) -> None:
+    right = rights.take(storage, "study")
+    assert right is not None
+    with right.held():
+        assert rights.take(storage, "study") is None
+        right.announce("a run")
+        assert rights.parent_of(storage, "study") == "a run"
+        right.require()
+        assert rights.take(storage, "another") is not None
+    assert rights.parent_of(storage, "study") is None
+    assert not any("study" in study.study_name for study in storage.get_all_studies())
+
+
+def _lead_once(address: str, gate: Any, led: Any) -> None:
+    storage = open_storage(address)
+    gate.wait()
+    right = rights.take(storage, "study")
+    if right is None:
+        led.put(0)
+        gate.wait()
+        return
+    with right.held():
+        led.put(1)
+        gate.wait()  # the others have found a living leader
+        right.require()
+
+
+@pytest.mark.parametrize("address", STORAGES, indirect=True)
+def test_of_several_that_meet_a_dead_leader_one_takes_over(address: str) -> None:
+    context = multiprocessing.get_context("fork")
+    storage = open_storage(address)
+    right = rights.take(storage, "study")
+    assert right is not None
+    right._note("owner", _dead())
+    gate, led = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=_lead_once, args=(address, gate, led)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert sum(led.get(timeout=60) for _ in processes) == 1
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+
+
+@pytest.fixture
+def queue(storage: BaseStorage) -> optuna.Study:
+    study = optuna.create_study(study_name="queue", storage=storage)
+    study.enqueue_trial({"x": 0.5}, user_attrs={studies.SLOT: 0, studies.FIXED: {"x": 0.5}})
+    return study
+
+
+def _begin(study: optuna.Study, owner: dict[str, Any]) -> optuna.Trial:
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.set_user_attr(studies.OWNER, owner)
+    trial.set_user_attr(studies.SETTLED, True)
+    trial.set_user_attr(studies.RUN_ID, "its run")
+    trial.set_user_attr(rates_key(2), [0.25, 0.75])
+    return trial
+
+
+def test_a_trial_whose_process_died_is_put_back_with_what_it_has(queue: optuna.Study) -> None:
+    _begin(queue, _dead())
+    assert len(studies.revive(queue, {})) == 1
+    assert studies.revive(queue, {}) == []
+    assert [trial.state for trial in studies.slots(queue)[0]] == [TrialState.FAIL, TrialState.WAITING]
+    again = queue.ask()
+    assert again.suggest_float("x", 0, 1) == 0.5
+    assert again.user_attrs[studies.RUN_ID] == "its run"
+    assert studies.curve(again) == {2: [0.25, 0.75]}
+    assert again.user_attrs[studies.KILLED] == 1
+    assert studies.OWNER not in again.user_attrs
+    assert studies.SETTLED not in again.user_attrs
+
+
+def test_a_trial_of_a_living_process_is_left_alone(queue: optuna.Study) -> None:
+    _begin(queue, owners.me())
+    assert studies.revive(queue, {}) == []
+    assert queue.trials[0].state == TrialState.RUNNING
+
+
+def test_a_trial_without_an_owner_is_put_back_only_after_a_while(queue: optuna.Study) -> None:
+    queue.ask()
+    unsigned: dict[int, float] = {}
+    assert studies.revive(queue, unsigned) == []
+    unsigned[0] -= 2 * studies._UNSIGNED
+    assert len(studies.revive(queue, unsigned)) == 1
+    assert queue.trials[-1].state == TrialState.WAITING
+
+
+def test_a_trial_that_kills_its_process_again_and_again_is_given_up(queue: optuna.Study) -> None:
+    lines = []
+    for _ in range(studies._MAX_KILLED):
+        _begin(queue, _dead())
+        lines += studies.revive(queue, {})
+    assert ["given up" in line for line in lines] == [False] * 4 + [True]
+    assert [trial.state for trial in studies.slots(queue)[0]] == [TrialState.FAIL] * 5
+    assert not queue.get_trials(states=(TrialState.WAITING,))

@@ -1,0 +1,218 @@
+"""The update: what the gradient may not depend on, and what one step must do."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from grpo_mlflow.config import TrainConfig
+from grpo_mlflow.errors import UserError
+from grpo_mlflow.forward.padded import completion_logprobs
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.training.learner import Learner, Sizes
+from grpo_mlflow.types import Group
+from tests.support.groups import ALL_TERMS, K, fresh, make_groups
+
+
+def learner(policy: Policy, rollouts: int, reference: Policy | None = None, **settings: Any) -> Learner:
+    config = TrainConfig(**{"batch_size": 4, "grad_accum_steps": "auto", "kl_coef": 0.0, "lr": 1e-3, **settings})
+    return Learner(policy, reference, Accelerator(cpu=True), config, Sizes(0.8, 16, rollouts, 100))
+
+
+def gradient(groups: list[Group], **settings: Any) -> torch.Tensor:
+    """The gradient of one optimizer step, before clipping, read off plain gradient descent: Adam's first moment."""
+    policy, reference = fresh(), fresh(seed=4)
+    coefficient = settings.get("kl_coef", 0.0)
+    made = learner(policy, len(groups) * K, reference if coefficient else None, grad_clip=None, **settings)
+    made.update(groups, seed=0, iteration=0)
+    state = made.optimizer.state_dict()["state"]
+    return torch.cat([entry["exp_avg"].flatten() for entry in state.values()]) / 0.1  # exp_avg = (1 - beta1) g
+
+
+@pytest.mark.parametrize("aggregation", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("surrogate", ["clip", "cispo"])
+def test_the_gradient_ignores_micro_batches_padding_and_order(aggregation: str, surrogate: str) -> None:
+    groups = make_groups(6, flat=(1, 4))
+    settings = {**ALL_TERMS, "aggregation": aggregation, "surrogate": surrogate}
+    expected = gradient(groups, batch_size=100, **settings)
+    assert expected.norm() > 0.01
+    shuffled = random.Random(5).sample(groups, len(groups))
+    for size in (1, 3, 5, 16):
+        torch.testing.assert_close(gradient(groups, batch_size=size, **settings), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(gradient(shuffled, batch_size=size, **settings), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("aggregation", ["grpo", "dapo", "dr_grpo", "bnpo"])
+def test_the_gradient_is_that_of_the_formula(aggregation: str) -> None:
+    """The whole step in float64 by a plain loop over tokens, flat groups in the denominators only."""
+    groups = make_groups(3, flat=(1,))
+    found = gradient(groups, aggregation=aggregation, batch_size=100, **ALL_TERMS)
+    policy, reference = fresh(), fresh(seed=4)
+    for model in (policy.model, reference.model):
+        model.double()
+    rollouts = [(g, r, a) for g in groups for r, a in zip(g.rollouts, g.advantages, strict=True)]
+    lengths = [len(r.completion.token_ids) for _, r, _ in rollouts]
+    loss = torch.zeros((), dtype=torch.float64)
+    for (group, rollout, advantage), length in zip(rollouts, lengths, strict=True):
+        if group.is_flat:
+            continue
+        weight = {
+            "grpo": 1 / (len(rollouts) * length),
+            "dapo": 1 / sum(lengths),
+            "bnpo": 1 / sum(lengths),  # one micro-batch holds all
+            "dr_grpo": 1 / (len(rollouts) * 16),
+        }[aggregation]
+        ids = [*rollout.prompt.token_ids, *rollout.completion.token_ids]
+        start = len(rollout.prompt.token_ids)
+        logits = policy.model(input_ids=torch.tensor([ids])).logits[0] / 0.8
+        frozen = reference.model(input_ids=torch.tensor([ids])).logits[0].detach() / 0.8
+        for place in range(start, len(ids)):
+            row, ref = logits[place - 1].log_softmax(-1), frozen[place - 1].log_softmax(-1)
+            logprob, ref_logprob = row[ids[place]], ref[ids[place]]
+            behaviour = rollout.completion.behaviour_logprobs[place - start]
+            correction = min(math.exp(logprob.item() - behaviour), 2.0)
+            ratio = (logprob - logprob.detach()).exp()
+            kl = (ref_logprob - logprob).exp() - 1 - (ref_logprob - logprob)
+            entropy = -(row.exp() * row).sum()
+            loss = loss + weight * (-ratio * advantage * correction + 0.3 * kl - 0.05 * entropy)
+    loss.backward()
+    expected = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None]).float()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_bnpo_averages_its_micro_batches() -> None:
+    groups = make_groups(2)
+    rows = sorted(
+        (len(r.prompt.token_ids) + len(r.completion.token_ids), i)
+        for i, r in enumerate(r for g in groups for r in g.rollouts)
+    )
+    halves = [[i for _, i in rows[:4]], [i for _, i in rows[4:]]]
+
+    def alone(chosen: list[int]) -> torch.Tensor:
+        """The same rollouts with the advantage of all others set to zero, weighted as one batch of all."""
+        kept = [
+            replace(g, advantages=tuple(a if n * K + j in chosen else 0.0 for j, a in enumerate(g.advantages)))
+            for n, g in enumerate(groups)
+        ]
+        return gradient(kept, aggregation="dapo", batch_size=100)
+
+    lengths = [len(r.completion.token_ids) for g in groups for r in g.rollouts]
+    expected = sum(
+        (alone(half) * sum(lengths) / sum(lengths[i] for i in half) / 2 for half in halves),
+        start=torch.zeros(()),
+    )
+    found = gradient(groups, aggregation="bnpo", batch_size=4)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(found, gradient(groups, aggregation="bnpo", batch_size=100), atol=1e-5)
+
+
+def test_only_flat_groups_give_an_exactly_zero_gradient() -> None:
+    groups = make_groups(3, flat=(0, 1, 2))
+    assert not gradient(groups, **ALL_TERMS).any()
+    policy = fresh()
+    made = learner(policy, 12)
+    metrics = made.update(groups, 0, 0)
+    assert metrics["grad_norm"] == 0
+    assert metrics["loss_total"] == 0
+    assert "kl_divergence" not in metrics  # nothing was measured
+    assert made.step == 1
+
+
+def test_an_update_makes_good_completions_likelier_and_bad_ones_less_likely() -> None:
+    groups, policy = make_groups(4), fresh()
+
+    def scores() -> list[float]:
+        found = []
+        for group in groups:
+            for rollout in group.rollouts:
+                ids = torch.tensor([[*rollout.prompt.token_ids, *rollout.completion.token_ids]])
+                width, start = len(rollout.completion.token_ids), torch.tensor([len(rollout.prompt.token_ids)])
+                found.append(completion_logprobs(policy.model, ids, start, width, 0.8)[0].mean().item())
+        return found
+
+    before = scores()
+    made = learner(policy, 16, lr=1e-2)
+    for iteration in range(5):
+        made.update(groups, 0, iteration)
+    changes = [after - was for after, was in zip(scores(), before, strict=True)]
+    advantages = [a for g in groups for a in g.advantages]
+    assert min(c for c, a in zip(changes, advantages, strict=True) if a > 0.5) > 0
+    assert sum(c * a for c, a in zip(changes, advantages, strict=True)) > 0
+
+
+def test_a_model_that_cannot_share_prompts_learns_the_same_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    groups, gradients = make_groups(4, flat=(1,)), []
+    for attention in ("sdpa", "eager"):
+        policy, reference = fresh(), fresh(seed=4)
+        for model in (policy.model, reference.model):
+            model.set_attn_implementation(attention)
+        made = learner(policy, 16, reference, grad_clip=None, batch_size=3, **ALL_TERMS)
+        made.update(groups, 0, 0)
+        moments = [entry["exp_avg"] for entry in made.optimizer.state_dict()["state"].values()]
+        gradients.append(torch.cat([moment.flatten() for moment in moments]) / 0.1)
+    assert len(caplog.records) == 1
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()
+
+
+def test_steps_and_epochs_are_counted_and_the_ratio_moves_only_after_the_first() -> None:
+    groups = make_groups(4)
+    one = learner(fresh(), 16)
+    first = one.update(groups, 0, 0)
+    assert (one.step, first["ratio_std"], first["ratio_clip_frac"]) == (1, 0.0, 0.0)
+    assert first["ratio_mean"] == 1.0
+    many = learner(fresh(), 8, epochs=3, lr=1e-2, clip_low=0.01, clip_high=0.02)
+    metrics = many.update(groups, 0, 0)
+    assert many.step == 6
+    assert metrics["ratio_std"] > 0.01
+    assert metrics["ratio_clip_frac"] == pytest.approx(metrics["clip_low_frac"] + metrics["clip_high_frac"])
+    assert metrics["ratio_clip_frac"] > 0
+
+
+def test_kl_is_zero_against_itself_and_adapts_the_coefficient() -> None:
+    groups = make_groups(4)
+    made = learner(fresh(), 16, reference=fresh(), kl_coef=0.1, kl_target=0.5, kl_horizon=1.0)
+    metrics = made.update(groups, 0, 0)
+    assert metrics["kl_divergence"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["kl_coef"] == 0.1
+    assert made.kl_coef == pytest.approx(0.08)  # far below the target: a fifth less
+    away = learner(fresh(), 16, reference=fresh(seed=9), kl_coef=0.1, kl_target=1e-4, kl_horizon=1.0)
+    metrics = away.update(groups, 0, 0)
+    assert metrics["loss_kl"] > 0
+    assert away.kl_coef == pytest.approx(0.12)
+
+
+def test_the_sampler_correction_reads_the_behaviour_logprobs() -> None:
+    groups = make_groups(4)
+    policy = fresh()
+    capped = learner(policy, 16, lr=1e-9).update(groups, 0, 0)
+    assert capped["sampler_correction_mean"] <= 2.0
+    assert capped["sampler_ratio_mean"] != pytest.approx(1.0, abs=1e-3)
+    off = learner(fresh(), 16, lr=1e-9, sampler_correction_cap=None).update(groups, 0, 0)
+    assert off["sampler_correction_mean"] == 1.0
+    assert off["sampler_ratio_mean"] == pytest.approx(capped["sampler_ratio_mean"])
+
+
+def test_losses_add_up_and_gradients_are_clipped() -> None:
+    groups = make_groups(4)
+    made = learner(fresh(), 16, reference=fresh(seed=9), grad_clip=1e-6, lr=1e-3, **ALL_TERMS)
+    metrics = made.update(groups, 0, 0)
+    assert metrics["loss_total"] == pytest.approx(metrics["loss_pg"] + metrics["loss_kl"] + metrics["loss_entropy"])
+    assert metrics["grad_norm"] > 0.01  # the norm before clipping
+    moments = [entry["exp_avg"] for entry in made.optimizer.state_dict()["state"].values()]
+    assert torch.cat([m.flatten() for m in moments]).norm() == pytest.approx(1e-7, rel=1e-3)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights() -> None:
+    policy = fresh()
+    groups = make_groups(2)
+    broken = replace(groups[0], advantages=(float("inf"), 0.0, 0.0, 0.0))
+    before = [p.clone() for p in policy.model.parameters()]
+    with pytest.raises(UserError, match="not finite"):
+        learner(policy, 8).update([broken, groups[1]], 0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
