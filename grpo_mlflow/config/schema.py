@@ -66,6 +66,11 @@ class ModelConfig(Section):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
         Field(None, description="how attention is computed; null: as transformers chooses, which is sdpa for most")
     )
+    forward_pass: Literal["auto", "transformers"] = Field(
+        "auto",
+        description="auto: our own passes if a trial shows that they agree with the model; transformers: always the "
+        "model's own modules and cache",
+    )
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, about a third more work"
     )

@@ -66,13 +66,19 @@ class _Head:
         return (self.hidden[:, :1].detach(),)
 
 
-def logprobs(model: Any, batch: Prefixes, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+def logprobs(
+    model: Any, batch: Prefixes, temperature: float, entropy_gradient: bool = False, written_out: bool = True
+) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and entropies of completion tokens, both (R, T) in float32, zero past the end.
 
-    See `padded.completion_logprobs`, which computes the same of padded rows.
+    See `padded.completion_logprobs`, which computes the same of padded rows. With `written_out` the pass of
+    `llama_pass` stands in for the model's modules where it serves the model.
     """
     layer = _output_layer(model)
-    hidden = _hidden_states(model, batch, layer)
+    if written_out and llama_pass.serves(model):
+        hidden = llama_pass.hidden_states(model, batch.ids, batch.positions, batch, batch.picks)
+    else:
+        hidden = _hidden_states(model, batch, layer)
     found = token_logprobs(hidden, layer.weight, layer.bias, batch.targets, temperature, entropy_gradient)
     chosen, entropy = (
         torch.zeros(batch.mask.shape, device=value.device).masked_scatter(batch.mask, value) for value in found
@@ -82,8 +88,6 @@ def logprobs(model: Any, batch: Prefixes, temperature: float, entropy_gradient: 
 
 def _hidden_states(model: Any, batch: Prefixes, layer: nn.Linear) -> Tensor:
     """Return what the output layer is given at the picks, (M, width)."""
-    if llama_pass.serves(model):
-        return llama_pass.hidden_states(model, batch.ids, batch.positions, batch, batch.picks)
     with _Head(layer) as head:
         packed_forward(model, batch.ids, batch.positions, batch, batch.picks)
     assert head.hidden is not None

@@ -52,7 +52,9 @@ class Scorer:
             [prompts[prompt] for prompt, _ in numbers],
             self._policy.device,
         )
-        chosen, entropy = shared_prefix.logprobs(model, batch, self._temperature, entropy_gradient)
+        chosen, entropy = shared_prefix.logprobs(
+            model, batch, self._temperature, entropy_gradient, self._policy.written_out
+        )
         if len(numbers) == len(rows):
             return chosen, entropy
         index = torch.tensor(places, device=chosen.device)

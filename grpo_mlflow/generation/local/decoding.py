@@ -52,7 +52,7 @@ def start(policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -
 
 def prefill(policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> Decoder:
     """Return a decoder of one row for each prompt, which may become k, for `most` tokens at most."""
-    if reason_against(policy.model) is None:
+    if policy.written_out and reason_against(policy.model) is None:
         return PackedDecoder(policy, prompts, k, most)
     return CacheDecoder(policy, prompts)
 
