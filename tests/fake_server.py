@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_mlflow import seeding
 from grpo_mlflow.generation import Sampling
+from grpo_mlflow.generation.decoding import cache_name
 from grpo_mlflow.generation.sampling import draw, processed_logprobs
 
 Answer = tuple[int, Any]  # status, JSON content (or bytes as they are)
@@ -413,8 +414,9 @@ class FakeServer:
         """Return the key-value cache of all but the last token: of the weights that saw this prompt first."""
         key, before = (adapter, *prompt), torch.tensor([prompt[:-1]])
         if key not in self._prefixes:
-            seen = self._of(adapter)(input_ids=before, use_cache=True).past_key_values if len(prompt) > 1 else None
-            self._prefixes[key] = seen
+            model, self._prefixes[key] = self._of(adapter), None
+            if len(prompt) > 1:
+                self._prefixes[key] = getattr(model(input_ids=before, use_cache=True), cache_name(model))
         return copy.deepcopy(self._prefixes[key])
 
     def _tokens(self, text: str) -> list[int]:
@@ -453,8 +455,9 @@ class FakeServer:
             cache = self._prefix(prompt, adapter)
         for uniform in uniforms:
             with self._model_lock:
-                out = self._of(adapter)(input_ids=torch.tensor([ids[-1:]]), past_key_values=cache, use_cache=True)
-            cache, logits = out.past_key_values, out.logits[:, -1]
+                model = self._of(adapter)
+                out = model(input_ids=torch.tensor([ids[-1:]]), use_cache=True, **{cache_name(model): cache})
+            cache, logits = getattr(out, cache_name(model)), out.logits[:, -1]
             distribution = processed_logprobs(logits, sampling, seen)
             token = int(draw(distribution, torch.tensor([uniform])) if sampling.temperature else distribution.argmax())
             shown = distribution
