@@ -414,9 +414,10 @@ class FakeServer:
         """Return the key-value cache of all but the last token: of the weights that saw this prompt first."""
         key, before = (adapter, *prompt), torch.tensor([prompt[:-1]])
         if key not in self._prefixes:
-            model, self._prefixes[key] = self._of(adapter), None
+            self._prefixes[key] = None
             if len(prompt) > 1:
-                self._prefixes[key] = getattr(model(input_ids=before, use_cache=True), cache_name(model))
+                out = self._of(adapter)(input_ids=before, use_cache=True)
+                self._prefixes[key] = getattr(out, cache_name(self.model))
         return copy.deepcopy(self._prefixes[key])
 
     def _tokens(self, text: str) -> list[int]:
@@ -455,9 +456,9 @@ class FakeServer:
             cache = self._prefix(prompt, adapter)
         for uniform in uniforms:
             with self._model_lock:
-                model = self._of(adapter)
-                out = model(input_ids=torch.tensor([ids[-1:]]), use_cache=True, **{cache_name(model): cache})
-            cache, logits = getattr(out, cache_name(model)), out.logits[:, -1]
+                given = {cache_name(self.model): cache}
+                out = self._of(adapter)(input_ids=torch.tensor([ids[-1:]]), use_cache=True, **given)
+            cache, logits = getattr(out, cache_name(self.model)), out.logits[:, -1]
             distribution = processed_logprobs(logits, sampling, seen)
             token = int(draw(distribution, torch.tensor([uniform])) if sampling.temperature else distribution.argmax())
             shown = distribution
