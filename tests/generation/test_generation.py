@@ -161,8 +161,9 @@ def grouped_heads(policy: Policy) -> Policy:
 def other_family(policy: Policy) -> Any:
     """A model that can be packed but is not of the Llama family."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(policy.tokenizer), n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)
-    return GPT2LMHeadModel(config).eval()
+    sizes: dict[str, Any] = {"vocab_size": len(policy.tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4}
+    ends = {"bos_token_id": policy.eos_ids[0], "eos_token_id": policy.eos_ids[0]}  # GPT-2's are no tokens here
+    return GPT2LMHeadModel(GPT2Config(**sizes, **ends, initializer_range=0.2)).eval()
 
 
 def alike(asked: list[Prompt]) -> list[Prompt]:

@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
+from grpo_mlflow.generation.local.decoding import cache_name
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_mlflow import seeding
@@ -413,8 +414,10 @@ class FakeServer:
         """Return the key-value cache of all but the last token: of the weights that saw this prompt first."""
         key, before = (adapter, *prompt), torch.tensor([prompt[:-1]])
         if key not in self._prefixes:
-            seen = self._of(adapter)(input_ids=before, use_cache=True).past_key_values if len(prompt) > 1 else None
-            self._prefixes[key] = seen
+            self._prefixes[key] = None
+            if len(prompt) > 1:
+                out = self._of(adapter)(input_ids=before, use_cache=True)
+                self._prefixes[key] = getattr(out, cache_name(self.model))
         return copy.deepcopy(self._prefixes[key])
 
     def _tokens(self, text: str) -> list[int]:
@@ -453,8 +456,9 @@ class FakeServer:
             cache = self._prefix(prompt, adapter)
         for uniform in uniforms:
             with self._model_lock:
-                out = self._of(adapter)(input_ids=torch.tensor([ids[-1:]]), past_key_values=cache, use_cache=True)
-            cache, logits = out.past_key_values, out.logits[:, -1]
+                given = {cache_name(self.model): cache}
+                out = self._of(adapter)(input_ids=torch.tensor([ids[-1:]]), use_cache=True, **given)
+            cache, logits = getattr(out, cache_name(self.model)), out.logits[:, -1]
             distribution = processed_logprobs(logits, sampling, seen)
             token = int(draw(distribution, torch.tensor([uniform])) if sampling.temperature else distribution.argmax())
             shown = distribution

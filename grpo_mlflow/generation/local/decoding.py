@@ -160,15 +160,10 @@ class CacheDecoder:
         ids, mask = ids.to(policy.device), mask.to(policy.device)
         last = {"logits_to_keep": 1} if keeps_logits(policy.model) else {}
         out = self._forward(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), **last)
-        self._cache = getattr(out, self._cache_name)
+        self._cache = getattr(out, cache_name(policy.model))
         self.logits = out.logits[:, -1].clone()  # of models that give logits of the whole prompt, the others go
         self._mask = mask
         self._positions = mask.sum(dim=1)
-
-    @property
-    def _cache_name(self) -> str:
-        forward = inspect.signature(inspect.unwrap(self._policy.model.forward))
-        return "cache" if "cache" in forward.parameters else "past_key_values"
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, **others: Any) -> Any:
         return self._policy.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **others)
@@ -176,7 +171,7 @@ class CacheDecoder:
     def step(self, tokens: Tensor) -> None:
         """See `Decoder.step`."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
-        cache = {self._cache_name: self._cache}
+        cache = {cache_name(self._policy.model): self._cache}
         out = self._forward(tokens[:, None], self._mask, self._positions[:, None], **cache)
         self.logits, self._positions = out.logits[:, -1], self._positions + 1
 
@@ -184,3 +179,9 @@ class CacheDecoder:
         """See `Decoder.keep`."""
         self._cache.batch_select_indices(index)
         self._mask, self._positions = self._mask[index], self._positions[index]
+
+
+def cache_name(model: Any) -> str:
+    """Return what the model calls its cache, both as an argument and in its output."""
+    forward = inspect.signature(inspect.unwrap(model.forward))
+    return "cache" if "cache" in forward.parameters else "past_key_values"
