@@ -25,11 +25,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from grpo_mlflow.generation.local.decoding import cache_name
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_mlflow import seeding
 from grpo_mlflow.generation import Sampling
+from grpo_mlflow.generation.local.decoding import cache_name
 from grpo_mlflow.generation.sampling import draw, processed_logprobs
 
 Answer = tuple[int, Any]  # status, JSON content (or bytes as they are)
