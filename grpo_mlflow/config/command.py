@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from grpo_mlflow.config.resolve import DEFAULT, parse_overrides, presets, split_overrides
+from grpo_mlflow.config.layers import DEFAULT, presets
+from grpo_mlflow.config.overrides import parse_overrides, split_overrides
 from grpo_mlflow.errors import ConfigError
 
 _RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
