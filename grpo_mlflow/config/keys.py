@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, get_origin
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
+from grpo_mlflow.config.fields import Section
 from grpo_mlflow.config.schema import Config
 
 
-def _leaves(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Return every dotted key with its definition."""
-    found: dict[str, FieldInfo] = {}
-    for name, field in model.model_fields.items():
+def _leaves(section: type[Section], prefix: str = "") -> dict[str, tuple[type[Section], str]]:
+    """Return every dotted key with the class and the name of its field."""
+    found: dict[str, tuple[type[Section], str]] = {}
+    for name, field in section.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, BaseModel):
+        if isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, Section):
             found |= _leaves(kind, f"{prefix}{name}.")
         else:
-            found[prefix + name] = field
+            found[prefix + name] = section, name
     return found
 
 
-_FIELDS = _leaves(Config)
+_LEAVES = _leaves(Config)
+_FIELDS = {key: section.model_fields[name] for key, (section, name) in _LEAVES.items()}
 KEYS = {key: field.description for key, field in _FIELDS.items()}
+TRAITS = {key: section.traits_of(name) for key, (section, name) in _LEAVES.items()}
 TEXT = {key for key, field in _FIELDS.items() if field.annotation in (str, str | None)}
 MAPPINGS = {key for key, field in _FIELDS.items() if get_origin(field.annotation) is dict}  # one value, not a section
 SECTIONS = sorted({key.rsplit(".", depth)[0] for key in KEYS for depth in range(1, key.count(".") + 1)})
+
+
+def summary(keys: Container[str]) -> tuple[str, ...]:
+    """Return the settings among `keys` in the schema's order; a section that is among them whole stands as `NAME.`."""
+    whole = [f"{section}." for section in SECTIONS if all(k in keys for k in KEYS if k.startswith(f"{section}."))]
+    return tuple(dict.fromkeys(next((w for w in whole if key.startswith(w)), key) for key in KEYS if key in keys))
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

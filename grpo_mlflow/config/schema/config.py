@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from grpo_mlflow.config.fields import NonNegative, Section
+from grpo_mlflow.config.fields import NonNegative, Section, setting
 from grpo_mlflow.config.schema.data import DataConfig
 from grpo_mlflow.config.schema.eval import EvalConfig
 from grpo_mlflow.config.schema.generation import GenerationConfig
@@ -17,8 +15,24 @@ from grpo_mlflow.config.schema.train import TrainConfig
 class Config(Section):
     """The resolved configuration of one run."""
 
-    seed: NonNegative = Field(0, description="seed of every random draw of the run")
-    resume: str | None = Field(None, description="run id or checkpoint folder to continue")
+    seed: NonNegative = setting(
+        0,
+        "seed of every random draw of the run",
+        resume=False,
+        compared=True,
+        varies=True,
+        secret=False,
+        evaluation=True,
+    )
+    resume: str | None = setting(
+        None,
+        "run id or checkpoint folder to continue",
+        resume=True,
+        compared=False,
+        varies=False,
+        secret=False,
+        evaluation=False,
+    )
     model: ModelConfig = ModelConfig()
     generation: GenerationConfig = GenerationConfig()
     train: TrainConfig = TrainConfig()

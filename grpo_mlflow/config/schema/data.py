@@ -8,28 +8,26 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
-from grpo_mlflow.config.fields import Fraction, NonNegative, Positive, PositiveFloat, Section, as_tuple
+from grpo_mlflow.config.fields import Fraction, NonNegative, Positive, PositiveFloat, Section, as_tuple, setting
 
 
-class ArithmeticConfig(Section):
-    operations: Annotated[tuple[Literal["+", "-", "*"], ...], BeforeValidator(as_tuple), Field(min_length=1)] = Field(
-        ("+",), description="operations to draw from"
+class ArithmeticConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=True):
+    operations: Annotated[tuple[Literal["+", "-", "*"], ...], BeforeValidator(as_tuple), Field(min_length=1)] = setting(
+        ("+",), "operations to draw from"
     )
-    digits: Annotated[int, Field(ge=1, le=9)] = Field(2, description="digits of each operand")
-    terms: Annotated[int, Field(ge=2, le=6)] = Field(2, description="operands per problem")
+    digits: Annotated[int, Field(ge=1, le=9)] = setting(2, "digits of each operand")
+    terms: Annotated[int, Field(ge=2, le=6)] = setting(2, "operands per problem")
 
 
-class SatConfig(Section):
-    difficulty: Annotated[
-        tuple[Fraction, Fraction],
-        BeforeValidator(as_tuple),
-        Field(description="range [low, high] that problems draw d from"),
-    ] = (0.3, 0.7)
+class SatConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=True):
+    difficulty: Annotated[tuple[Fraction, Fraction], BeforeValidator(as_tuple)] = setting(
+        (0.3, 0.7), "range [low, high] that problems draw d from"
+    )
 
 
-class Gsm8kConfig(Section):
-    path: str | None = Field(
-        None, description="folder or file with question and answer, parquet or jsonl; null: openai/gsm8k from the hub"
+class Gsm8kConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=True):
+    path: str | None = setting(
+        None, "folder or file with question and answer, parquet or jsonl; null: openai/gsm8k from the hub"
     )
 
 
@@ -46,30 +44,35 @@ def _task_name(name: str) -> str:
 TaskName = Annotated[str, AfterValidator(_task_name)]
 
 
-class DataConfig(Section):
-    task: TaskName = Field("sat", description="what the model learns")
-    source: Annotated[str, Field(pattern=r"^(live|runs:/[0-9a-f]{32})$")] = Field(
-        "live", description="live, or runs:/RUN_ID to train on the rollouts that a run has kept"
+class DataConfig(Section, resume=False, compared=True, varies=True, secret=False):
+    task: TaskName = setting("sat", "what the model learns", evaluation=True)
+    source: Annotated[str, Field(pattern=r"^(live|runs:/[0-9a-f]{32})$")] = setting(
+        "live", "live, or runs:/RUN_ID to train on the rollouts that a run has kept", evaluation=False
     )
-    problems_per_iteration: Positive = Field(4, description="problems per iteration")
-    rollouts_per_problem: Annotated[int, Field(ge=2)] = Field(4, description="K: completions per problem")
-    resample_rounds: NonNegative = Field(
+    problems_per_iteration: Positive = setting(4, "problems per iteration", evaluation=False)
+    rollouts_per_problem: Annotated[int, Field(ge=2)] = setting(4, "K: completions per problem", evaluation=False)
+    resample_rounds: NonNegative = setting(
         0,
-        description="how often an iteration may sample further training problems in place of groups whose rewards are "
+        "how often an iteration may sample further training problems in place of groups whose rewards are "
         "all equal (DAPO); 0: never",
+        evaluation=False,
     )
-    train_seed_start: NonNegative = Field(1000, description="first training problem")
-    num_train_seeds: Positive = Field(64, description="number of training problems")
-    system_prompt: str | None = Field(None, description="first message of every prompt; null: the task's own, or none")
-    overlong_buffer: NonNegative = Field(
-        0, description="last tokens before max_new_tokens over which a training reward falls by up to 1 (DAPO); 0: off"
+    train_seed_start: NonNegative = setting(1000, "first training problem", evaluation=False)
+    num_train_seeds: Positive = setting(64, "number of training problems", evaluation=False)
+    system_prompt: str | None = setting(
+        None, "first message of every prompt; null: the task's own, or none", evaluation=True
     )
-    mix: dict[str, PositiveFloat] = Field({}, description="task = mix: names of tasks and their weights")
+    overlong_buffer: NonNegative = setting(
+        0,
+        "last tokens before max_new_tokens over which a training reward falls by up to 1 (DAPO); 0: off",
+        evaluation=False,
+    )
+    mix: dict[str, PositiveFloat] = setting({}, "task = mix: names of tasks and their weights", evaluation=True)
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     sat: SatConfig = SatConfig()
     gsm8k: Gsm8kConfig = Gsm8kConfig()
-    reasoning_gym: dict[str, JsonValue] = Field({}, description="settings of the generator, as a mapping")
-    settings: dict[str, JsonValue] = Field({}, description="keyword arguments of a python: task, as a mapping")
+    reasoning_gym: dict[str, JsonValue] = setting({}, "settings of the generator, as a mapping", evaluation=True)
+    settings: dict[str, JsonValue] = setting({}, "keyword arguments of a python: task, as a mapping", evaluation=True)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -6,21 +6,28 @@ from typing import Annotated
 
 from pydantic import Field
 
-from grpo_mlflow.config.fields import Ints, NonNegative, Positive, PositiveFloat, Section
+from grpo_mlflow.config.fields import Ints, NonNegative, Positive, PositiveFloat, Section, setting
 from grpo_mlflow.config.schema.generation import Backend
 
 
-class EvalConfig(Section):
-    enabled: bool = Field(True, description="evaluate before, during and after training")
-    interval: Positive = Field(1, description="iterations between evaluations")
-    backend: Backend | None = Field(None, description="who samples; null: as generation.backend")
-    base_url: str | None = Field(None, description="address of the server; null: as generation.base_url")
-    batch_size: Positive = Field(8, description="prompts in flight at once")
-    replicates: Positive = Field(4, description="completions per problem")
-    num_ids: Annotated[int, Field(ge=2)] = Field(16, description="number of evaluation problems")
-    id_seed_start: NonNegative = Field(5000, description="first evaluation problem")
-    ks: Annotated[Ints, Field(min_length=1)] = Field((1, 4), description="the k of pass@k and mean@k")
-    greedy: bool = Field(True, description="also score the most likely answer")
-    temperature: PositiveFloat | None = Field(None, description="null: as generation.temperature")
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="null: as generation.top_p")
-    top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="null: as generation.top_k")
+class EvalConfig(Section, resume=False, compared=True, varies=False, secret=False):
+    enabled: bool = setting(True, "evaluate before, during and after training", evaluation=False)
+    interval: Positive = setting(1, "iterations between evaluations", resume=True, evaluation=False)
+    backend: Backend | None = setting(None, "who samples; null: as generation.backend", evaluation=False)
+    base_url: str | None = setting(
+        None,
+        "address of the server; null: as generation.base_url",
+        resume=True,
+        compared=False,
+        secret=True,
+        evaluation=False,
+    )
+    batch_size: Positive = setting(8, "prompts in flight at once", evaluation=False)
+    replicates: Positive = setting(4, "completions per problem", evaluation=True)
+    num_ids: Annotated[int, Field(ge=2)] = setting(16, "number of evaluation problems", evaluation=True)
+    id_seed_start: NonNegative = setting(5000, "first evaluation problem", evaluation=True)
+    ks: Annotated[Ints, Field(min_length=1)] = setting((1, 4), "the k of pass@k and mean@k", evaluation=True)
+    greedy: bool = setting(True, "also score the most likely answer", evaluation=True)
+    temperature: PositiveFloat | None = setting(None, "null: as generation.temperature", evaluation=True)
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = setting(None, "null: as generation.top_p", evaluation=True)
+    top_k: Annotated[int, Field(ge=-1)] | None = setting(None, "null: as generation.top_k", evaluation=True)

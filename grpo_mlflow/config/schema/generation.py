@@ -6,57 +6,74 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from grpo_mlflow.config.fields import NonNegativeFloat, Positive, PositiveFloat, Section, as_tuple
+from grpo_mlflow.config.fields import NonNegativeFloat, Positive, PositiveFloat, Section, as_tuple, setting
 
 Backend = Literal["local", "vllm_server", "sglang_server"]
 
 
-class ServerConfig(Section):
+class ServerConfig(Section, resume=True, compared=False, varies=True, secret=False, evaluation=False):
     """A server that the run starts as its child, watches and ends."""
 
-    manage: bool = Field(False, description="start the server; generation.base_url then has no effect")
-    python: Annotated[str, Field(min_length=1)] = Field(
-        ".venv-vllm/bin/python", description="Python of the environment that the server is installed in"
+    manage: bool = setting(False, "start the server; generation.base_url then has no effect")
+    python: Annotated[str, Field(min_length=1)] = setting(
+        ".venv-vllm/bin/python", "Python of the environment that the server is installed in"
     )
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="port on 127.0.0.1; 0: a free one")
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
-        "auto", description="where it computes: auto, cpu, cuda or cuda:N"
+    port: Annotated[int, Field(ge=0, le=65535)] = setting(0, "port on 127.0.0.1; 0: a free one")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = setting(
+        "auto", "where it computes: auto, cpu, cuda or cuda:N"
     )
-    memory: PositiveFloat | None = Field(
-        None, description="its share of the GPU's memory; on a CPU: GiB for its cache; null: the server's default"
+    memory: PositiveFloat | None = setting(
+        None, "its share of the GPU's memory; on a CPU: GiB for its cache; null: the server's default"
     )
-    arguments: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
-        (), description="further arguments of its command line; they win over ours"
+    arguments: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = setting(
+        (), "further arguments of its command line; they win over ours", secret=True
     )
-    start_seconds: PositiveFloat = Field(600.0, description="how long its start may take")
+    start_seconds: PositiveFloat = setting(600.0, "how long its start may take")
 
 
-class GenerationConfig(Section):
-    backend: Backend = Field("vllm_server", description="who samples the rollouts")
-    base_url: str | None = Field(None, description="address of the inference server")
-    batch_size: Positive = Field(4, description="prompts in flight at once")
-    max_new_tokens: Positive = Field(256, description="longest completion, in tokens")
-    temperature: PositiveFloat = Field(0.7, description="softmax temperature of sampling and of trained log-probs")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="nucleus mass; 1 is off")
-    top_k: Annotated[int, Field(ge=-1)] = Field(50, description="most likely tokens kept; -1 or 0 is off")
-    repetition_penalty: PositiveFloat = Field(1.1, description="penalty on tokens seen before; 1 is off")
-    sync: Literal["reload", "lora", "restart", "none"] = Field(
+class GenerationConfig(Section, resume=False, compared=True, varies=True, secret=False):
+    backend: Backend = setting("vllm_server", "who samples the rollouts", evaluation=False)
+    base_url: str | None = setting(
+        None, "address of the inference server", resume=True, compared=False, secret=True, evaluation=False
+    )
+    batch_size: Positive = setting(4, "prompts in flight at once", evaluation=False)
+    max_new_tokens: Positive = setting(256, "longest completion, in tokens", evaluation=True)
+    temperature: PositiveFloat = setting(
+        0.7, "softmax temperature of sampling and of trained log-probs", evaluation=True
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = setting(0.95, "nucleus mass; 1 is off", evaluation=True)
+    top_k: Annotated[int, Field(ge=-1)] = setting(50, "most likely tokens kept; -1 or 0 is off", evaluation=True)
+    repetition_penalty: PositiveFloat = setting(1.1, "penalty on tokens seen before; 1 is off", evaluation=True)
+    sync: Literal["reload", "lora", "restart", "none"] = setting(
         "reload",
-        description="how a server gets new weights: in place, as an adapter beside the base model (model.lora), by a "
+        "how a server gets new weights: in place, as an adapter beside the base model (model.lora), by a "
         "restart (managed only), or never (it keeps the initial ones, and the sampler correction carries the "
         "difference)",
+        evaluation=False,
     )
-    sync_dir: str | None = Field(
-        None, description="folder for those weights that trainer and server both see; null: a temporary one"
+    sync_dir: str | None = setting(
+        None,
+        "folder for those weights that trainer and server both see; null: a temporary one",
+        resume=True,
+        compared=False,
+        evaluation=False,
     )
-    behaviour_logprobs: Literal["server", "recompute"] = Field(
-        "server", description="who says how likely the sampled tokens were: the server, or the trainer's model anew"
+    behaviour_logprobs: Literal["server", "recompute"] = setting(
+        "server",
+        "who says how likely the sampled tokens were: the server, or the trainer's model anew",
+        evaluation=False,
     )
-    timeout: PositiveFloat = Field(300.0, description="seconds to wait for one answer of the server")
-    retry_seconds: NonNegativeFloat = Field(
-        300.0, description="seconds to go on asking a server that fails before the run stops; 0: not at all"
+    timeout: PositiveFloat = setting(
+        300.0, "seconds to wait for one answer of the server", resume=True, compared=False, evaluation=False
     )
-    async_rollouts: Annotated[int, Field(ge=0, le=1)] = Field(
-        0, description="iterations that sampling may be ahead of training; 1: both at once, one step off-policy"
+    retry_seconds: NonNegativeFloat = setting(
+        300.0,
+        "seconds to go on asking a server that fails before the run stops; 0: not at all",
+        resume=True,
+        compared=False,
+        evaluation=False,
+    )
+    async_rollouts: Annotated[int, Field(ge=0, le=1)] = setting(
+        0, "iterations that sampling may be ahead of training; 1: both at once, one step off-policy", evaluation=False
     )
     server: ServerConfig = ServerConfig()

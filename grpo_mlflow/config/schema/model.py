@@ -6,54 +6,56 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from grpo_mlflow.config.fields import Fraction, NonNegative, Positive, PositiveFloat, Section, as_tuple
+from grpo_mlflow.config.fields import Fraction, NonNegative, Positive, PositiveFloat, Section, as_tuple, setting
 
 
-class TinyConfig(Section):
+class TinyConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=False):
     """The recipe of the embedded model; any change makes another model in the cache."""
 
-    hidden_size: Positive = Field(128, description="width of the transformer")
-    layers: Positive = Field(2, description="number of transformer blocks")
-    heads: Positive = Field(4, description="attention heads; must divide hidden_size")
-    steps: Positive = Field(800, description="supervised warm-up steps")
-    batch_size: Positive = Field(128, description="demonstrations per warm-up step")
-    lr: PositiveFloat = Field(1e-3, description="peak learning rate of the warm-up")
-    error_rate: Fraction = Field(0.5, description="share of demonstrations with a wrong answer")
-    seed: NonNegative = Field(0, description="seed of the initial weights and of the demonstrations")
+    hidden_size: Positive = setting(128, "width of the transformer")
+    layers: Positive = setting(2, "number of transformer blocks")
+    heads: Positive = setting(4, "attention heads; must divide hidden_size")
+    steps: Positive = setting(800, "supervised warm-up steps")
+    batch_size: Positive = setting(128, "demonstrations per warm-up step")
+    lr: PositiveFloat = setting(1e-3, "peak learning rate of the warm-up")
+    error_rate: Fraction = setting(0.5, "share of demonstrations with a wrong answer")
+    seed: NonNegative = setting(0, "seed of the initial weights and of the demonstrations")
 
 
-class LoraConfig(Section):
+class LoraConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=False):
     """A low-rank adapter, trained in the place of the model's own weights."""
 
-    rank: NonNegative | None = Field(None, description="rank of the adapter; null or 0: none, all weights are trained")
-    alpha: Positive = Field(32, description="the adapter's output is scaled by alpha / rank")
+    rank: NonNegative | None = setting(None, "rank of the adapter; null or 0: none, all weights are trained")
+    alpha: Positive = setting(32, "the adapter's output is scaled by alpha / rank")
     targets: (
         Literal["all-linear"]
         | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(as_tuple), Field(min_length=1)]
-    ) = Field("all-linear", description="layers with an adapter: all-linear, or a list such as [q_proj, v_proj]")
+    ) = setting("all-linear", "layers with an adapter: all-linear, or a list such as [q_proj, v_proj]")
 
 
-class ModelConfig(Section):
-    train_id: str = Field("Qwen/Qwen2.5-1.5B", description="model to train: `tiny`, a hub id or a local folder")
-    ref_id: str | None = Field(None, description="reference model of the KL term; null: the initial train_id")
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
-        "auto", description="auto, cpu, cuda or cuda:N"
+class ModelConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=False):
+    train_id: str = setting("Qwen/Qwen2.5-1.5B", "model to train: `tiny`, a hub id or a local folder")
+    ref_id: str | None = setting(None, "reference model of the KL term; null: the initial train_id")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = setting(
+        "auto", "auto, cpu, cuda or cuda:N", resume=True, compared=False
     )
-    ref_device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] | None = Field(
-        None, description="device of the reference model: cpu, cuda or cuda:N; null: that of the trained one"
+    ref_device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] | None = setting(
+        None, "device of the reference model: cpu, cuda or cuda:N; null: that of the trained one", resume=True
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="type of the computation; weights and optimizer stay float32"
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "type of the computation; weights and optimizer stay float32"
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
-        Field(None, description="how attention is computed; null: as transformers chooses, which is sdpa for most")
+        setting(None, "how attention is computed; null: as transformers chooses, which is sdpa for most")
     )
-    gradient_checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass: less memory, about a third more work"
+    gradient_checkpointing: bool = setting(
+        False, "compute activations again in the backward pass: less memory, about a third more work"
     )
-    chat_template: Literal["auto", "none"] = Field(
-        "auto", description="auto: prompts through the tokenizer's chat template where it has one; none: plain text"
+    chat_template: Literal["auto", "none"] = setting(
+        "auto",
+        "auto: prompts through the tokenizer's chat template where it has one; none: plain text",
+        evaluation=True,
     )
-    trust_remote_code: bool = Field(False, description="let a hub model run its own Python code")
+    trust_remote_code: bool = setting(False, "let a hub model run its own Python code")
     lora: LoraConfig = LoraConfig()
     tiny: TinyConfig = TinyConfig()
