@@ -1,17 +1,10 @@
 """Typed configuration: presets and files, dotted overrides, checks. Importing it stays fast: no torch, no MLflow."""
 
 from grpo_mlflow.config.command import Arguments, parse_arguments
-from grpo_mlflow.config.resolve import (
-    Resolved,
-    dump,
-    flatten,
-    overlay,
-    parse_overrides,
-    presets,
-    render,
-    resolve,
-    split_overrides,
-)
+from grpo_mlflow.config.keys import TRAITS, flatten, summary
+from grpo_mlflow.config.layers import presets
+from grpo_mlflow.config.overrides import parse_overrides, split_overrides
+from grpo_mlflow.config.resolve import Resolved, dump, overlay, render, resolve
 from grpo_mlflow.config.schema import (
     Config,
     GenerationConfig,
@@ -23,6 +16,7 @@ from grpo_mlflow.config.schema import (
 )
 
 __all__ = [
+    "TRAITS",
     "Arguments",
     "Config",
     "GenerationConfig",
@@ -41,4 +35,5 @@ __all__ = [
     "render",
     "resolve",
     "split_overrides",
+    "summary",
 ]

@@ -17,13 +17,12 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
-from grpo_mlflow.config import Resolved, flatten, overlay, split_overrides, yaml12
+from grpo_mlflow.config import TRAITS, Resolved, flatten, overlay, split_overrides, summary, yaml12
 from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.search import space_entry
 from grpo_mlflow.search.space import Dimension, Distribution, Space, holds
 
-# What may vary: the rest decides how trials are measured or kept, and would make them incomparable.
-_SECTIONS = ("seed", "model.", "generation.", "train.", "data.")
+_VARIES = {key for key, traits in TRAITS.items() if traits.varies}
 
 
 def shipped() -> list[str]:
@@ -46,8 +45,9 @@ def load(text: str, base: Resolved) -> Space:
     dimensions: list[Dimension] = []
     flat = flatten(base.config.model_dump(mode="json"))
     for key, entry in content.items():
-        if key not in base.origins or not str(key).startswith(_SECTIONS):
-            raise ConfigError(f"{where}: {key}: cannot vary; allowed: keys of {', '.join(_SECTIONS)} (--print-config)")
+        if key not in _VARIES:
+            allowed = ", ".join(summary(_VARIES))
+            raise ConfigError(f"{where}: {key}: cannot vary; allowed: keys of {allowed} (--print-config)")
         dimensions.append(_dimension(str(key), entry, f"{where}: {key}", dimensions, isinstance(flat[key], float)))
     for dimension in dimensions:
         switched = {key: values[0] for key, values in dimension.when.items()}
