@@ -12,15 +12,10 @@ defined by them), because both make the gradient depend on how the batch was spl
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-RatioLevel = Literal["token", "sequence"]
-Surrogate = Literal["clip", "cispo"]
-Aggregation = Literal["grpo", "dapo", "dr_grpo", "bnpo"]
-KLEstimator = Literal["k1", "k2", "k3"]
+from grpo_mlflow.algorithm.names import Aggregation, KLEstimator, RatioLevel, Surrogate
 
 
 def log_ratio(policy: Tensor, old: Tensor, mask: Tensor, level: RatioLevel) -> Tensor:

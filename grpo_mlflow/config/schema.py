@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
+from grpo_mlflow.algorithm import names
 from grpo_mlflow.config.fields import (
     Fraction,
     Ints,
@@ -136,23 +137,23 @@ class TrainConfig(Section):
     )
     epochs: Positive = Field(1, description="passes over the rollouts of an iteration")
     lr: PositiveFloat = Field(1e-5, description="peak learning rate (AdamW)")
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="shape after the warm-up")
+    lr_schedule: names.Schedule = Field("constant", description="shape after the warm-up")
     lr_warmup_steps: NonNegative = Field(0, description="optimizer steps of linear warm-up")
     weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay")
     grad_clip: PositiveFloat | None = Field(1.0, description="largest gradient norm; null is off")
     method: Method = Field(
         "grpo", description="a method by its name: what it sets, keys given beside it change (docs/methods.md)"
     )
-    scale_rewards: Literal["group", "batch", "none", "leave_one_out"] = Field(
+    scale_rewards: names.Scale = Field(
         "group", description="what divides r - mean(group); leave_one_out: r - mean of the others"
     )
-    surrogate: Literal["clip", "cispo"] = Field("clip", description="how the ratio is bounded")
-    ratio_level: Literal["token", "sequence"] = Field("token", description="ratio per token, or per rollout (GSPO)")
+    surrogate: names.Surrogate = Field("clip", description="how the ratio is bounded")
+    ratio_level: names.RatioLevel = Field("token", description="ratio per token, or per rollout (GSPO)")
     clip_low: Annotated[float, Field(ge=0, le=1)] = Field(0.2, description="lower bound of the ratio is 1 - clip_low")
     clip_high: NonNegativeFloat = Field(0.2, description="upper bound of the ratio is 1 + clip_high")
-    aggregation: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field("grpo", description="how tokens are averaged")
+    aggregation: names.Aggregation = Field("grpo", description="how tokens are averaged")
     kl_coef: NonNegativeFloat = Field(0.05, description="weight of KL(policy, reference); 0 loads no reference")
-    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="KL estimate per token")
+    kl_estimator: names.KLEstimator = Field("k3", description="KL estimate per token")
     kl_target: PositiveFloat | None = Field(None, description="adapt kl_coef towards this KL; null keeps it fixed")
     kl_horizon: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
         10.0, description="iterations over which kl_coef adapts"
