@@ -10,3 +10,6 @@ Surrogate = Literal["clip", "cispo"]
 Aggregation = Literal["grpo", "dapo", "dr_grpo", "bnpo"]
 KLEstimator = Literal["k1", "k2", "k3"]
 Schedule = Literal["constant", "linear", "cosine"]
+
+LOSSES = {"grpo": "grpo_mlflow.algorithm.grpo:grpo"}
+"""The losses that `train.loss` knows by name, and where each stands: `MODULE:FUNCTION`."""

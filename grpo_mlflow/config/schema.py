@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from grpo_mlflow.algorithm import names
 from grpo_mlflow.config.fields import (
+    OWN,
     Fraction,
     Ints,
     NonNegative,
@@ -22,6 +23,7 @@ from grpo_mlflow.config.fields import (
     PositiveFloat,
     Section,
     as_tuple,
+    one_of,
 )
 from grpo_mlflow.config.methods import Method
 
@@ -144,6 +146,10 @@ class TrainConfig(Section):
     method: Method = Field(
         "grpo", description="a method by its name: what it sets, keys given beside it change (docs/methods.md)"
     )
+    loss: Annotated[str, one_of(names.LOSSES, "python:MODULE:FUNCTION")] = Field(
+        "grpo", description="the loss: grpo, which the keys below describe, or a function (docs/methods.md)"
+    )
+    loss_options: dict[str, JsonValue] = Field({}, description="options of the loss's own, as a mapping")
     scale_rewards: names.Scale = Field(
         "group", description="what divides r - mean(group); leave_one_out: r - mean of the others"
     )
@@ -187,7 +193,7 @@ class Gsm8kConfig(Section):
 
 
 TASK_NAMES = "'arithmetic' or 'sat', 'gsm8k', 'mix', reasoning_gym/NAME or python:MODULE:CLASS"
-_TASK_NAME = re.compile(r"arithmetic|sat|gsm8k|mix|reasoning_gym/[a-z0-9_]+|python:[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_TASK_NAME = re.compile(rf"arithmetic|sat|gsm8k|mix|reasoning_gym/[a-z0-9_]+|{OWN}")
 
 
 def _task_name(name: str) -> str:
