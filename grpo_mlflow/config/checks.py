@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from grpo_mlflow.config import model_checks, task_checks
+from grpo_mlflow.config import model_checks, optimizers, task_checks
 from grpo_mlflow.config.schema import Config
 
 
@@ -17,6 +17,7 @@ def errors(config: Config) -> list[str]:
         *_seeds(config),
         *task_checks.errors(config),
         *_batches(config),
+        *optimizers.errors(config.train.optimizer, config.train.optimizer_options),
         *_models(config),
         *model_checks.errors(config),
         *_servers(config),

@@ -26,6 +26,7 @@ from grpo_mlflow.config.fields import (
     one_of,
 )
 from grpo_mlflow.config.methods import Method
+from grpo_mlflow.config.optimizers import OPTIMIZERS
 
 Backend = Literal["local", "vllm_server", "sglang_server"]
 
@@ -138,10 +139,16 @@ class TrainConfig(Section):
         1, description="micro-batches per optimizer step; auto: one optimizer step per epoch"
     )
     epochs: Positive = Field(1, description="passes over the rollouts of an iteration")
-    lr: PositiveFloat = Field(1e-5, description="peak learning rate (AdamW)")
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = Field("adamw", description="adamw, or sgd with momentum")
+    optimizer_options: dict[str, JsonValue] = Field(
+        {}, description="its options: betas and eps of adamw, momentum of sgd"
+    )
+    lr: PositiveFloat = Field(1e-5, description="peak learning rate")
     lr_schedule: names.Schedule = Field("constant", description="shape after the warm-up")
     lr_warmup_steps: NonNegative = Field(0, description="optimizer steps of linear warm-up")
-    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay")
+    weight_decay: NonNegativeFloat = Field(
+        0.0, description="weight decay: decoupled in adamw, added to the gradient in sgd"
+    )
     grad_clip: PositiveFloat | None = Field(1.0, description="largest gradient norm; null is off")
     method: Method = Field(
         "grpo", description="a method by its name: what it sets, keys given beside it change (docs/methods.md)"

@@ -26,7 +26,7 @@ from grpo_mlflow.algorithm.schedules import adapt_kl_coef, learning_rate
 from grpo_mlflow.config import TrainConfig
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.training import loss
+from grpo_mlflow.training import loss, optimizers
 from grpo_mlflow.training.batching import Row, collate, pad, rows_of
 from grpo_mlflow.training.checkpoint import load_optimizer, save_optimizer
 from grpo_mlflow.training.scoring import Scorer
@@ -60,7 +60,7 @@ class Learner:
         if self._policy.reason is not None:
             _LOG.warning("each completion repeats the computation of its prompt: %s", self._policy.reason)
         parameters = [p for p in policy.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        optimizer = optimizers.create(parameters, config)
         self._model, self.optimizer = accelerator.prepare(policy.model, optimizer)
         self._model.eval()  # dropout would make sampled and trained log-probs differ
         self.step = 0
