@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from grpo_mlflow.config import model_checks, server_checks, task_checks
+from grpo_mlflow.config import model_checks, optimizers, server_checks, task_checks
 from grpo_mlflow.config.schema import Config
 
 
@@ -18,6 +18,7 @@ def errors(config: Config) -> list[str]:
         *_counts(config),
         *task_checks.errors(config),
         *_batches(config),
+        *optimizers.errors(config.train.optimizer, config.train.optimizer_options),
         *_models(config),
         *model_checks.errors(config),
         *server_checks.errors(config),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
@@ -24,6 +26,22 @@ def as_tuple(value: Any) -> Any:
 
 
 Ints = Annotated[tuple[Positive, ...], BeforeValidator(as_tuple)]
+
+OWN = r"python:[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+"""How a setting names code of the user's own."""
+
+
+def one_of(names: Iterable[str], own: str = "") -> AfterValidator:
+    """Return the check that a text is one of the names of a table, or code of the user's own (shown as `own`)."""
+    allowed = " or ".join([*(repr(name) for name in names), *([own] if own else [])])
+    known = {*names}
+
+    def check(name: str) -> str:
+        if name not in known and not (own and re.fullmatch(OWN, name)):
+            raise PydanticCustomError("name", "input should be {names}", {"names": allowed})
+        return name
+
+    return AfterValidator(check)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

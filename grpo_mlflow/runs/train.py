@@ -15,7 +15,7 @@ from grpo_mlflow.runs.generators import open_generators
 from grpo_mlflow.runs.session import Nested, session
 from grpo_mlflow.runs.stored import Stored
 from grpo_mlflow.tracking import NullTracker
-from grpo_mlflow.training import evaluation, trainer
+from grpo_mlflow.training import evaluation, loss, trainer
 from grpo_mlflow.training.checkpoint import CheckpointStore
 from grpo_mlflow.training.collector import Collector, read_ahead
 from grpo_mlflow.training.learner import Learner, Sizes
@@ -47,6 +47,7 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
     config = resolved.config
     nested = trial.nested if trial else None
     replayed = recorded(config)  # before a run is opened that could only fail
+    loss.load(config.train)  # as above
     with session(resolved, "train", stored, nested) as (processes, tracker, console):
         if trial:
             trial.on_start(tracker.run_id)

@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from grpo_mlflow import seeding
-from grpo_mlflow.algorithm.advantages import Scale, group_advantages
+from grpo_mlflow.algorithm.advantages import group_advantages
+from grpo_mlflow.algorithm.names import Scale
 from grpo_mlflow.config import GenerationConfig
 from grpo_mlflow.generation import Generator, Sampling
 from grpo_mlflow.model.policy import Policy

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
-from grpo_mlflow.config.fields import Fraction, NonNegative, Positive, PositiveFloat, Section, as_tuple, setting
+from grpo_mlflow.config.fields import OWN, Fraction, NonNegative, Positive, PositiveFloat, Section, as_tuple, setting
 
 
 class ArithmeticConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=True):
@@ -32,7 +32,7 @@ class Gsm8kConfig(Section, resume=False, compared=True, varies=True, secret=Fals
 
 
 TASK_NAMES = "'arithmetic' or 'sat', 'gsm8k', 'mix', reasoning_gym/NAME or python:MODULE:CLASS"
-_TASK_NAME = re.compile(r"arithmetic|sat|gsm8k|mix|reasoning_gym/[a-z0-9_]+|python:[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_TASK_NAME = re.compile(rf"arithmetic|sat|gsm8k|mix|reasoning_gym/[a-z0-9_]+|{OWN}")
 
 
 def _task_name(name: str) -> str:
