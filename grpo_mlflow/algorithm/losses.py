@@ -124,7 +124,8 @@ def aggregation_weights(
 ) -> Tensor:
     """Return the weight (B,) of every token of each rollout.
 
-    `rollouts` and `tokens` count the whole optimizer step over all processes, flat groups included.
+    `lengths` (B,) and `tokens` count trained tokens. `rollouts` and `tokens` count the whole optimizer step over all
+    processes, flat groups included. A rollout without trained tokens has none that its weight could act on.
 
         grpo     1 / (rollouts * length_i)                 mean over rollouts of the mean over tokens
         dapo     1 / tokens                                mean over all tokens (Yu et al. 2025)
@@ -132,10 +133,10 @@ def aggregation_weights(
         bnpo     1 / tokens of the micro-batch: pass those as `tokens` and average over micro-batches
     """
     if kind == "grpo":
-        return 1.0 / (rollouts * lengths)
+        return 1.0 / (rollouts * lengths.clamp(min=1))
     if kind == "dr_grpo":
         return torch.full_like(lengths, 1.0 / (rollouts * max_completion_length), dtype=torch.float32)
-    return torch.full_like(lengths, 1.0 / tokens, dtype=torch.float32)
+    return torch.full_like(lengths, 1.0 / max(1, tokens), dtype=torch.float32)
 
 
 def weighted_sum(terms: Tensor, weights: Tensor, mask: Tensor) -> Tensor:

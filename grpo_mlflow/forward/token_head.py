@@ -118,6 +118,10 @@ class _TokenLogprobs(torch.autograd.Function):
                     to_weight += typed.T @ hidden[part]
             if to_bias is not None:
                 to_bias += gradient.sum(dim=0)
+        if (
+            needs_weight and to_weight is None
+        ):  # no tokens: without a gradient the optimizer would pass this weight over
+            to_weight = torch.zeros_like(weight)
         of_hidden, of_weight = ctx.inputs
         return (
             None if to_hidden is None else to_hidden.to(of_hidden),

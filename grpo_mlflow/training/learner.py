@@ -77,7 +77,7 @@ class Learner:
         rows = rows_of(groups)
         per_step = self._sizes.rollouts_per_step
         steps = self._config.epochs * (len(rows) // per_step)
-        active = [i for i, row in enumerate(rows) if not row.flat]
+        active = [i for i, row in enumerate(rows) if row.teaches]
         frozen = Frozen(
             old=self._score(self._policy, rows, active) if steps > 1 else None,
             reference=self._score(self._reference, rows, active) if self._reference and self.kl_coef > 0 else None,
@@ -126,7 +126,7 @@ class Learner:
     def _plan(self, rows: Sequence[Row], indices: Sequence[int]) -> Plan:
         """Return this process's micro-batches of an optimizer step over all rows of `indices`."""
         config = self._config
-        active = self._own([i for i in indices if not rows[i].flat])
+        active = self._own([i for i in indices if rows[i].teaches])
         batches = self._policy.split(rows, active, config.batch_size)
         # Processes must run backward equally often; and a step without signal still is one, for Adam's momentum.
         most = torch.tensor([len(batches)], device=self._accelerator.device)

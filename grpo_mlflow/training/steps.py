@@ -41,7 +41,7 @@ def row_weights(
     rows: Sequence[Row], indices: Sequence[int], kind: Aggregation, batch_size: int, max_completion_length: int
 ) -> dict[int, float]:
     """Return the token weight of each row of one optimizer step, flat ones counted."""
-    lengths = {i: len(rows[i].completion_ids) for i in indices}
+    lengths = {i: sum(rows[i].mask) for i in indices}
     batches = micro_batches(rows, indices, batch_size)
     weights: dict[int, float] = {}
     for chosen in batches if kind == "bnpo" else [list(indices)]:
