@@ -17,9 +17,8 @@ from grpo_mlflow.runs.stored import Stored
 from grpo_mlflow.tracking import NullTracker
 from grpo_mlflow.training import evaluation, trainer
 from grpo_mlflow.training.checkpoint import CheckpointStore
-from grpo_mlflow.training.collector import Collector, read_ahead
 from grpo_mlflow.training.learner import Learner, Sizes
-from grpo_mlflow.training.replay import recorded
+from grpo_mlflow.training.sources import group_source, open_recording, read_ahead
 from grpo_mlflow.training.trainer import Progress, Trainer
 
 
@@ -46,7 +45,7 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
     """Train, from the beginning or from `stored`; as a trial of a study, it may end with `Pruned`."""
     config = resolved.config
     nested = trial.nested if trial else None
-    replayed = recorded(config)  # before a run is opened that could only fail
+    recording = open_recording(config)  # before a run is opened that could only fail
     with session(resolved, "train", stored, nested) as (processes, tracker, console):
         if trial:
             trial.on_start(tracker.run_id)
@@ -84,21 +83,21 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
         task = tasks.of(config)
         first = initial() if resumed and config.generation.sync == "none" else source
         with open_generators(config, actor, source, first, tracker, console) as generators:
-            collector = Collector(
+            source_of_groups = group_source(
                 config,
                 task,
                 actor,
-                generators.training(),
+                generators.training,
                 processes,
-                replayed,
-                read_ahead(resumed) if resumed else None,
+                recording=recording,
+                ahead=read_ahead(resumed) if resumed else None,
             )
             loop = Trainer(
                 config,
                 task,
                 actor,
-                collector,
-                generators.evaluation(),
+                source_of_groups,
+                generators.evaluation() if config.eval.enabled else None,
                 learner,
                 processes,
                 tracker,

@@ -28,8 +28,8 @@ from grpo_mlflow.tasks import Task
 from grpo_mlflow.tracking import NullTracker
 from grpo_mlflow.training import evaluation, rollout_files, rollout_metrics
 from grpo_mlflow.training.checkpoint import CheckpointStore, name_of
-from grpo_mlflow.training.collector import AHEAD, Collected, Collector
 from grpo_mlflow.training.learner import Learner
+from grpo_mlflow.training.sources import AHEAD, Collected, GroupSource
 from grpo_mlflow.training.throughput import Meter
 
 
@@ -80,8 +80,8 @@ class Trainer:
         config: Config,
         task: Task,
         policy: Policy,
-        collector: Collector,
-        evaluator: Generator,
+        source: GroupSource,
+        evaluator: Generator | None,
         learner: Learner,
         processes: Processes,
         tracker: NullTracker,
@@ -92,7 +92,7 @@ class Trainer:
         baseline: evaluation.Evaluation | None = None,
     ) -> None:
         self._config, self._task, self._policy = config, task, policy
-        self._collector, self._evaluator = collector, evaluator
+        self._source, self._evaluator = source, evaluator
         self._learner, self._processes, self._tracker = learner, processes, tracker
         self._store, self._console = store, console
         self._on_evaluation, self._baseline = on_evaluation, baseline
@@ -116,7 +116,7 @@ class Trainer:
                 if self._evaluation_due(version) and not self.progress.evaluated:
                     self._evaluate(version)
                 if self._checkpoint_due(version):
-                    self._collector.settle()  # what is sampled ahead belongs into the checkpoint
+                    self._source.settle()  # what is sampled ahead belongs into the checkpoint
                     with interrupts.deferred():
                         self._save(version)
                 if version >= total:
@@ -124,20 +124,21 @@ class Trainer:
                     return self.progress
                 self.iterate(version)
         except (interrupts.Interrupted, ServerFailed, StoreAway, PeerLost):
-            self._collector.stop()
+            self._source.stop()
             if self._whole:  # not so where a process was lost in the middle of an update
                 with interrupts.deferred():
                     self._save(self.progress.iteration)
             raise
         finally:
-            self._collector.stop()
+            self._source.stop()
             self._console.stop()
 
     def iterate(self, version: int) -> None:
         """Sample rollouts with version `version` and update it to the next."""
         start, phases = time.perf_counter(), Phases()
         with phases.measure("generate"):
-            collected = self._collector.collect(version)
+            collected = self._source.groups(version)
+            self._source.begin(version + 1)
         with interrupts.deferred():  # from the first optimizer step on, only a whole iteration can be saved
             self._whole = False
             with phases.measure("update"), self._processes.collective():
@@ -157,7 +158,8 @@ class Trainer:
         if version == 0 and self._baseline is not None:
             result = self._baseline
         else:
-            self._collector.settle()  # they may share a server, which is about to get other weights
+            self._source.settle()  # they may share a server, which is about to get other weights
+            assert self._evaluator is not None, "eval.enabled makes one"
             self._evaluator.sync(version)
             result = evaluation.evaluate(self._task, self._policy, self._evaluator, self._config, self._processes)
         seconds = time.perf_counter() - start
@@ -205,16 +207,21 @@ class Trainer:
 
     def _track_generators(self, version: int) -> None:
         """Log what the last evaluation's sampling met; that of the others stands with the iteration after."""
-        met = self._collector.metrics(self._evaluator)
+        met = self._generator_metrics()
         if met:
             self._tracker.metrics({f"perf/{name}": value for name, value in met.items()}, version)
+
+    def _generator_metrics(self) -> dict[str, float]:
+        """Return what the generators met since the last call, that of evaluations included."""
+        own, other = self._source.metrics(), self._evaluator.metrics() if self._evaluator is not None else {}
+        return {name: own.get(name, 0.0) + other.get(name, 0.0) for name in own | other}
 
     def _write(self, folder: Path) -> None:
         self._policy.save(folder)
         inner = folder / "trainer"
         inner.mkdir()
         self._learner.save(inner / "optimizer.safetensors")
-        self._collector.save(inner / AHEAD)
+        self._source.save(inner / AHEAD)
         (inner / "config.yaml").write_text(redact(dump(self._config)))
         state = {
             "run_id": self._tracker.run_id,
@@ -234,7 +241,7 @@ class Trainer:
         perf = {f"seconds_{phase}": spent for phase, spent in phases.seconds.items()}
         perf |= {"seconds_iteration": seconds, "tokens_per_sec": sampled / seconds}
         perf["generated_tokens_per_sec"] = sampled / phases.seconds["generate"]
-        perf |= self._collector.metrics(self._evaluator)
+        perf |= self._generator_metrics()
         perf["trained_tokens_per_sec"] = metrics.pop("tokens_trained") / phases.seconds["update"]
         perf |= self._meter.metrics(collected.groups, collected.sampled, phases.seconds, seconds)
         values = {f"train/{name}": value for name, value in metrics.items()}
