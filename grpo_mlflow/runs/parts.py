@@ -43,9 +43,8 @@ def open_parts(
     """
     models = _load(config, checkpoint, processes, console)
     learner = _learner(config, models, processes)
-    store = processes.one_after_first(
-        lambda: CheckpointStore(tracker.run_dir / "checkpoints", config.checkpoint.keep_last)
-    )
+    folder = tracker.run_dir / "checkpoints"
+    store = processes.one_after_first(lambda: CheckpointStore(folder, config.checkpoint.keep_last))
     progress = None
     if checkpoint:
         progress = state.restore(checkpoint, learner)
@@ -64,13 +63,12 @@ def open_parts(
             recording=recording,
             ahead=read_ahead(checkpoint) if checkpoint else None,
         )
-        evaluator = generators.evaluation() if config.eval.enabled else None
         parts = Parts(
             config=config,
             task=task,
             policy=models.actor,
             source=source,
-            evaluator=evaluator,
+            evaluator=generators.evaluation() if config.eval.enabled else None,
             learner=learner,
             processes=processes,
             tracker=tracker,
