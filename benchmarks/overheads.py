@@ -42,7 +42,7 @@ def tracking(folder: Path, iterations: int) -> dict[str, float]:
 
     with importing():
         from grpo_mlflow import runs
-        from grpo_mlflow.training import rollouts
+        from grpo_mlflow.training import rollout_files
     from grpo_mlflow.config import resolve
     from grpo_mlflow.tracking.tracker import Tracker
     from grpo_mlflow.training.trainer import Trainer
@@ -62,7 +62,7 @@ def tracking(folder: Path, iterations: int) -> dict[str, float]:
         setattr(owner, method, timed)
 
     time_calls(Trainer, "iterate", "iterate")
-    time_calls(rollouts, "write", "files")
+    time_calls(rollout_files, "write", "files")
     time_calls(Tracker, "text", "files")
     time_calls(Tracker, "_perform", "mlflow")
     store = f"tracking.uri=sqlite:///{folder}/mlflow.db"

@@ -63,9 +63,7 @@ class Generators:
                 all_of_them.callback(self._process.close)
 
     def training(self) -> Generator:
-        """Return what samples rollouts; recorded ones need no server."""
-        if self._config.data.source != "live":
-            return LocalGenerator(self._policy, 1)
+        """Return what samples rollouts."""
         return self._generator(
             self._config.generation.backend, self._config.generation.base_url, self._config.generation.batch_size
         )

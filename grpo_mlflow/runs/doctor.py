@@ -176,7 +176,9 @@ class Doctor:
         config, log = self.config.model_copy(update={"generation": patient}), self.folder / "server.log"
         source = loading.model_source(config.model.train_id, config)
         generators = held.enter_context(Generators(config, actor, source, source, log, print))
-        named = [("", generators.training()), ("evaluation ", generators.evaluation())]
+        named = [("evaluation ", generators.evaluation())]
+        if self.config.data.source == "live":  # recorded rollouts need no server
+            named.insert(0, ("", generators.training()))
         found: list[tuple[str, ServerGenerator]] = []
         for name, generator in named:
             known = [other.server for _, other in found]

@@ -65,13 +65,7 @@ def session(
             raise
         tracker = opened
         try:
-            described = config.model_copy(update={"resume": None})
-            tracker.params(_parameters(described, kind))
-            tracker.tags(_versions())
-            tracker.text("config/resolved.yaml", dump(described))
-            if stored is not None and resolved.config.resume is not None:
-                changed = [f"{key}={flatten(described.model_dump())[key]}" for key in _overridden(resolved)]
-                tracker.tags({"grpo.resumed_with": " ".join(changed)})
+            _describe(resolved, kind, tracker, resumed=stored is not None and config.resume is not None)
             yield processes, tracker, console
         except Pruned:
             tracker.tags({"optuna.state": "PRUNED"})
@@ -89,6 +83,17 @@ def session(
             raise
         with interrupts.deferred():
             tracker.finish("FINISHED")
+
+
+def _describe(resolved: Resolved, kind: str, tracker: NullTracker, resumed: bool) -> None:
+    """Log what the run is: its config, the versions of what it runs on, and what a resume changed."""
+    described = resolved.config.model_copy(update={"resume": None})
+    tracker.params(_parameters(described, kind))
+    tracker.tags(_versions())
+    tracker.text("config/resolved.yaml", dump(described))
+    if resumed:
+        changed = [f"{key}={flatten(described.model_dump())[key]}" for key in _overridden(resolved)]
+        tracker.tags({"grpo.resumed_with": " ".join(changed)})
 
 
 def _parameters(config: Config, kind: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""From problems to groups: generate, verify, compute advantages; and groups to a file and back."""
+"""From problems to groups: generate, verify, compute advantages."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def collect(
     policy: Policy,
     generator: Generator,
     problems: Sequence[Problem],
+    *,
     k: int,
     sampling: Sampling,
     seed: int,
