@@ -271,6 +271,33 @@ def test_a_signal_while_waiting_cancels_the_requests(policy: Policy, folder: Pat
             signal.signal(signal.SIGUSR1, before)
 
 
+def test_work_under_way_has_ended_when_the_loop_closes() -> None:
+    ended, begun = list[str](), threading.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.1)  # as closing a response takes a while
+            ended.append("work")
+
+    async def last() -> None:
+        ended.append("last")
+
+    loop = Loop()
+    future = loop.start(work())
+    begun.wait()
+    assert loop.close(last)
+    assert ended == ["work", "last"]
+    assert future.cancelled()
+
+
+def test_a_close_that_takes_too_long_is_told() -> None:
+    loop = Loop()
+    assert not loop.close(partial(asyncio.sleep, 1), seconds=0.1)
+
+
 @pytest.mark.parametrize(
     ("failures", "seconds", "succeeds"), [(0, 0.0, True), (3, 30.0, True), (1, 0.0, False), (10**6, 0.5, False)]
 )
@@ -339,16 +366,18 @@ def test_the_client_tells_what_may_pass_from_what_will_not(folder: Path, path: s
     with FakeServer("vllm", folder) as server:
         client = Client(f"{server.url}/v1/", 5.0)
         assert outcome(lambda: loop.run(client.get(path))) == ("answer" if path == "/v1/models" else "Refusal")
-    assert outcome(lambda: loop.run(Client(server.url, 5.0).get(path))) == "Fault"
-    loop.close()
+    assert outcome(lambda: loop.run(client.get(path))) == "Fault"
+    loop.close(client.close)
 
 
 def test_a_failure_to_connect_is_told_from_a_timeout() -> None:
     loop = Loop()
 
     def told(url: str) -> str:
+        client = Client(url, 0.5)
         with pytest.raises(Fault) as caught:
-            loop.run(Client(url, 0.5).get("/v1/models"))
+            loop.run(client.get("/v1/models"))
+        loop.run(client.close())
         return str(caught.value)
 
     with socket.create_server(("127.0.0.1", 0)) as silent:

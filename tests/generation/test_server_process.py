@@ -157,7 +157,7 @@ def test_the_command_says_what_the_settings_say(tmp_path: Path) -> None:
 def managed(folder: Path, shared_store: str, dialect: str, *overrides: str) -> Resolved:
     """A config whose server's interpreter is the fake one."""
     program = folder / "python"
-    program.write_text(f'#!/bin/sh\ncd {ROOT}\nexec {sys.executable} -m tests.fake_server {dialect} "$@"\n')
+    program.write_text(f'#!/bin/sh\ncd {ROOT}\nexec {sys.executable} -m tests.support.fake_server {dialect} "$@"\n')
     program.chmod(0o755)
     words = [f"generation.backend={dialect}_server", "generation.server.manage=true", f"tracking.uri={shared_store}"]
     words += [f"generation.server.python={program}", "generation.server.device=cpu", "checkpoint.keep_last=9"]

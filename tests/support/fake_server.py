@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import json
 import os
 import signal
@@ -413,9 +414,15 @@ class FakeServer:
         """Return the key-value cache of all but the last token: of the weights that saw this prompt first."""
         key, before = (adapter, *prompt), torch.tensor([prompt[:-1]])
         if key not in self._prefixes:
-            seen = self._of(adapter)(input_ids=before, use_cache=True).past_key_values if len(prompt) > 1 else None
-            self._prefixes[key] = seen
+            seen = self._of(adapter)(input_ids=before, use_cache=True) if len(prompt) > 1 else None
+            self._prefixes[key] = seen and getattr(seen, self._cache_name)
         return copy.deepcopy(self._prefixes[key])
+
+    @property
+    def _cache_name(self) -> str:
+        """What this version of transformers calls the cache: both the argument and its field of the output."""
+        forward = inspect.signature(inspect.unwrap(self.model.forward))
+        return "cache" if "cache" in forward.parameters else "past_key_values"
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text[1:] if self.quirks.other_tokenizer else text).input_ids
@@ -453,8 +460,9 @@ class FakeServer:
             cache = self._prefix(prompt, adapter)
         for uniform in uniforms:
             with self._model_lock:
-                out = self._of(adapter)(input_ids=torch.tensor([ids[-1:]]), past_key_values=cache, use_cache=True)
-            cache, logits = out.past_key_values, out.logits[:, -1]
+                kept = {self._cache_name: cache}
+                out = self._of(adapter)(input_ids=torch.tensor([ids[-1:]]), use_cache=True, **kept)
+            cache, logits = getattr(out, self._cache_name), out.logits[:, -1]
             distribution = processed_logprobs(logits, sampling, seen)
             token = int(draw(distribution, torch.tensor([uniform])) if sampling.temperature else distribution.argmax())
             shown = distribution

@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import TypeVar
 
@@ -88,7 +87,7 @@ class PolicyServer:
         Raises:
             ServerFailed: it cannot be reached, or lacks something.
         """
-        return self._loop.run(self._guarded(self._retries.ask("connecting", self._connect, self._mend)))
+        return self._loop.run(self._guarded(lambda: self._retries.ask("connecting", self._connect, self._mend)))
 
     def tokenize(self, text: str) -> list[int]:
         """Return the server's tokens of a text."""
@@ -96,7 +95,7 @@ class PolicyServer:
         async def work() -> list[int]:
             return await _shaped(self._engine.tokenize(text))
 
-        return self._loop.run(self._guarded(self._retries.ask("tokenizing", work, self._mend)))
+        return self._loop.run(self._guarded(lambda: self._retries.ask("tokenizing", work, self._mend)))
 
     # Weights
 
@@ -115,14 +114,14 @@ class PolicyServer:
         before, policy = self._expected, self._initial() if static and version else self._policy
         self._expected = canary.expected(policy, self._canary)
         if static:
-            self._loop.run(self._guarded(self._prove()))
+            self._loop.run(self._guarded(self._prove))
         else:
             folder = self._weights.write(self._policy, version, self._settings.sync == "lora")
             self._label = folder.name if self._settings.sync != "restart" else None
             started_with_them = (
                 self._settings.sync == "restart" and not self._connected and not self._policy.has_adapter
             )
-            self._loop.run(self._guarded(self._deliver(before, started_with_them)))
+            self._loop.run(self._guarded(lambda: self._deliver(before, started_with_them)))
         self._connected, self.version = True, 0 if static else version
         self._seconds += time.perf_counter() - began
 
@@ -186,7 +185,10 @@ class PolicyServer:
     async def _read(self) -> canary.Reading:
         priced = self._settings.behaviour_logprobs == "server"
         ask = Ask(self._canary, 1, Sampling(1), 1, self._policy.eos_ids, priced)
-        scores, draws = await asyncio.gather(_shaped(self._engine.score(self._canary)), self._complete(ask))
+        # One after the other: a failure of one would leave the other behind, and vLLM's CPU engine with --enable-lora
+        # dies of a score and a draw in one batch.
+        scores = await _shaped(self._engine.score(self._canary))
+        draws = await self._complete(ask)
         logprobs = draws[0].logprobs
         return canary.Reading(tuple(scores), draws[0].token_ids[0], logprobs[0] if logprobs else None)
 
@@ -194,7 +196,7 @@ class PolicyServer:
 
     def start(self, asks: Sequence[Ask], at_once: int) -> Future[list[list[Draw]]]:
         """Begin to sample, `at_once` prompts in flight; the future holds the draws in the order of `asks`."""
-        return self._loop.start(self._guarded(self._sample(asks, at_once)))
+        return self._loop.start(self._guarded(lambda: self._sample(asks, at_once)))
 
     async def _sample(self, asks: Sequence[Ask], at_once: int) -> list[list[Draw]]:
         for _ in range(_ROUNDS):
@@ -260,9 +262,9 @@ class PolicyServer:
         except ServerFailed as failed:
             raise Fault(str(failed)) from failed
 
-    async def _guarded(self, work: Awaitable[T]) -> T:
+    async def _guarded(self, work: Callable[[], Awaitable[T]]) -> T:
         try:
-            return await work
+            return await work()
         except Refusal as refusal:
             raise ServerFailed(f"the server at {self.url} refuses: {refusal}") from refusal
         except _WrongWeights as wrong:
@@ -292,13 +294,9 @@ class PolicyServer:
         """Close connections, end a server of ours, delete the weights written for it."""
         if self._process is not None:
             self._process.close()
-        try:
-            self._loop.start(self._engine.client.close()).result(timeout=5)
-        except FutureTimeout:
+        if not self._loop.close(self._engine.client.close):
             log.warning("connections to %s did not close in time", self.url)
-        finally:
-            self._loop.close()
-            self._weights.close()
+        self._weights.close()
 
 
 async def _shaped(answer: Awaitable[T]) -> T:
