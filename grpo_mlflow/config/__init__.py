@@ -18,6 +18,7 @@ from grpo_mlflow.config.schema import (
     LoraConfig,
     ModelConfig,
     ServerConfig,
+    SyncName,
     TinyConfig,
     TrainConfig,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "ModelConfig",
     "Resolved",
     "ServerConfig",
+    "SyncName",
     "TinyConfig",
     "TrainConfig",
     "dump",

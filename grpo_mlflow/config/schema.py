@@ -25,6 +25,7 @@ from grpo_mlflow.config.fields import (
 from grpo_mlflow.config.methods import Method
 
 Backend = Literal["local", "vllm_server", "sglang_server"]
+SyncName = Literal["reload", "lora", "restart", "none"]
 
 
 class TinyConfig(Section):
@@ -106,7 +107,7 @@ class GenerationConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="nucleus mass; 1 is off")
     top_k: Annotated[int, Field(ge=-1)] = Field(50, description="most likely tokens kept; -1 or 0 is off")
     repetition_penalty: PositiveFloat = Field(1.1, description="penalty on tokens seen before; 1 is off")
-    sync: Literal["reload", "lora", "restart", "none"] = Field(
+    sync: SyncName = Field(
         "reload",
         description="how a server gets new weights: in place, as an adapter beside the base model (model.lora), by a "
         "restart (managed only), or never (it keeps the initial ones, and the sampler correction carries the "

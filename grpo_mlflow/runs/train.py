@@ -9,6 +9,7 @@ from pathlib import Path
 
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Resolved
+from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import loading
 from grpo_mlflow.runs import messages
 from grpo_mlflow.runs.generators import open_generators
@@ -82,7 +83,7 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
             if processes.is_first:
                 _abandon_later(resumed.iteration, tracker, store)
         task = tasks.of(config)
-        first = initial() if resumed and config.generation.sync == "none" else source
+        first = source if not resumed or SYNCS[config.generation.sync].sends else initial()
         with open_generators(config, actor, source, first, tracker, console) as generators:
             collector = Collector(
                 config,

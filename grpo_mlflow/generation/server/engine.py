@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.server.client import Client, Fault, Refusal
 from grpo_mlflow.types import FinishReason
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +137,15 @@ def check(draws: Sequence[Draw], ask: Ask, vocabulary: int) -> None:
                 f"its context holds only {count} new tokens after a prompt of {len(ask.token_ids)}; allowed: a longer "
                 f"context (vLLM --max-model-len, SGLang --context-length), or generation.max_new_tokens below {most}"
             )
+
+
+async def shaped(answer: Awaitable[T]) -> T:
+    """Await what an engine makes of an answer.
+
+    Raises:
+        Fault: the answer's JSON is not of the expected shape (cut, or a proxy's).
+    """
+    try:
+        return await answer
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise Fault(f"an answer of unexpected shape ({type(error).__name__}: {error})") from error
