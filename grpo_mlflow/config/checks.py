@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from grpo_mlflow.config import model_checks, task_checks
+from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.config.schema import Config
 
 
@@ -127,7 +128,7 @@ def _servers(config: Config) -> Iterator[str]:
     if managed and local:
         yield (
             "generation.server.manage = true: generation.backend = 'local' has no server to start; allowed: "
-            "generation.backend vllm_server or sglang_server"
+            f"generation.backend {' or '.join(SERVERS)}"
         )
     if generation.sync == "restart" and not managed:
         yield (
@@ -145,14 +146,15 @@ def _servers(config: Config) -> Iterator[str]:
             f"generation.behaviour_logprobs = 'recompute': with generation.{older} the trainer's weights are not those "
             "that sampled; allowed: server"
         )
-    if generation.backend == "sglang_server" and generation.behaviour_logprobs == "server":
+    kind = SERVERS.get(generation.backend)
+    if kind and not kind.shaped_logprobs and generation.behaviour_logprobs == "server":
         shaping = {"top_p": (1.0, generation.top_p < 1), "top_k": (-1, generation.top_k > 0)}
         shaping["repetition_penalty"] = (1.0, generation.repetition_penalty != 1)
         for key, (off, active) in shaping.items():
             if active:
                 yield (
-                    f"generation.{key} = {getattr(generation, key)}: SGLang's log-probabilities leave it out; allowed: "
-                    f"{off}, or generation.behaviour_logprobs=recompute"
+                    f"generation.{key} = {getattr(generation, key)}: {kind.title}'s log-probabilities leave it out; "
+                    f"allowed: {off}, or generation.behaviour_logprobs=recompute"
                 )
 
 

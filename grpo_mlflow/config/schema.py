@@ -7,11 +7,12 @@ a laptop. Fields are strict (the text "8" is not a number) and frozen.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
+from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.config.fields import (
     Fraction,
     Ints,
@@ -24,7 +25,11 @@ from grpo_mlflow.config.fields import (
 )
 from grpo_mlflow.config.methods import Method
 
-Backend = Literal["local", "vllm_server", "sglang_server"]
+if TYPE_CHECKING:
+    Backend = str  # type checkers take no computed Literal
+else:
+    _BACKENDS = ("local", *SERVERS)
+    Backend = Literal[_BACKENDS]
 SyncName = Literal["reload", "lora", "restart", "none"]
 
 

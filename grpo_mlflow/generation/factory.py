@@ -11,16 +11,12 @@ from grpo_mlflow.config import Config
 from grpo_mlflow.generation.base import Generator
 from grpo_mlflow.generation.local.generator import LocalGenerator
 from grpo_mlflow.generation.server.client import Client
-from grpo_mlflow.generation.server.engine import Engine
 from grpo_mlflow.generation.server.generator import ServerGenerator
+from grpo_mlflow.generation.server.launch import Launch, engine_class, launch
 from grpo_mlflow.generation.server.policy_server import PolicyServer
-from grpo_mlflow.generation.server.process import Launch, ServerProcess, launch
-from grpo_mlflow.generation.server.sglang import SGLang
+from grpo_mlflow.generation.server.process import ServerProcess
 from grpo_mlflow.generation.server.sync import SYNCS
-from grpo_mlflow.generation.server.vllm import VLLM
 from grpo_mlflow.model.policy import Policy, load_as
-
-ENGINES: dict[str, type[VLLM] | type[SGLang]] = {"vllm_server": VLLM, "sglang_server": SGLang}
 
 
 class Generators:
@@ -87,7 +83,7 @@ class Generators:
         process = self._managed() if managed else None
         address = process.url if process else str(base_url)
         if (backend, address) not in self._servers:
-            engine: Engine = ENGINES[backend](Client(address, settings.timeout))
+            engine = engine_class(backend)(Client(address, settings.timeout))
             self._servers[backend, address] = PolicyServer(engine, self._policy, settings, self._load_initial, process)
         return self._servers[backend, address]
 

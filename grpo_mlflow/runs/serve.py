@@ -7,7 +7,8 @@ from pathlib import Path
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ServerFailed
-from grpo_mlflow.generation.server.process import Launch, ServerProcess, launch
+from grpo_mlflow.generation.server.launch import Launch, launch
+from grpo_mlflow.generation.server.process import ServerProcess
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import loading, lora
 from grpo_mlflow.runtime import interrupts

@@ -33,10 +33,10 @@ async def deliver(link: Link, proof: Proof, before: canary.Expected | None = Non
             return
         except WrongWeights as wrong:
             if last:
+                own = link.engine.remedies.old_weights
                 raise ServerFailed(
-                    f"the server was given new weights, but {wrong}. Rollouts would be another policy's, so the "
-                    "run stops. Known causes: another run that uses the same server; vLLM on a CPU with tied "
-                    "embeddings, started without our worker extension (docs/servers.md); a server of another "
-                    "number format (--dtype) than model.dtype"
+                    f"the server was given new weights, but {wrong}. Rollouts would be another policy's, so the run "
+                    f"stops. Known causes: another run that uses the same server; {own + '; ' if own else ''}a server "
+                    "of another number format (--dtype) than model.dtype"
                 ) from None
             log.warning("after loading weights, %s; loading once more", wrong)

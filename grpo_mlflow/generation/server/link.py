@@ -56,7 +56,7 @@ class Link:
     async def complete(self, ask: Ask) -> list[Draw]:
         """Return completions that can be those asked for; one try."""
         draws = await shaped(self.engine.complete(ask))
-        check(draws, ask, self.vocabulary)
+        check(draws, ask, self.vocabulary, self.engine.remedies.context)
         return draws
 
     async def score(self, token_ids: Sequence[int]) -> list[float]:

@@ -21,7 +21,7 @@ from grpo_mlflow.generation.server import canary
 from grpo_mlflow.generation.server.batches import Batches
 from grpo_mlflow.generation.server.client import Loop, Refusal
 from grpo_mlflow.generation.server.delivery import deliver
-from grpo_mlflow.generation.server.engine import Ask, Draw, Engine, Incapable, shaped
+from grpo_mlflow.generation.server.engine import Ask, Draw, Engine, Incapable, Remedies, shaped
 from grpo_mlflow.generation.server.link import Link
 from grpo_mlflow.generation.server.process import ServerProcess
 from grpo_mlflow.generation.server.proof import Proof, WrongWeights
@@ -65,6 +65,11 @@ class PolicyServer:
     @property
     def url(self) -> str:
         return self._engine.client.root
+
+    @property
+    def remedies(self) -> Remedies:
+        """What a person can do about a server of this kind."""
+        return self._engine.remedies
 
     @property
     def folder(self) -> Path | None:
