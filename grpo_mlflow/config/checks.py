@@ -21,6 +21,7 @@ def errors(config: Config) -> list[str]:
         *_models(config),
         *model_checks.errors(config),
         *_servers(config),
+        *_shaped_logprobs(config),
     ]
 
 
@@ -146,6 +147,10 @@ def _servers(config: Config) -> Iterator[str]:
             f"generation.behaviour_logprobs = 'recompute': with generation.{older} the trainer's weights are not those "
             "that sampled; allowed: server"
         )
+
+
+def _shaped_logprobs(config: Config) -> Iterator[str]:
+    generation = config.generation
     kind = SERVERS.get(generation.backend)
     if kind and not kind.shaped_logprobs and generation.behaviour_logprobs == "server":
         shaping = {"top_p": (1.0, generation.top_p < 1), "top_k": (-1, generation.top_k > 0)}
