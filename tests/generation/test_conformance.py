@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from grpo_mlflow.config import ServerConfig, SyncName, resolve
+from grpo_mlflow.config import ServerConfig, resolve
 from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.generation import Generator, LocalGenerator
 from grpo_mlflow.generation.server.launch import engine_class, launch
-from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model.policy import Policy
 from tests.support.conformance import Conformance, ShapedConformance
 from tests.support.fake_server import DIALECTS, FakeServer
@@ -52,7 +50,3 @@ def test_every_kind_of_server_can_be_chosen_started_and_spoken_to(name: str) -> 
     assert {"org/model", "7"} <= set(found.command)
     assert engine_class(name).remedies.install
     assert DIALECTS[name.removesuffix("_server")].shaped_logprobs == SERVERS[name].shaped_logprobs
-
-
-def test_every_name_of_a_way_to_sync_has_its_class() -> None:
-    assert set(SYNCS) == set(get_args(SyncName))

@@ -102,6 +102,7 @@ time.sleep(600)
     assert len([p for p in marked(mark) if p.pid != trainer.pid]) == 2
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
+    trainer.stdout.close()
     assert gone(mark)
 
 

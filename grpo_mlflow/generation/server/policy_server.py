@@ -108,7 +108,7 @@ class PolicyServer:
 
     def start(self, asks: Sequence[Ask], at_once: int) -> Future[list[list[Draw]]]:
         """Begin to sample, `at_once` prompts in flight; the future holds the draws in the order of `asks`."""
-        return self._loop.start(self._told(lambda: self._batches.sample(asks, at_once)))
+        return self._loop.start(self._with_address(lambda: self._batches.sample(asks, at_once)))
 
     def metrics(self) -> dict[str, float]:
         """Return what happened since the last call."""
@@ -149,10 +149,10 @@ class PolicyServer:
             await deliver(self._link, self._proof, before, is_there)
 
     def _run(self, work: Callable[[], Awaitable[T]]) -> T:
-        return self._loop.run(self._told(work))
+        return self._loop.run(self._with_address(work))
 
-    async def _told(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do the work; what went wrong is told with the server's address."""
+    async def _with_address(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do the work; errors name the server's address."""
         try:
             return await work()
         except Refusal as refusal:
