@@ -11,6 +11,7 @@ from grpo_mlflow.config.schema import (
     LoraConfig,
     ModelConfig,
     ServerConfig,
+    SyncName,
     TinyConfig,
     TrainConfig,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "ModelConfig",
     "Resolved",
     "ServerConfig",
+    "SyncName",
     "TinyConfig",
     "TrainConfig",
     "dump",

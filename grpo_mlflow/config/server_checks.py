@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.config.schema import Config
 
 
@@ -42,7 +43,7 @@ def _managed(config: Config) -> Iterator[str]:
     if managed and generation.backend == "local":
         yield (
             "generation.server.manage = true: generation.backend = 'local' has no server to start; allowed: "
-            "generation.backend vllm_server or sglang_server"
+            f"generation.backend {' or '.join(SERVERS)}"
         )
     if generation.sync == "restart" and not managed:
         yield (
@@ -68,13 +69,14 @@ def _older_weights(config: Config) -> Iterator[str]:
 
 def _shaping(config: Config) -> Iterator[str]:
     generation = config.generation
-    if generation.backend != "sglang_server" or generation.behaviour_logprobs != "server":
+    kind = SERVERS.get(generation.backend)
+    if not kind or kind.shaped_logprobs or generation.behaviour_logprobs != "server":
         return
     shaping = {"top_p": (1.0, generation.top_p < 1), "top_k": (-1, generation.top_k > 0)}
     shaping["repetition_penalty"] = (1.0, generation.repetition_penalty != 1)
     for key, (off, active) in shaping.items():
         if active:
             yield (
-                f"generation.{key} = {getattr(generation, key)}: SGLang's log-probabilities leave it out; allowed: "
-                f"{off}, or generation.behaviour_logprobs=recompute"
+                f"generation.{key} = {getattr(generation, key)}: {kind.title}'s log-probabilities leave it out; "
+                f"allowed: {off}, or generation.behaviour_logprobs=recompute"
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Config
+from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import loading
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runs import messages
@@ -52,7 +53,7 @@ def open_parts(
         if processes.is_first:
             _abandon_later(checkpoint.iteration, tracker, store)
     task = tasks.of(config)
-    first = models.initial() if checkpoint and config.generation.sync == "none" else models.source
+    first = models.source if not checkpoint or SYNCS[config.generation.sync].sends else models.initial()
     with open_generators(config, models.actor, models.source, first, tracker, console) as generators:
         source = group_source(
             config,

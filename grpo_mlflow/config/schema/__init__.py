@@ -7,7 +7,7 @@ a laptop. Fields are strict (the text "8" is not a number) and frozen.
 from grpo_mlflow.config.schema.config import Config
 from grpo_mlflow.config.schema.data import TASK_NAMES, ArithmeticConfig, DataConfig, Gsm8kConfig, SatConfig, TaskName
 from grpo_mlflow.config.schema.eval import EvalConfig
-from grpo_mlflow.config.schema.generation import Backend, GenerationConfig, ServerConfig
+from grpo_mlflow.config.schema.generation import Backend, GenerationConfig, ServerConfig, SyncName
 from grpo_mlflow.config.schema.model import LoraConfig, ModelConfig, TinyConfig
 from grpo_mlflow.config.schema.search import SearchConfig
 from grpo_mlflow.config.schema.tracking import CheckpointConfig, TrackingConfig
@@ -28,6 +28,7 @@ __all__ = [
     "SatConfig",
     "SearchConfig",
     "ServerConfig",
+    "SyncName",
     "TaskName",
     "TinyConfig",
     "TrackingConfig",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.config.fields import NonNegativeFloat, Positive, PositiveFloat, Section, as_tuple, setting
 
-Backend = Literal["local", "vllm_server", "sglang_server"]
+if TYPE_CHECKING:
+    Backend = str  # type checkers take no computed Literal
+else:
+    _BACKENDS = ("local", *SERVERS)
+    Backend = Literal[_BACKENDS]
+SyncName = Literal["reload", "lora", "restart", "none"]
 
 
 class ServerConfig(Section, resume=True, compared=False, varies=True, secret=False, evaluation=False):
@@ -44,7 +50,7 @@ class GenerationConfig(Section, resume=False, compared=True, varies=True, secret
     top_p: Annotated[float, Field(gt=0, le=1)] = setting(0.95, "nucleus mass; 1 is off", evaluation=True)
     top_k: Annotated[int, Field(ge=-1)] = setting(50, "most likely tokens kept; -1 or 0 is off", evaluation=True)
     repetition_penalty: PositiveFloat = setting(1.1, "penalty on tokens seen before; 1 is off", evaluation=True)
-    sync: Literal["reload", "lora", "restart", "none"] = setting(
+    sync: SyncName = setting(
         "reload",
         "how a server gets new weights: in place, as an adapter beside the base model (model.lora), by a "
         "restart (managed only), or never (it keeps the initial ones, and the sampler correction carries the "
