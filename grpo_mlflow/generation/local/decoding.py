@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from grpo_mlflow.forward import kv_cache
+from grpo_mlflow.forward import kv_cache, tuning
 from grpo_mlflow.forward.attention import Packed, packed_forward
 from grpo_mlflow.forward.llama_step import LlamaStep, can_step
 from grpo_mlflow.forward.padded import keeps_logits
@@ -26,8 +26,6 @@ from grpo_mlflow.forward.shared_prefix import reason_against
 from grpo_mlflow.model.policy import Policy
 
 _PLAIN = ("cpu", torch.float32)
-_ALIKE = 0.75  # share of the rows: with more different sequences each row goes on alone
-_IDLE = 0.1  # share of a decoder's rows that may be without use: to take rows out copies all keys and values
 
 
 class Decoder(Protocol):
@@ -82,12 +80,12 @@ class Branches:
         parents, newest, owners, moves = self._owners, tokens, torch.arange(len(tokens), device=tokens.device), False
         if not self._apart:
             different, alike = torch.unique(self._owners * vocabulary + tokens, return_inverse=True)
-            if len(different) > _ALIKE * len(tokens):
+            if len(different) > tuning.DISTINCT_SHARE * len(tokens):
                 self._apart = moves = True  # each row gets its own place, in order
             else:
                 parents, newest, owners = different // vocabulary, different % vocabulary, alike
                 moves = bool((parents[1:] == parents[:-1]).any())
-        if moves or held - len(parents) > _IDLE * held:
+        if moves or held - len(parents) > tuning.UNUSED_SHARE * held:
             self._decoder.keep(parents)
             self._owners = owners
         elif len(parents) < held:
