@@ -60,11 +60,11 @@ def constants_set(settings: Mapping[str, float]) -> Iterator[None]:
             setattr(tuning, name, value)
 
 
-class Peak(TorchDispatchMode):
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that are made inside; `most` is the most that they held at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.most = 0
         self._held: dict[int, int] = {}  # address -> bytes; 0 for tensors from outside
 
