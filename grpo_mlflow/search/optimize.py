@@ -53,7 +53,7 @@ def optimize(resolved: Resolved, space: Space, storage: BaseStorage, command: Se
             baseline = _shared_baseline(resolved, parent)
             study.sampler = choices.sampler(resolved.config, secrets.randbits(31))  # not what the leader proposes
             with interrupts.handled():
-                Search(resolved, space, study, queue, parent, console, baseline).run()
+                Search(resolved, space, study, queue, parent, console, baseline=baseline).run()
             return []
     with right.held():
         return _lead(resolved, space, study, queue, right, command)
@@ -79,7 +79,7 @@ def _lead(
         console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")
         baseline = _baseline(resolved, tracker, console)
         right.announce(tracker.run_id)
-        work = Search(resolved, space, study, queue, tracker.run_id, console, baseline)
+        work = Search(resolved, space, study, queue, tracker.run_id, console, baseline=baseline)
         with Workers(search.n_jobs - 1, command).running() as workers:
             _run_all(work, study, workers, console)
         right.require()

@@ -47,6 +47,7 @@ class Search:
         queue: studies.Queue,
         parent: str,
         console: Console,
+        *,
         baseline: Evaluation | None = None,
         train: Train = runs.train,
     ) -> None:
