@@ -24,7 +24,7 @@ from grpo_mlflow.runs.stored import Stored
 from grpo_mlflow.runtime import allocator, interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes, join
-from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.tracking import NullTracker, Tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Nested:
 @contextmanager
 def session(
     resolved: Resolved, kind: str, stored: Stored | None = None, nested: Nested | None = None
-) -> Iterator[tuple[Processes, NullTracker, Console]]:
+) -> Iterator[tuple[Processes, Tracker, Console]]:
     """Open the run, log what it is, and set its status to how the block ends."""
     config = resolved.config
     allocator.keep_freed()
@@ -49,7 +49,7 @@ def session(
     console = Console(quiet=nested is not None or not processes.is_first)
     for warning in resolved.warnings:
         console.warn(warning)
-    opened: NullTracker | None = None
+    opened: Tracker | None = None
 
     def fail() -> None:
         if opened is not None:
@@ -99,22 +99,22 @@ def _parameters(config: Config, kind: str) -> dict[str, object]:
     return {**shown, "train.log10_lr": round(math.log10(config.train.lr), 6)}
 
 
-def _open(config: Config, kind: str, stored: Stored | None, nested: Nested | None, processes: Processes) -> NullTracker:
-    tracker = NullTracker(Path())
+def _open(config: Config, kind: str, stored: Stored | None, nested: Nested | None, processes: Processes) -> Tracker:
+    """Let the first process open the run; the others know it and write nothing."""
+    opened: list[Tracker] = []
 
     def start() -> None:
-        nonlocal tracker
         place = (nested.parent_run_id, nested.name, nested.tags) if nested else None
-        tracker = tracking.start(config.tracking, kind, stored.run_id if stored else None, place)
+        opened.append(tracking.start(config.tracking, kind, stored.run_id if stored else None, place))
         if nested:
-            tracker.tags(nested.tags)
+            opened[0].tags(nested.tags)
 
     processes.decided(start)
-    tracker.run_id, tracker.run_dir = processes.broadcast((tracker.run_id, tracker.run_dir))
-    return tracker
+    run_id, run_dir = processes.broadcast((opened[0].run_id, opened[0].run_dir) if opened else ("", Path()))
+    return opened[0] if opened else NullTracker(run_id, run_dir)
 
 
-def _fail(config: Config, kind: str, tracker: NullTracker, processes: Processes, console: Console) -> None:
+def _fail(config: Config, kind: str, tracker: Tracker, processes: Processes, console: Console) -> None:
     """Mark the run FAILED and say how to go on; where the process that tracks it is gone, the second does."""
     if processes.first_lost and processes.rank == 1:
         console = Console()

@@ -14,7 +14,7 @@ from grpo_mlflow.runs import messages
 from grpo_mlflow.runs.generators import open_generators
 from grpo_mlflow.runs.session import Nested, session
 from grpo_mlflow.runs.stored import Stored
-from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import evaluation, trainer
 from grpo_mlflow.training.checkpoint import CheckpointStore
 from grpo_mlflow.training.collector import Collector, read_ahead
@@ -113,7 +113,7 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
     return Finished(tracker.run_id, tracker.run_dir, ended)
 
 
-def _abandon_later(iteration: int, tracker: NullTracker, store: CheckpointStore) -> None:
+def _abandon_later(iteration: int, tracker: Tracker, store: CheckpointStore) -> None:
     """Take the checkpoints after `iteration` out of the way: the run goes on from there on another branch."""
     for name in store.set_aside_after(iteration):
         tracker.remove(f"checkpoints/{name}")

@@ -25,7 +25,7 @@ from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Task
-from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import evaluation, rollout_files, rollout_metrics
 from grpo_mlflow.training.checkpoint import CheckpointStore, name_of
 from grpo_mlflow.training.collector import AHEAD, Collected, Collector
@@ -84,7 +84,7 @@ class Trainer:
         evaluator: Generator,
         learner: Learner,
         processes: Processes,
-        tracker: NullTracker,
+        tracker: Tracker,
         store: CheckpointStore,
         console: Console,
         progress: Progress | None = None,
