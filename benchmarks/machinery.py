@@ -32,7 +32,7 @@ from grpo_mlflow.search.trials import Search
 from grpo_mlflow.training import evaluation
 from grpo_mlflow.training.checkpoint import name_of
 from grpo_mlflow.training.evaluation import Evaluation, Outcome
-from grpo_mlflow.training.trainer import Progress
+from grpo_mlflow.training.progress import Progress
 from grpo_mlflow.types import Completion, Prompt, Rollout, Verdict
 
 _TRAIN_METRICS = 30

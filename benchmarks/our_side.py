@@ -54,9 +54,8 @@ def side(workload: Workload, folder: str, threads: int, iterations: int, dtype: 
         began = time.perf_counter()
         numbers = range(iteration * workload.prompts, (iteration + 1) * workload.prompts)
         problems = [task.problem("train", number) for number in numbers]
-        judged = rollouts.collect(
-            task, actor, generator, problems, workload.k, Sampling(workload.tokens), 0, ("train", iteration)
-        )
+        sampling, key = Sampling(workload.tokens), ("train", iteration)
+        judged = rollouts.collect(task, actor, generator, problems, k=workload.k, sampling=sampling, seed=0, key=key)
         groups = rollouts.form_groups(problems, judged, "group")
         sampled = time.perf_counter()
         learner.update(groups, 0, iteration)

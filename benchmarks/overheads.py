@@ -42,7 +42,7 @@ def tracking(folder: Path, iterations: int) -> dict[str, float]:
 
     with importing():
         from grpo_mlflow import runs
-        from grpo_mlflow.training import rollouts
+        from grpo_mlflow.training import rollout_files
     from grpo_mlflow.config import resolve
     from grpo_mlflow.tracking.outbox import Outbox
     from grpo_mlflow.tracking.tracker import MlflowTracker
@@ -63,7 +63,7 @@ def tracking(folder: Path, iterations: int) -> dict[str, float]:
         setattr(owner, method, timed)
 
     time_calls(Trainer, "iterate", "iterate")
-    time_calls(rollouts, "write", "files")
+    time_calls(rollout_files, "write", "files")
     time_calls(MlflowTracker, "text", "files")
     time_calls(Outbox, "send", "mlflow")
     store = f"tracking.uri=sqlite:///{folder}/mlflow.db"

@@ -19,8 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from grpo_mlflow.forward import tuning
+
 GIB = 2**30
-KEPT_LOGITS = 4 * 2**26 + 2 * 2**26  # bytes: log-probs kept for the backward pass, two slices (`token_head.py`)
+KEPT_LOGITS = 4 * (tuning.KEPT_LOGPROBS + 2 * tuning.LOGITS_SLICE)  # bytes, at most, that `token_head.py` holds
 
 
 @dataclass(frozen=True)

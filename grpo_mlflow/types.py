@@ -44,7 +44,12 @@ class Completion:
 
     `token_ids` keeps the end-of-sequence token where one was sampled. `behaviour_logprobs` has one entry per
     token: the log-probability under the distribution that the token was drawn from, after temperature,
-    penalties and truncation. `policy_version` is the number of iterations behind the sampling weights.
+    penalties and truncation. `policy_version` is the number of iterations behind the sampling weights. `trained` is
+    True on the tokens that the loss counts; None: on all of them. A token that the model did not write (the answer of
+    a tool) is read by those after it, but not trained on.
+
+    Raises:
+        ValueError: `trained` has another length than `token_ids`.
     """
 
     token_ids: tuple[int, ...]
@@ -52,6 +57,11 @@ class Completion:
     behaviour_logprobs: tuple[float, ...]
     finish_reason: FinishReason
     policy_version: int
+    trained: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.trained is not None and len(self.trained) != len(self.token_ids):
+            raise ValueError(f"{len(self.trained)} marks of trained tokens for {len(self.token_ids)} tokens")
 
 
 @_written

@@ -15,8 +15,6 @@ from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.tasks.settings import task_settings
 from tests.support.small_runs import SMALL
 
-# A whole run with every feature, small enough to repeat many times.
-
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

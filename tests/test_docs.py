@@ -27,7 +27,7 @@ import mlflow
 import pytest
 
 from grpo_mlflow.config import presets, resolve, yaml12
-from grpo_mlflow.config.resolve import KEYS, SECTIONS
+from grpo_mlflow.config.keys import KEYS, SECTIONS
 from grpo_mlflow.search import space_file
 from tests.support.docs_commands import (
     PAGES,

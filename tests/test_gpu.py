@@ -74,7 +74,7 @@ def test_the_server_samples_rollouts(resolved: Resolved, actor: Policy, generato
     generator.sync(0)
     problems = [task.problem("train", seed) for seed in range(4)]
     sampling = rollouts.training_sampling(config.generation)
-    groups = rollouts.collect(task, actor, generator, problems, 4, sampling, 0, ("gpu",))
+    groups = rollouts.collect(task, actor, generator, problems, k=4, sampling=sampling, seed=0, key=("gpu",))
     assert [len(group) for group in groups] == [4] * 4
     assert all(r.completion.token_ids and r.completion.text is not None for group in groups for r in group)
 

@@ -12,12 +12,11 @@ decided by max == min, because dividing the float dust of `r - mean` by a tiny s
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
-Scale = Literal["group", "batch", "none", "leave_one_out"]
+from grpo_mlflow.algorithm.names import Scale
+
 EPS = 1e-4
 
 

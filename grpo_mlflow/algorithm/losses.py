@@ -1,8 +1,8 @@
-"""The GRPO loss as pure functions of tensors.
+"""What a loss takes and returns, and the parts that losses are made of, as pure functions of tensors.
 
-A loss is a weighted sum over completion tokens: `sum_i sum_t weight_i * term_it`. `term` comes from the ratio level,
-the surrogate, the KL estimator and the entropy; `weight` from the aggregation, computed once over a whole optimizer
-step, so that splitting the step into micro-batches cannot change the gradient.
+A loss is a weighted sum over completion tokens: `sum_i sum_t weight_i * term_it`. `term` is the loss's own; `weight`
+comes from the aggregation, computed once over a whole optimizer step, so that splitting the step into micro-batches
+cannot change the gradient.
 
 Shapes: B rollouts, T completion tokens, padded on the right; `mask` (B, T) is 1 on real tokens.
 
@@ -12,15 +12,55 @@ defined by them), because both make the gradient depend on how the batch was spl
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-RatioLevel = Literal["token", "sequence"]
-Surrogate = Literal["clip", "cispo"]
-Aggregation = Literal["grpo", "dapo", "dr_grpo", "bnpo"]
-KLEstimator = Literal["k1", "k2", "k3"]
+from grpo_mlflow.algorithm.names import Aggregation, KLEstimator, RatioLevel, Surrogate
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """A micro-batch as a loss sees it. Only `policy` and `entropy` carry a gradient."""
+
+    policy: Tensor
+    """(B, T) log-probabilities under the model that is trained"""
+    old: Tensor
+    """(B, T) the same before the iteration's first optimizer step"""
+    behaviour: Tensor
+    """(B, T) those that the sampler reported"""
+    reference: Tensor | None
+    """(B, T) those of the reference model; None where `train.kl_coef` is 0"""
+    entropy: Tensor
+    """(B, T) entropy of the policy, in nats; its gradient is computed only where `train.entropy_coef` is above 0"""
+    mask: Tensor
+    """(B, T) 1 on tokens that are trained, 0 elsewhere"""
+    advantages: Tensor
+    """(B,)"""
+    weights: Tensor
+    """(B,) weight of each token of a rollout, by `train.aggregation`"""
+
+    def weighted_sum(self, terms: Tensor) -> Tensor:
+        """Return `weighted_sum` of terms (B, T) over this micro-batch."""
+        return weighted_sum(terms, self.weights, self.mask)
+
+    def token_sum(self, values: Tensor) -> Tensor:
+        """Return the sum of values (B, T) over trained tokens, a scalar without gradient."""
+        return values.detach().to(self.mask.dtype).masked_fill(self.mask == 0, 0.0).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class LossParts:
+    """A micro-batch's share of a loss and of its metrics; all tensors are scalars, and shares add up."""
+
+    terms: Mapping[str, Tensor]
+    """Weighted sums, named `loss_...`. Their total is what is minimised."""
+    sums: Mapping[str, Tensor]
+    """Sums over trained tokens, by metric: each is logged as its mean."""
+    summary: Callable[[dict[str, float]], dict[str, float]] | None = None
+    """Turns the means of `sums` into the metrics to log; None: they are logged as they are."""
 
 
 def log_ratio(policy: Tensor, old: Tensor, mask: Tensor, level: RatioLevel) -> Tensor:
@@ -84,7 +124,8 @@ def aggregation_weights(
 ) -> Tensor:
     """Return the weight (B,) of every token of each rollout.
 
-    `rollouts` and `tokens` count the whole optimizer step over all processes, flat groups included.
+    `lengths` (B,) and `tokens` count trained tokens. `rollouts` and `tokens` count the whole optimizer step over all
+    processes, flat groups included. A rollout without trained tokens has none that its weight could act on.
 
         grpo     1 / (rollouts * length_i)                 mean over rollouts of the mean over tokens
         dapo     1 / tokens                                mean over all tokens (Yu et al. 2025)
@@ -92,10 +133,10 @@ def aggregation_weights(
         bnpo     1 / tokens of the micro-batch: pass those as `tokens` and average over micro-batches
     """
     if kind == "grpo":
-        return 1.0 / (rollouts * lengths)
+        return 1.0 / (rollouts * lengths.clamp(min=1))
     if kind == "dr_grpo":
         return torch.full_like(lengths, 1.0 / (rollouts * max_completion_length), dtype=torch.float32)
-    return torch.full_like(lengths, 1.0 / tokens, dtype=torch.float32)
+    return torch.full_like(lengths, 1.0 / max(1, tokens), dtype=torch.float32)
 
 
 def weighted_sum(terms: Tensor, weights: Tensor, mask: Tensor) -> Tensor:

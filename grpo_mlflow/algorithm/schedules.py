@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-Schedule = Literal["constant", "linear", "cosine"]
+from grpo_mlflow.algorithm.names import Schedule
 
 
 def learning_rate(step: int, total_steps: int, peak: float, warmup_steps: int, schedule: Schedule) -> float:

@@ -14,6 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 
@@ -61,15 +62,12 @@ def mean_at_k(rewards: Sequence[float], k: int) -> float:
 
 
 def t_quantile(probability: float, degrees: int) -> float:
-    """Return a quantile of Student's t by the Cornish-Fisher expansion (Abramowitz & Stegun 26.7.5).
+    """Return the value below which a Student's t with `degrees` degrees of freedom lies with this probability.
 
-    Within 1% for 4 or more degrees of freedom and 97.5%; below that it understates.
+    >>> round(t_quantile(0.975, 1), 3)
+    12.706
     """
-    z = NormalDist().inv_cdf(probability)
-    g1 = (z**3 + z) / 4
-    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + g1 / degrees + g2 / degrees**2 + g3 / degrees**3
+    return float(stdtrit(degrees, probability))
 
 
 def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> Estimate:

@@ -51,6 +51,14 @@ def require_task(resolved: Resolved) -> None:
     tasks.of(resolved.config)
 
 
+def require_loss(resolved: Resolved) -> None:
+    """Try the loss, so that what only the loss can refuse is refused before a model or a store is touched."""
+    with importing():  # of torch, which a loss computes with
+        from grpo_mlflow.training import loss
+
+        loss.load(resolved.config.train)
+
+
 def show(resolved: Resolved) -> None:
     """Print every setting with its origin, and on stderr what cannot act."""
     print(render(resolved), end="")

@@ -1,28 +1,23 @@
 """Typed configuration: presets and files, dotted overrides, checks. Importing it stays fast: no torch, no MLflow."""
 
 from grpo_mlflow.config.command import Arguments, parse_arguments
-from grpo_mlflow.config.resolve import (
-    Resolved,
-    dump,
-    flatten,
-    overlay,
-    parse_overrides,
-    presets,
-    render,
-    resolve,
-    split_overrides,
-)
+from grpo_mlflow.config.keys import TRAITS, flatten, summary
+from grpo_mlflow.config.layers import presets
+from grpo_mlflow.config.overrides import parse_overrides, split_overrides
+from grpo_mlflow.config.resolve import Resolved, dump, overlay, render, resolve
 from grpo_mlflow.config.schema import (
     Config,
     GenerationConfig,
     LoraConfig,
     ModelConfig,
     ServerConfig,
+    SyncName,
     TinyConfig,
     TrainConfig,
 )
 
 __all__ = [
+    "TRAITS",
     "Arguments",
     "Config",
     "GenerationConfig",
@@ -30,6 +25,7 @@ __all__ = [
     "ModelConfig",
     "Resolved",
     "ServerConfig",
+    "SyncName",
     "TinyConfig",
     "TrainConfig",
     "dump",
@@ -41,4 +37,5 @@ __all__ = [
     "render",
     "resolve",
     "split_overrides",
+    "summary",
 ]

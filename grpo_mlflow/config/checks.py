@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from grpo_mlflow.config import model_checks, task_checks
+from grpo_mlflow.config import model_checks, optimizers, server_checks, task_checks
 from grpo_mlflow.config.schema import Config
 
 
@@ -15,11 +15,13 @@ def errors(config: Config) -> list[str]:
     """Return one line per contradiction: the key, its value and what is allowed."""
     return [
         *_seeds(config),
+        *_counts(config),
         *task_checks.errors(config),
         *_batches(config),
+        *optimizers.errors(config.train.optimizer, config.train.optimizer_options),
         *_models(config),
         *model_checks.errors(config),
-        *_servers(config),
+        *server_checks.errors(config),
     ]
 
 
@@ -33,19 +35,7 @@ def _seeds(config: Config) -> Iterator[str]:
             f"{eval_end - 1} overlap training seeds {data.train_seed_start} to {train_end - 1}; allowed: a start of "
             f"{train_end} or more, or {max(0, data.train_seed_start - evaluation.num_ids)} or less"
         )
-    if data.num_train_seeds < data.problems_per_iteration:
-        yield (
-            f"data.problems_per_iteration = {data.problems_per_iteration}: more than data.num_train_seeds = "
-            f"{data.num_train_seeds}; allowed: 1 to {data.num_train_seeds}"
-        )
-    if config.eval.enabled and max(evaluation.ks) > evaluation.replicates:
-        yield (
-            f"eval.ks = {list(evaluation.ks)}: pass@{max(evaluation.ks)} cannot be estimated from eval.replicates = "
-            f"{evaluation.replicates}; allowed: k from 1 to {evaluation.replicates}"
-        )
     search = config.search
-    if search.k > evaluation.replicates:
-        yield f"search.k = {search.k}: cannot be estimated; allowed: 1 to eval.replicates = {evaluation.replicates}"
     confirm_end = search.confirm_seed_start + search.confirm_num_ids
     for name, first, end in (
         ("training", data.train_seed_start, train_end),
@@ -56,6 +46,22 @@ def _seeds(config: Config) -> Iterator[str]:
                 f"search.confirm_seed_start = {search.confirm_seed_start}: fresh problems overlap {name} seeds {first} "
                 f"to {end - 1}; allowed: {end} or more"
             )
+
+
+def _counts(config: Config) -> Iterator[str]:
+    data, evaluation, search = config.data, config.eval, config.search
+    if data.num_train_seeds < data.problems_per_iteration:
+        yield (
+            f"data.problems_per_iteration = {data.problems_per_iteration}: more than data.num_train_seeds = "
+            f"{data.num_train_seeds}; allowed: 1 to {data.num_train_seeds}"
+        )
+    if evaluation.enabled and max(evaluation.ks) > evaluation.replicates:
+        yield (
+            f"eval.ks = {list(evaluation.ks)}: pass@{max(evaluation.ks)} cannot be estimated from eval.replicates = "
+            f"{evaluation.replicates}; allowed: k from 1 to {evaluation.replicates}"
+        )
+    if search.k > evaluation.replicates:
+        yield f"search.k = {search.k}: cannot be estimated; allowed: 1 to eval.replicates = {evaluation.replicates}"
     if len(set(evaluation.ks)) < len(evaluation.ks):
         yield f"eval.ks = {list(evaluation.ks)}: holds a k twice; allowed: each k once"
     low, high = data.sat.difficulty
@@ -104,58 +110,6 @@ def _models(config: Config) -> Iterator[str]:
         yield f"train.kl_target = {config.train.kl_target}: cannot adapt train.kl_coef = 0; allowed: kl_coef > 0"
 
 
-def _servers(config: Config) -> Iterator[str]:
-    generation, evaluation = config.generation, config.eval
-    managed, local = generation.server.manage, generation.backend == "local"
-    backend = evaluation.backend or generation.backend
-    borrows = backend == generation.backend and evaluation.base_url in (None, generation.base_url)
-    needed = ""
-    if not local and not generation.base_url and not managed:
-        needed = f"generation.base_url = null: generation.backend = {generation.backend!r}"
-    elif backend not in ("local", generation.backend) and not evaluation.base_url:
-        needed = f"eval.base_url = null: eval.backend = {backend!r}"
-    if needed:
-        yield f"{needed} needs the server's address; allowed: http://HOST:PORT, or generation.server.manage=true"
-    for key, value in (("generation.base_url", generation.base_url), ("eval.base_url", evaluation.base_url)):
-        if value is not None and not value.startswith(("http://", "https://")):
-            yield f"{key} = {value!r}: not an address; allowed: http://HOST:PORT or https://HOST:PORT"
-    if generation.sync == "restart" and managed and backend != "local" and not borrows:
-        yield (
-            f"generation.sync = 'restart': the run did not start the server at eval.base_url = {evaluation.base_url!r} "
-            "and cannot restart it; allowed: reload"
-        )
-    if managed and local:
-        yield (
-            "generation.server.manage = true: generation.backend = 'local' has no server to start; allowed: "
-            "generation.backend vllm_server or sglang_server"
-        )
-    if generation.sync == "restart" and not managed:
-        yield (
-            "generation.sync = 'restart': only a server that the run started can be restarted by it; allowed: reload, "
-            "none, or generation.server.manage=true"
-        )
-    if generation.async_rollouts and local:
-        yield (
-            "generation.async_rollouts = 1: generation.backend = 'local' samples with the weights that are being "
-            "trained; allowed: 0, or a server backend"
-        )
-    older = "async_rollouts = 1" if generation.async_rollouts else "sync = 'none'" if generation.sync == "none" else ""
-    if older and generation.behaviour_logprobs == "recompute" and not local:
-        yield (
-            f"generation.behaviour_logprobs = 'recompute': with generation.{older} the trainer's weights are not those "
-            "that sampled; allowed: server"
-        )
-    if generation.backend == "sglang_server" and generation.behaviour_logprobs == "server":
-        shaping = {"top_p": (1.0, generation.top_p < 1), "top_k": (-1, generation.top_k > 0)}
-        shaping["repetition_penalty"] = (1.0, generation.repetition_penalty != 1)
-        for key, (off, active) in shaping.items():
-            if active:
-                yield (
-                    f"generation.{key} = {getattr(generation, key)}: SGLang's log-probabilities leave it out; allowed: "
-                    f"{off}, or generation.behaviour_logprobs=recompute"
-                )
-
-
 def unsearchable(config: Config) -> list[str]:
     """Return one line per setting that a study cannot work with."""
     search, lines = config.search, []
@@ -200,60 +154,3 @@ def untrainable(config: Config) -> list[str]:
             "measure those again and again; allowed: reload, restart, or eval.backend=local"
         ]
     return []
-
-
-def warnings(config: Config, chosen: Sequence[str]) -> Iterator[str]:
-    """Yield one line per setting that somebody chose and that cannot act. Defaults and presets stay silent."""
-
-    def idle(keys: Iterable[str], why: str) -> Iterator[str]:
-        for key in keys:
-            if key in chosen:
-                yield f"{key} has no effect: {why}"
-
-    if config.steps_per_iteration == 1:
-        yield from idle(
-            ("train.clip_low", "train.clip_high", "train.ratio_level"),
-            "with one optimizer step per iteration the ratio is exactly 1 (raise train.epochs, or lower "
-            "train.batch_size * train.grad_accum_steps)",
-        )
-    if config.train.kl_coef == 0:
-        yield from idle(("model.ref_id", "model.ref_device", "train.kl_estimator"), "train.kl_coef is 0")
-    elif config.train.kl_estimator == "k1":
-        yield "train.kl_estimator = 'k1': as a loss its gradient is zero on average; k2 and k3 pull to the reference"
-    resamples = config.data.resample_rounds > 0
-    if resamples and config.data.source != "live":
-        yield "data.resample_rounds has no effect: data.source replays the groups that a run trained on"
-    elif resamples and config.data.num_train_seeds == config.data.problems_per_iteration:
-        yield "data.resample_rounds has no effect: every iteration holds all data.num_train_seeds problems"
-    if config.train.kl_target is None:
-        yield from idle(("train.kl_horizon",), "train.kl_target is null")
-    if config.train.iterations * config.steps_per_iteration == 1:
-        yield from idle(("train.lr_schedule",), "the run has one optimizer step")
-    if config.model.train_id != "tiny":
-        yield from idle(tuple(k for k in chosen if k.startswith("model.tiny.")), "model.train_id is not tiny")
-    if not config.model.lora.rank:
-        yield from idle(("model.lora.alpha", "model.lora.targets"), "model.lora.rank is null or 0")
-    for keys in task_checks.idle(config, chosen):
-        yield from idle(keys, f"data.task is {config.data.task}")
-    if not config.eval.enabled:
-        yield from idle(tuple(k for k in chosen if k.startswith("eval.") and k != "eval.enabled"), "eval is disabled")
-    local = config.generation.backend == "local"
-    if local and (config.eval.backend or "local") == "local":
-        remote = ("sync", "sync_dir", "behaviour_logprobs", "timeout", "retry_seconds")
-        yield from idle(("generation.base_url", *(f"generation.{key}" for key in remote)), "no server is asked")
-    elif config.generation.server.manage:
-        yield from idle(("generation.base_url",), "generation.server.manage starts a server of its own")
-    if not config.generation.server.manage:
-        keys = tuple(key for key in chosen if key.startswith("generation.server.") and not key.endswith(".manage"))
-        yield from idle(keys, "generation.server.manage is false")
-    if config.eval.enabled and (config.eval.backend or config.generation.backend) == "local":
-        yield from idle(("eval.base_url",), "evaluation samples in this process")
-    older = not local and (config.generation.async_rollouts or config.generation.sync == "none")
-    if older and config.train.sampler_correction_cap is None:
-        yield "train.sampler_correction_cap is off while rollouts come from older weights: the gradient is biased"
-    shaped = config.generation.top_p < 1 or config.generation.top_k > 0 or config.generation.repetition_penalty != 1
-    if shaped and config.train.sampler_correction_cap is None:
-        yield (
-            "train.sampler_correction_cap is off while generation.top_p, top_k or repetition_penalty reshape the "
-            "samples: the gradient is biased"
-        )

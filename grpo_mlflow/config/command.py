@@ -14,15 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from grpo_mlflow.config.resolve import DEFAULT, parse_overrides, presets, split_overrides
+from grpo_mlflow.config.keys import TRAITS, summary
+from grpo_mlflow.config.layers import DEFAULT, presets
+from grpo_mlflow.config.overrides import parse_overrides, split_overrides
 from grpo_mlflow.errors import ConfigError
 
 _RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
-_MAY_CHANGE = (
-    *("resume", "train.iterations", "eval.interval", "model.device", "model.ref_device", "checkpoint.", "tracking."),
-    *("generation.base_url", "generation.sync_dir", "generation.server.", "eval.base_url"),
-    *("generation.timeout", "generation.retry_seconds"),
-)
+_ON_RESUME = summary({key for key, traits in TRAITS.items() if traits.resume})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +47,20 @@ class Arguments:
             return None
         if run_id_of(name) is None and not os.path.isdir(os.path.expanduser(name)):
             raise ConfigError(f"resume = {name!r} (override): neither a run id (32 hex digits) nor a checkpoint folder")
-        fixed = [key for key in overrides if not key.startswith(_MAY_CHANGE)]
+        fixed = [key for key in overrides if not _may_change(key)]
         if fixed:
-            allowed = ", ".join(key + ("*" if key.endswith(".") else "") for key in _MAY_CHANGE)
+            allowed = ", ".join(key + ("*" if key.endswith(".") else "") for key in _ON_RESUME)
             raise ConfigError(
                 f"{fixed[0]} = {overrides[fixed[0]]!r} (override): cannot change on resume; allowed: {allowed}"
             )
         if self.config not in ("", DEFAULT):
             raise ConfigError(f"config = {self.config!r}: with resume = {name!r} the config comes from the run")
         return str(name)
+
+
+def _may_change(key: str) -> bool:
+    """Return whether a key may be given on resume, or is unknown in a section that may change: `resolve` refuses it."""
+    return any(key.startswith(name) if name.endswith(".") else key == name for name in _ON_RESUME)
 
 
 def run_id_of(name: str) -> str | None:

@@ -15,11 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from grpo_mlflow.forward import tuning
 from grpo_mlflow.forward.attention import Packed
-
-_GROWTH = 64  # columns by which buffers grow
-_SUMMED = 2048  # keys of a row and head times their size: with more, products are the faster way
-_COPIED = 4096  # tokens copied at most, for all rows together: with more, to read them costs more than it saves
 
 
 class RowCache(Packed, Protocol):
@@ -40,17 +37,18 @@ def start(keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, k: i
     Keys and values of the prompts are (G, key heads, P, D) for each layer; `filled` (G, P) is True on their tokens.
     """
     _, key_heads, columns, size = keys[0].shape
-    if filled.numel() * k > _COPIED:
+    if filled.numel() * k > tuning.COPIED_TOKENS:
         kind: type[Shared | Summed | Copies] = Shared
-    elif _sums_pay(keys[0]) and _sums_pay(values[0]) and heads == key_heads and (columns + most) * size <= _SUMMED:
+    elif _sums_pay(keys[0], values[0]) and heads == key_heads and (columns + most) * size <= tuning.SUMMED_NUMBERS:
         kind = Summed
     else:
         kind = Copies
     return kind(keys, values, filled, most)
 
 
-def _sums_pay(part: Tensor) -> bool:
-    return part.device.type == "cpu" and part.dtype == torch.float32  # products of shorter numbers would be rounded
+def _sums_pay(*parts: Tensor) -> bool:
+    # products of shorter numbers would be rounded
+    return all(part.device.type == "cpu" and part.dtype == torch.float32 for part in parts)
 
 
 def _mask(filled: Tensor) -> Tensor | None:
@@ -64,7 +62,7 @@ class _Columns:
     """Per layer a buffer that begins with the columns given and grows along the dimension `columns`."""
 
     def __init__(self, first: Iterable[Tensor], room: int, columns: int, rows: int) -> None:
-        self._room, self._columns, self._rows = min(room, _GROWTH), columns, rows
+        self._room, self._columns, self._rows = min(room, tuning.CACHE_GROWTH), columns, rows
         self._buffers = []
         for part in first:
             self._count = part.shape[columns]

@@ -22,11 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grpo_mlflow.forward import tuning
 from grpo_mlflow.forward.attention import Packed
 from grpo_mlflow.forward.llama_pass import FAMILY, agrees, angles
 
-_WIDE, _BLOCK = 8192, 128  # so many rows of a weight times columns are faster in blocks: 1.2 to 1.7 times on two cores
-_SMALL = 1 << 20  # a product with fewer weights is short enough that to copy them once a call pays
 _TRIED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
@@ -95,7 +94,7 @@ class _Layer:
 
 def _joined(layers: Sequence[Any]) -> Callable[[Tensor], Tensor]:
     """Return what linear layers make of columns (in, R), one after the other: (sum of out, R)."""
-    if all(type(layer) is nn.Linear and layer.weight.numel() <= _SMALL for layer in layers):
+    if all(type(layer) is nn.Linear and layer.weight.numel() <= tuning.JOINED_UP_TO_WEIGHTS for layer in layers):
         weight = torch.cat([layer.weight for layer in layers])
         biases = [layer.bias for layer in layers if layer.bias is not None]
         joined = _plain(weight, torch.cat(biases) if biases else None)
@@ -113,7 +112,8 @@ def _product(layer: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
 
 def _plain(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor | None], Tensor]:
     bias = None if bias is None else bias[:, None]
-    in_blocks = len(weight) >= _WIDE and not len(weight) % _BLOCK
+    size = tuning.BLOCK_ROWS
+    in_blocks = len(weight) >= tuning.BLOCKED_FROM_ROWS and not len(weight) % size
 
     def product(columns: Tensor, added: Tensor | None) -> Tensor:
         if bias is not None:
@@ -121,7 +121,7 @@ def _plain(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor | No
         if added is not None:
             return torch.addmm(added, weight, columns)
         if in_blocks:
-            blocks = weight.view(-1, _BLOCK, weight.shape[1])
+            blocks = weight.view(-1, size, weight.shape[1])
             return torch.bmm(blocks, columns.expand(len(blocks), *columns.shape)).flatten(0, 1)
         return weight @ columns
 

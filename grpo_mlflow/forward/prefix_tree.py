@@ -18,12 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from grpo_mlflow.forward import tuning
 from grpo_mlflow.forward.attention import Packed
 
 Ids = Sequence[int]
-_WORTH = 16  # tokens saved, from which on they pay for another call of attention in each layer
-_REST = 8  # times the shared tokens: the longest rest of a prompt whose attention to them, by a mask, is still cheap
-_FEW = 4096  # scores of a head of one sequence, up to which plain products beat the tiles of a lean kernel on a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,8 @@ def common_prefix(prompts: Sequence[Ids]) -> int:
     least, most = (choose(prompts, key=tuple) for choose in (min, max))  # all others lie between them
     alike = [a == b for a, b in zip(least, most, strict=False)]
     shared = min([*(i for i, same in enumerate(alike) if not same), *(len(prompt) - 1 for prompt in prompts)])
-    pays = shared * (len(prompts) - 1) >= _WORTH and max(map(len, prompts)) - shared <= _REST * shared
+    saved, rest = shared * (len(prompts) - 1), max(map(len, prompts)) - shared
+    pays = saved >= tuning.PREFIX_TOKENS_SAVED and rest <= tuning.PREFIX_LONGEST_REST * shared
     return shared if pays else 0
 
 
@@ -171,7 +170,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
 
 
 def _few(device: torch.device, width: int, columns: int) -> bool:
-    return device.type == "cpu" and width * columns <= _FEW
+    return device.type == "cpu" and width * columns <= tuning.PLAIN_ATTENTION_SCORES
 
 
 def _mask(above: Tensor, width: int) -> Tensor:

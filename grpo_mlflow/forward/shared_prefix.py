@@ -29,19 +29,33 @@ _REASONS: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 class Prefixes(Tree):
     """Prompts and R completions without their last tokens; `owners` (R,) names each completion's prompt.
 
-    picks, targets (M,)    for each completion token: where it is predicted, and which it is
-    mask (R, T)            True on the tokens of each completion; its True places in order are those of picks
+    picks, targets (M,)    for each token that is scored: where it is predicted, and which it is
+    mask (R, T)            True on those tokens of each completion; its True places in order are those of picks
+
+    `scored` names the tokens of each completion that are scored, None for all; by default all of all completions are.
     """
 
     def __init__(
-        self, prompts: Sequence[Ids], completions: Sequence[Ids], owners: Sequence[int], device: torch.device
+        self,
+        prompts: Sequence[Ids],
+        completions: Sequence[Ids],
+        owners: Sequence[int],
+        device: torch.device,
+        scored: Sequence[Sequence[bool] | None] = (),
     ) -> None:
         beginnings = Level([completion[:-1] for completion in completions], owners)
         super().__init__([*prompt_levels(prompts), beginnings], device)
         whole = torch.tensor([len(completion) for completion in completions])
         mask = torch.arange(int(whole.max()))[None, :] < whole[:, None]
+        targets = in_a_row(completions, torch.device("cpu"))
+        for row, chosen in enumerate(scored):
+            if chosen is not None:
+                mask[row, : len(chosen)] = torch.tensor(chosen)
+        if any(chosen is not None for chosen in scored):
+            every = torch.arange(int(whole.max()))[None, :] < whole[:, None]
+            targets = targets[mask[every]]
         self.mask = mask.to(device)
-        self.targets = in_a_row(completions, device)
+        self.targets = targets.to(device)
         ends = (self.starts[-2] + self.lengths[-2] - 1)[torch.tensor(owners)]
         own = self.starts[-1][:, None] + torch.arange(mask.shape[1] - 1)[None, :]
         self.picks = torch.cat([ends[:, None], own], dim=1)[mask].to(device)
@@ -66,13 +80,19 @@ class _Head:
         return (self.hidden[:, :1].detach(),)
 
 
-def logprobs(model: Any, batch: Prefixes, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities and entropies of completion tokens, both (R, T) in float32, zero past the end.
+def logprobs(
+    model: Any, batch: Prefixes, temperature: float, entropy_gradient: bool = False, written_out: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities and entropies of completion tokens, both (R, T) in float32, zero where none is scored.
 
-    See `padded.completion_logprobs`, which computes the same of padded rows.
+    See `padded.completion_logprobs`, which computes the same of padded rows. With `written_out` the pass of
+    `llama_pass` stands in for the model's modules where it serves the model.
     """
     layer = _output_layer(model)
-    hidden = _hidden_states(model, batch, layer)
+    if written_out and llama_pass.serves(model):
+        hidden = llama_pass.hidden_states(model, batch.ids, batch.positions, batch, batch.picks)
+    else:
+        hidden = _hidden_states(model, batch, layer)
     found = token_logprobs(hidden, layer.weight, layer.bias, batch.targets, temperature, entropy_gradient)
     chosen, entropy = (
         torch.zeros(batch.mask.shape, device=value.device).masked_scatter(batch.mask, value) for value in found
@@ -82,8 +102,6 @@ def logprobs(model: Any, batch: Prefixes, temperature: float, entropy_gradient: 
 
 def _hidden_states(model: Any, batch: Prefixes, layer: nn.Linear) -> Tensor:
     """Return what the output layer is given at the picks, (M, width)."""
-    if llama_pass.serves(model):
-        return llama_pass.hidden_states(model, batch.ids, batch.positions, batch, batch.picks)
     with _Head(layer) as head:
         packed_forward(model, batch.ids, batch.positions, batch, batch.picks)
     assert head.hidden is not None

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SLICE = 1 << 24  # elements of logits in one slice: 64 MB
-KEPT = 1 << 26  # log-probs up to this many elements in all, 256 MB, are kept for the backward pass
+from grpo_mlflow.forward import tuning
 
 
 def token_logprobs(
@@ -40,7 +39,7 @@ def token_logprobs(
 
 
 def _slices(tokens: int, vocabulary: int) -> list[slice]:
-    size = max(1, SLICE // vocabulary)
+    size = max(1, tuning.LOGITS_SLICE // vocabulary)
     return [slice(start, start + size) for start in range(0, tokens, size)]
 
 
@@ -71,7 +70,7 @@ class _TokenLogprobs(torch.autograd.Function):
         tokens, vocabulary = len(hidden), len(weight)
         chosen = hidden.new_empty(tokens, dtype=torch.float32)
         entropy = torch.empty_like(chosen)
-        keeps = any(ctx.needs_input_grad) and tokens * vocabulary <= KEPT
+        keeps = any(ctx.needs_input_grad) and tokens * vocabulary <= tuning.KEPT_LOGPROBS
         kept: list[Tensor] = []
         with torch.autocast(kind, enabled=False):
             for part in _slices(tokens, vocabulary):
@@ -118,6 +117,10 @@ class _TokenLogprobs(torch.autograd.Function):
                     to_weight += typed.T @ hidden[part]
             if to_bias is not None:
                 to_bias += gradient.sum(dim=0)
+        if (
+            needs_weight and to_weight is None
+        ):  # no tokens: without a gradient the optimizer would pass this weight over
+            to_weight = torch.zeros_like(weight)
         of_hidden, of_weight = ctx.inputs
         return (
             None if to_hidden is None else to_hidden.to(of_hidden),

@@ -8,20 +8,15 @@ from pathlib import Path
 from types import TracebackType
 
 from grpo_mlflow.config import Config
-from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation.base import Generator
 from grpo_mlflow.generation.local.generator import LocalGenerator
 from grpo_mlflow.generation.server.client import Client
-from grpo_mlflow.generation.server.engine import Engine
 from grpo_mlflow.generation.server.generator import ServerGenerator
+from grpo_mlflow.generation.server.launch import Launch, engine_class, launch
 from grpo_mlflow.generation.server.policy_server import PolicyServer
-from grpo_mlflow.generation.server.process import Launch, ServerProcess, launch
-from grpo_mlflow.generation.server.sglang import SGLang
-from grpo_mlflow.generation.server.vllm import VLLM
-from grpo_mlflow.model import lora
+from grpo_mlflow.generation.server.process import ServerProcess
+from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model.policy import Policy, load_as
-
-ENGINES: dict[str, type[VLLM] | type[SGLang]] = {"vllm_server": VLLM, "sglang_server": SGLang}
 
 
 class Generators:
@@ -30,8 +25,8 @@ class Generators:
     Args:
         config: which backends, where.
         policy: the model that is trained or measured.
-        source: the folder or hub id that it was loaded from: what a server of our own starts with.
-        initial: where version 0 was loaded from: what it starts with, and keeps, without `generation.sync`.
+        source: the folder or hub id that it was loaded from.
+        initial: the one that version 0 was loaded from; what a server that is sent no weights has.
         log: the file for the output of a server of our own.
         say: takes lines about its progress.
     """
@@ -47,6 +42,7 @@ class Generators:
     ) -> None:
         self._config, self._policy, self._log, self._say = config, policy, log, say
         self._source, self._initial = source, initial
+        self._sync = SYNCS[config.generation.sync]
         self._process: ServerProcess | None = None
         self._servers: dict[tuple[str, str], PolicyServer] = {}
 
@@ -63,9 +59,7 @@ class Generators:
                 all_of_them.callback(self._process.close)
 
     def training(self) -> Generator:
-        """Return what samples rollouts; recorded ones need no server."""
-        if self._config.data.source != "live":
-            return LocalGenerator(self._policy, 1)
+        """Return what samples rollouts."""
         return self._generator(
             self._config.generation.backend, self._config.generation.base_url, self._config.generation.batch_size
         )
@@ -87,7 +81,7 @@ class Generators:
         process = self._managed() if managed else None
         address = process.url if process else str(base_url)
         if (backend, address) not in self._servers:
-            engine: Engine = ENGINES[backend](Client(address, settings.timeout))
+            engine = engine_class(backend)(Client(address, settings.timeout))
             self._servers[backend, address] = PolicyServer(engine, self._policy, settings, self._load_initial, process)
         return self._servers[backend, address]
 
@@ -98,21 +92,11 @@ class Generators:
         if self._process is None:
             settings, dtype = self._config.generation, self._config.model.dtype
 
-            rank = self._config.model.lora.rank if settings.sync == "lora" else None
+            rank = self._sync.lora_rank(self._config.model.lora)
 
             def start(model: str | Path, port: int) -> Launch:
                 return launch(settings.backend, settings.server, model, port, dtype, rank)
 
             self._process = ServerProcess(start, settings.server, self._log, self._say)
-            self._process.start(self._startable(self._initial if settings.sync == "none" else self._source))
+            self._process.start(self._sync.starts_with(self._source, self._initial))
         return self._process
-
-    def _startable(self, source: str | Path) -> str | Path:
-        """Return what a server starts with: of an adapter its base, since the adapter comes with the first sync."""
-        base = lora.base_of(source)
-        if base is not None and self._config.generation.sync == "none":
-            raise UserError(
-                f"model {str(source)!r} is an adapter, which generation.sync = 'none' never sends to the server; "
-                "allowed: reload, lora, restart, or a merged model (python -m entrypoints.merge)"
-            )
-        return base or source

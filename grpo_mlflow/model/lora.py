@@ -76,6 +76,7 @@ def add(model: Any, settings: LoraConfig, seed: int) -> None:
         lora_alpha=settings.alpha,
         target_modules=targets,
         task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in model.modules()),  # as of GPT-2, else peft warns
         # absolute, since a checkpoint is read from elsewhere, too
         base_model_name_or_path=str(Path(base).absolute()) if Path(base).is_dir() else base,
     )

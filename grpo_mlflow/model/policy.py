@@ -32,6 +32,7 @@ class Policy:
     """A model in evaluation mode (dropout off, so that sampled and trained log-probs agree) and its tokenizer.
 
     `adapter_off`: the policy is the base model of one with an adapter, and shares its weights (see `weights`).
+    `written_out`: passes of our own may stand in for transformers' modules (`model.forward_pass`).
     """
 
     model: Any
@@ -41,6 +42,7 @@ class Policy:
     eos_ids: tuple[int, ...]
     pad_id: int
     adapter_off: bool = False
+    written_out: bool = True
 
     @property
     def has_adapter(self) -> bool:
@@ -131,9 +133,10 @@ def load_as(settings: ModelConfig, source: str | Path, device: torch.device) -> 
         source,
         device,
         settings.dtype,
-        settings.trust_remote_code,
-        settings.attn_implementation,
-        settings.chat_template == "auto",
+        trust_remote_code=settings.trust_remote_code,
+        attn_implementation=settings.attn_implementation,
+        chat=settings.chat_template == "auto",
+        written_out=settings.forward_pass == "auto",
     )
 
 
@@ -141,9 +144,11 @@ def load(
     source: str | Path,
     device: torch.device,
     dtype: str = "float32",
+    *,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
     chat: bool = True,
+    written_out: bool = True,
 ) -> Policy:
     """Load a hub id or a folder with float32 weights; `dtype` is that of the computation.
 
@@ -179,7 +184,9 @@ def load(
     if not eos_ids:
         raise UserError(f"model {str(source)!r} names no end-of-sequence token")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids)
-    return Policy(model, tokenizer, device, getattr(torch, dtype), tuple(sorted(eos_ids)), pad_id)
+    return Policy(
+        model, tokenizer, device, getattr(torch, dtype), tuple(sorted(eos_ids)), pad_id, written_out=written_out
+    )
 
 
 def recompute_activations(model: Any) -> None:

@@ -22,6 +22,7 @@ from grpo_mlflow.config import Config
 from grpo_mlflow.errors import UserError, one_line
 from grpo_mlflow.generation import Generators
 from grpo_mlflow.generation.server.generator import ServerGenerator
+from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import loading, policy
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runs.server_checks import ServerCheckup, Trouble
@@ -176,7 +177,9 @@ class Doctor:
         config, log = self.config.model_copy(update={"generation": patient}), self.folder / "server.log"
         source = loading.model_source(config.model.train_id, config)
         generators = held.enter_context(Generators(config, actor, source, source, log, print))
-        named = [("", generators.training()), ("evaluation ", generators.evaluation())]
+        named = [("evaluation ", generators.evaluation())]
+        if self.config.data.source == "live":  # recorded rollouts need no server
+            named.insert(0, ("", generators.training()))
         found: list[tuple[str, ServerGenerator]] = []
         for name, generator in named:
             known = [other.server for _, other in found]
@@ -195,7 +198,7 @@ class Doctor:
         yield self._check(drawn, checkup.completions, (weights,))
         yield self._check(f"{word}log-probabilities", checkup.logprobs, (drawn,))
         yield self._check(f"{word}seeds", checkup.seeds, (drawn,))
-        if self.config.generation.sync != "none":
+        if SYNCS[self.config.generation.sync].sends:
             yield self._check(f"{word}new weights", checkup.new_weights, (weights,))
 
     def _prompt(self, actor: Policy) -> Prompt:

@@ -11,7 +11,7 @@ from grpo_mlflow.model import policy, tiny
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training.checkpoint import CheckpointStore
-from grpo_mlflow.training.trainer import Progress
+from grpo_mlflow.training.progress import Progress
 
 
 def warmup_progress(console: Console) -> tiny.Progress:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ServerFailed
-from grpo_mlflow.generation.server.process import Launch, ServerProcess, launch
+from grpo_mlflow.generation.server.launch import Launch, launch
+from grpo_mlflow.generation.server.process import ServerProcess
+from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import loading, lora
 from grpo_mlflow.runtime import interrupts
 
@@ -22,7 +24,7 @@ def serve(config: Config, log: Path) -> None:
     settings, backend = config.generation.server, config.generation.backend
 
     def start(model: str | Path, port: int) -> Launch:
-        rank = config.model.lora.rank if config.generation.sync == "lora" else None
+        rank = SYNCS[config.generation.sync].lora_rank(config.model.lora)
         return launch(backend, settings, model, port, config.model.dtype, rank)
 
     server = ServerProcess(start, settings, log, lambda text: print(text, flush=True))

@@ -30,6 +30,7 @@ class ServerCheckup:
 
     def __init__(self, config: Config, actor: Policy, generator: ServerGenerator, prompt: Prompt) -> None:
         self._config, self._actor, self._generator, self._prompt = config, actor, generator, prompt
+        self._remedies = generator.server.remedies
         self._drawn: list[Completion] = []
 
     def connect(self) -> str:
@@ -39,8 +40,11 @@ class ServerCheckup:
         except UserError as error:
             raise Trouble(
                 one_line(error),
-                f"is it up, and at this address? `curl {server.url}/v1/models`; `make server` starts one on a CPU; "
-                "docs/servers.md says which versions and options it needs",
+                _joined(
+                    f"is it up, and at this address? `curl {server.url}/v1/models`",
+                    self._remedies.run,
+                    "docs/servers.md says which versions and options it needs",
+                ),
             ) from error
         return f"{server.url} serves {name}, with token ids and log-probabilities"
 
@@ -61,8 +65,11 @@ class ServerCheckup:
         except UserError as error:
             raise Trouble(
                 one_line(error),
-                "start the server with model.train_id and --dtype like model.dtype; for generation.sync=reload with "
-                "VLLM_SERVER_DEV_MODE=1 and our worker extension; it must see generation.sync_dir (docs/servers.md)",
+                _joined(
+                    "start the server with model.train_id and --dtype like model.dtype",
+                    self._remedies.reload,
+                    "it must see generation.sync_dir (docs/servers.md)",
+                ),
             ) from error
         error_found = self._generator.metrics()["server_canary_error"]
         return f"the policy's: log-probabilities of fixed tokens differ by {error_found:.1e} on average"
@@ -89,7 +96,7 @@ class ServerCheckup:
         if gap > TOLERANCE[self._actor.dtype]:
             raise Trouble(
                 f"those of sampled tokens differ from the trainer's by {gap:.2g} on average",
-                "start vLLM with --logprobs-mode processed_logprobs, or set generation.behaviour_logprobs=recompute",
+                _joined(self._remedies.logprobs, "or set generation.behaviour_logprobs=recompute"),
             )
         return f"those of sampled tokens differ from the trainer's by {gap:.1e} on average"
 
@@ -101,7 +108,7 @@ class ServerCheckup:
         if [c.token_ids for c in first] != [c.token_ids for c in again]:
             raise Trouble(
                 "the same request twice gives different completions: runs cannot be repeated",
-                "start SGLang with --enable-deterministic-inference; another user of the server also changes batches",
+                _joined(self._remedies.seeds, "another user of the server also changes batches"),
             )
         return "repeat completions; different ones differ"
 
@@ -127,3 +134,8 @@ class ServerCheckup:
         except UserError as error:
             raise Trouble(one_line(error), "see docs/servers.md, “When weights do not arrive”") from error
         return f"arrive, proven twice, in {self._generator.metrics()['seconds_sync'] / 2:.2f} s each"
+
+
+def _joined(*remedies: str) -> str:
+    """Return those that apply to this kind of server."""
+    return "; ".join(remedy for remedy in remedies if remedy)

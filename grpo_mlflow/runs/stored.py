@@ -38,59 +38,74 @@ def _path(name: str) -> Path:
 def find(name: str, uri: str | None, which: str = "last") -> Stored:
     """Return what is stored of a run id, a checkpoint folder, or a registered model (`models:/NAME@ALIAS`).
 
-    `which` is `last`, `best` or a checkpoint's name. A damaged newest checkpoint is passed over for the one before. One
-    that this machine has kept because the store was away counts.
+    `which` is `last`, `best` or a checkpoint's name, of a run. A damaged newest checkpoint is passed over for the one
+    before. One that this machine has kept because the store was away counts.
 
     Raises:
         UserError: there is no such run, folder or checkpoint.
         StoreAway: the store cannot be reached, or does not give it.
     """
     if name.startswith("models:/"):
-        return find(*_registered(name, uri))
-    run_id = run_id_of(name)
-    if run_id is None:
-        found = read(_path(name))
-        inner = found.path / "trainer"
-        state = yaml12.load((inner / "state.json").read_text(), str(inner / "state.json"))
-        return Stored(state["run_id"] or None, _config(inner / "config.yaml"), found)
-    client = tracking.connect(uri)
-    config = _config(tracking.artifact(client, run_id, "config/resolved.yaml"))
-    sent = [n for n in tracking.folders(client, run_id, "checkpoints") if n.startswith("iter_")]
-    kept = {path.name: path for path in tracking.upload_folder(run_id).glob("checkpoints/iter_*")}
-    names = sorted({*sent, *kept}, key=lambda n: int(n.removeprefix("iter_")))
+        run_id, checkpoint = tracking.registered(tracking.connect(uri), name)
+        return _Run(run_id, uri).stored(checkpoint)
+    if run := run_id_of(name):
+        return _Run(run, uri).stored(which)
+    return _in_folder(_path(name))
 
-    def whole(checkpoint: str) -> Checkpoint:
-        if checkpoint in sent:
-            path = tracking.artifact(client, run_id, f"checkpoints/{checkpoint}")
+
+def _in_folder(path: Path) -> Stored:
+    found = read(path)
+    inner = found.path / "trainer"
+    state = yaml12.load((inner / "state.json").read_text(), str(inner / "state.json"))
+    return Stored(state["run_id"] or None, _config(inner / "config.yaml"), found)
+
+
+class _Run:
+    """A run with its config and its checkpoints: those in the store, and those that only this machine has."""
+
+    def __init__(self, run_id: str, uri: str | None) -> None:
+        self._client, self._run_id = tracking.connect(uri), run_id
+        self._config = _config(tracking.artifact(self._client, run_id, "config/resolved.yaml"))
+        found = tracking.folders(self._client, run_id, "checkpoints")
+        self._sent = [name for name in found if name.startswith("iter_")]
+        self._kept = {path.name: path for path in tracking.upload_folder(run_id).glob("checkpoints/iter_*")}
+        self._names = sorted({*self._sent, *self._kept}, key=lambda name: int(name.removeprefix("iter_")))
+
+    def stored(self, which: str) -> Stored:
+        """Return the run with its checkpoint `last`, `best`, or of this name."""
+        return Stored(self._run_id, self._config, self._last() if which == "last" else self._chosen(which))
+
+    def _last(self) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole; None without one."""
+        for candidate in reversed(self._names):
+            try:
+                return self._read(candidate)
+            except StoreAway:  # what cannot be fetched now may be whole
+                raise
+            except UserError as error:
+                log.warning("passed over: %s", error)
+        return None
+
+    def _chosen(self, which: str) -> Checkpoint | None:
+        tags = tracking.find_run(self._client, self._run_id).data.tags
+        name = tags.get("grpo.best_checkpoint", "") if which == "best" else which
+        if name in self._names:
+            return self._read(name)
+        if which == "best":
+            log.warning("run %s: no checkpoint was evaluated, so none is the best; taking the last", self._run_id)
+            return self._last()
+        allowed = ", ".join(self._names)
+        raise UserError(f"run {self._run_id}: has no checkpoint {which!r}; allowed: best, last, {allowed}")
+
+    def _read(self, name: str) -> Checkpoint:
+        if name in self._sent:
+            path = tracking.artifact(self._client, self._run_id, f"checkpoints/{name}")
             try:
                 return read(path)
             except UserError:
-                if checkpoint not in kept:  # else its upload was cut off
+                if name not in self._kept:  # else its upload was cut off
                     raise
-        return read(kept[checkpoint])
-
-    if which != "last":
-        run = tracking.find_run(client, run_id)
-        wanted = run.data.tags.get("grpo.best_checkpoint", "") if which == "best" else which
-        if which == "best" and wanted not in names:
-            log.warning("run %s: no checkpoint was evaluated, so none is the best; taking the last", run_id)
-            return find(name, uri)
-        if wanted not in names:
-            raise UserError(f"run {run_id}: has no checkpoint {which!r}; allowed: best, last, {', '.join(names)}")
-        return Stored(run_id, config, whole(wanted))
-    for candidate in reversed(names):
-        try:
-            return Stored(run_id, config, whole(candidate))
-        except StoreAway:  # what cannot be fetched now may be whole
-            raise
-        except UserError as error:
-            log.warning("passed over: %s", error)
-    return Stored(run_id, config, None)
-
-
-def _registered(name: str, uri: str | None) -> tuple[str, str | None, str]:
-    run_id, checkpoint = tracking.registered(tracking.connect(uri), name)
-    return run_id, uri, checkpoint
+        return read(self._kept[name])
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -41,6 +41,10 @@ guards against the noise of one evaluation, and is set like the others by what i
 Top, patience, window, gain, reach, fall, reserve and doubt were chosen by the simulation in benchmarks/pruners.py.
 
 Left out: what another training seed would change. It shifts a trial as a whole, and only retraining can measure it.
+
+Why not `optuna.pruners.WilcoxonPruner`: it pairs a trial's values with the best trial's step by step, as if a step were
+an instance of a problem. Here a step is an evaluation of all problems at one moment of training. Its test would weigh
+early steps like late ones, and never use the problems, which are what pairs.
 """
 
 from __future__ import annotations
@@ -76,11 +80,15 @@ class PairedPruner(optuna.pruners.BasePruner):
         reach: for how long it keeps its slope, in terms of the looks made.
         fall: share of a falling slope that is expected to go on to the end.
         reserve: what any trial may gain from its first look to its last beyond what its slope says, in pass@k.
+
+    Raises:
+        ValueError: an option is outside its range.
     """
 
     def __init__(
         self,
         looks: int,
+        *,
         margin: float = 0.0,
         alpha: float = 0.05,
         top: float = 0.1,
@@ -92,6 +100,12 @@ class PairedPruner(optuna.pruners.BasePruner):
         fall: float = 0.25,
         reserve: float = 0.17,
     ) -> None:
+        _require("alpha", alpha, 0 < alpha < 1, "above 0 and below 1")
+        for name, share in (("top", top), ("patience", patience), ("window", window)):
+            _require(name, share, 0 <= share <= 1, "0 to 1")
+        for name, value in (("margin", margin), ("doubt", doubt), ("gain", gain), ("reach", reach), ("fall", fall)):
+            _require(name, value, 0 <= value < math.inf, "0 or more")
+        _require("reserve", reserve, 0 <= reserve <= 1, "0 to 1")
         self._looks, self._margin, self._top = max(1, looks), margin, top
         self._patience, self._doubt = patience, doubt
         self._window = max(1, round(window * looks))
@@ -140,6 +154,11 @@ class PairedPruner(optuna.pruners.BasePruner):
         """Return the upper confidence bound of the mean difference at one look."""
         differences = np.asarray(rates, dtype=np.float64) - np.asarray(others, dtype=np.float64)
         return float(differences.mean()) + t_quantile(self._level, len(differences) - 1) * _error(differences)
+
+
+def _require(name: str, value: float, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} = {value}; allowed: {allowed}")
 
 
 def _error(differences: NDArray[np.float64]) -> float:

@@ -10,20 +10,19 @@ Or in one line: `train.lr=[5e-6,1e-5] train.kl_coef=[0.02,0.05]`.
 
 from __future__ import annotations
 
-import math
 import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution
 
-from grpo_mlflow.config import Resolved, flatten, overlay, split_overrides, yaml12
+from grpo_mlflow.config import TRAITS, Resolved, flatten, overlay, split_overrides, summary, yaml12
 from grpo_mlflow.errors import ConfigError
+from grpo_mlflow.search import space_entry
 from grpo_mlflow.search.space import Dimension, Distribution, Space, holds
 
-# What may vary: the rest decides how trials are measured or kept, and would make them incomparable.
-_SECTIONS = ("seed", "model.", "generation.", "train.", "data.")
+_VARIES = {key for key, traits in TRAITS.items() if traits.varies}
 
 
 def shipped() -> list[str]:
@@ -40,29 +39,15 @@ def load(text: str, base: Resolved) -> Space:
         ConfigError: the space is not understood, or the config refuses one of its values.
     """
     where = f"search.space = {text!r}"
-    if text in shipped():
-        content = yaml12.load((_folder() / f"{text}.yaml").read_text(), where)
-    elif "=" in text:
-        pairs = [item.partition("=") for item in split_overrides(text)]
-        content = {key: yaml12.load(value, where) for key, _, value in pairs}
-        if len(content) < len(pairs):
-            raise ConfigError(f"{where}: a setting is given twice")
-    else:
-        path = Path(os.path.expanduser(text))
-        try:
-            if not path.is_file():
-                names = ", ".join(shipped())
-                raise ConfigError(f"{where}: no such file or space; allowed: {names}, or KEY=[VALUES] ...")
-            content = yaml12.load(path.read_text(), where)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where}: cannot be read as text: {error}") from None
+    content = _content(text, where)
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{where}: expected settings and what they vary over, such as train.lr: [1e-5, 1e-4]")
     dimensions: list[Dimension] = []
     flat = flatten(base.config.model_dump(mode="json"))
     for key, entry in content.items():
-        if key not in base.origins or not str(key).startswith(_SECTIONS):
-            raise ConfigError(f"{where}: {key}: cannot vary; allowed: keys of {', '.join(_SECTIONS)} (--print-config)")
+        if key not in _VARIES:
+            allowed = ", ".join(summary(_VARIES))
+            raise ConfigError(f"{where}: {key}: cannot vary; allowed: keys of {allowed} (--print-config)")
         dimensions.append(_dimension(str(key), entry, f"{where}: {key}", dimensions, isinstance(flat[key], float)))
     for dimension in dimensions:
         switched = {key: values[0] for key, values in dimension.when.items()}
@@ -71,63 +56,45 @@ def load(text: str, base: Resolved) -> Space:
     return Space(tuple(dimensions))
 
 
+def _content(text: str, where: str) -> Any:
+    """Return the YAML that `text` names or spells out."""
+    if text in shipped():
+        return yaml12.load((_folder() / f"{text}.yaml").read_text(), where)
+    if "=" in text:
+        pairs = [item.partition("=") for item in split_overrides(text)]
+        content = {key: yaml12.load(value, where) for key, _, value in pairs}
+        if len(content) < len(pairs):
+            raise ConfigError(f"{where}: a setting is given twice")
+        return content
+    path = Path(os.path.expanduser(text))
+    try:
+        if not path.is_file():
+            names = ", ".join(shipped())
+            raise ConfigError(f"{where}: no such file or space; allowed: {names}, or KEY=[VALUES] ...")
+        return yaml12.load(path.read_text(), where)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: cannot be read as text: {error}") from None
+
+
 def _folder() -> Any:
     return resources.files("grpo_mlflow") / "search" / "spaces"
 
 
 def _dimension(key: str, entry: Any, where: str, before: list[Dimension], real: bool) -> Dimension:
-    """Return the dimension of an entry; `real` tells that its setting is a float even where its ends are whole."""
-    if isinstance(entry, list):
-        entry = {"choices": entry}
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{where} = {entry!r}: allowed: a list of values, or low and high")
-    unknown = set(entry) - {"choices", "low", "high", "log", "step", "when"}
-    if unknown:
-        raise ConfigError(f"{where}: {sorted(unknown)[0]!r} is unknown; allowed: choices, low, high, log, step, when")
-    when = entry.get("when", {})
-    if not isinstance(when, dict) or not all(isinstance(values, list) and values for values in when.values()):
-        raise ConfigError(f"{where}: when = {when!r}; allowed: settings and lists of values")
+    """Return the dimension of an entry; `real` says that its setting is a float even if its ends are integers."""
+    parsed = space_entry.parse(entry, where)
     above = {dimension.key: dimension.distribution for dimension in before}
-    for other, values in when.items():
+    for other, values in parsed.when.items():
         if other not in above:
             raise ConfigError(f"{where}: when names {other}, which is not a setting above it in this space")
         for value in values:
             if not holds(above[other], value):
-                raise ConfigError(f"{where}: when = {when!r}: {other} is never {value!r} in this space")
-    conditions = {other: tuple(values) for other, values in when.items()}
-    if "choices" in entry:
-        choices = entry["choices"]
-        if not isinstance(choices, list) or not choices or {"low", "high", "log", "step"} & set(entry):
-            raise ConfigError(f"{where}: choices = {choices!r}; allowed: a list with at least one value and no range")
-        if any(choices.count(choice) > 1 for choice in choices):
-            raise ConfigError(f"{where}: choices = {choices!r}: holds a value twice")
-        if not all(choice is None or isinstance(choice, (bool, int, float, str)) for choice in choices):
-            raise ConfigError(f"{where}: choices = {choices!r}; allowed: numbers, words, true, false, null")
-        return Dimension(key, CategoricalDistribution(choices), conditions)
-    low: Any = entry.get("low")
-    high: Any = entry.get("high")
-    log, step = entry.get("log", False), entry.get("step")
-    numbers = [low, high] if step is None else [low, high, step]
-    if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in numbers):
-        raise ConfigError(f"{where} = {entry!r}: allowed: choices, or numbers low and high (and step)")
-    if not isinstance(log, bool):
-        raise ConfigError(f"{where}: log = {log!r}; allowed: true, false")
-    if not all(math.isfinite(value) for value in numbers):
-        raise ConfigError(f"{where} = {entry!r}: allowed: finite numbers")
-    if (
-        step is not None
-        and step > 0
-        and not math.isclose((high - low) / step, round((high - low) / step), abs_tol=1e-9)
-    ):
-        raise ConfigError(f"{where} = {entry!r}: step = {step} does not lead from low to high; allowed: a divisor")
+                raise ConfigError(f"{where}: when = {parsed.when!r}: {other} is never {value!r} in this space")
     try:
-        if not real and all(isinstance(value, int) for value in numbers):
-            found: Distribution = IntDistribution(low, high, log, 1 if step is None else step)
-        else:
-            found = FloatDistribution(low, high, log, step)
+        found = parsed.distribution(real)
     except ValueError as error:
         raise ConfigError(f"{where} = {entry!r}: {' '.join(str(error).split())}") from None
-    return Dimension(key, found, conditions)
+    return Dimension(key, found, {other: tuple(values) for other, values in parsed.when.items()})
 
 
 def _ends(distribution: Distribution) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow.algorithm.statistics import mean, rate_interval
-from grpo_mlflow.config import Config, flatten
+from grpo_mlflow.config import TRAITS, Config, flatten
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.search import choices, owners, rights
@@ -39,7 +39,6 @@ _OF_ONE_PROCESS = (OWNER, SETTLED, DUPLICATE_OF)
 _UNSIGNED = 30.0  # seconds that a running trial may have no owner
 _AHEAD = 16  # trials that wait at once
 _MAX_KILLED = 5  # a trial that ends its process this often (memory, a driver) is given up
-_MEASURING = ("search.k", "search.objective", "search.objective_window", "search.cost")
 _CONFIG, _GRID = "config", "grid"
 _SIGNING = 3.0  # seconds in which who created a study notes its settings, unless its process has died
 
@@ -77,11 +76,7 @@ def _sign(study: optuna.Study, config: Config, space: Space) -> None:
 def _comparable(config: Config) -> dict[str, str]:
     """Return what must be the same for trials to be comparable, as text."""
     flat = flatten(config.model_dump(mode="json"))
-    apart = (
-        *("search.", "tracking.", "checkpoint.", "resume", "model.device", "eval.base_url", "generation.base_url"),
-        *("generation.server.", "generation.sync_dir", "generation.timeout", "generation.retry_seconds"),
-    )
-    return {k: json.dumps(v) for k, v in flat.items() if k in _MEASURING or not k.startswith(apart)}
+    return {key: json.dumps(value) for key, value in flat.items() if TRAITS[key].compared}
 
 
 def _grid(config: Config, space: Space) -> str | None:

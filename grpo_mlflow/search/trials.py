@@ -25,7 +25,7 @@ from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.tasks.settings import task_settings
 from grpo_mlflow.training.evaluation import Evaluation
-from grpo_mlflow.training.trainer import Progress
+from grpo_mlflow.training.progress import Progress
 
 _SLOT_TAG = "optuna.slot"
 Train = Callable[[Resolved, "stored.Stored | None", runs.Trial], object]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from grpo_mlflow.errors import ConfigError, one_line
+from grpo_mlflow.runtime import own_code
 from grpo_mlflow.tasks.base import Task
 from grpo_mlflow.types import Problem
 
@@ -21,16 +19,8 @@ def load(task: str, settings: Mapping[str, Any]) -> Task:
     Raises:
         ConfigError: it cannot be imported or made, lacks a member of `Task`, or fails on its own problem.
     """
-    _, module, name = task.split(":")
-    start = f"data.task = {task!r}"
-    try:
-        if os.getcwd() not in sys.path:  # a console script has its own folder there instead
-            sys.path.insert(0, os.getcwd())
-        kind = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # whatever the user's module does when it is imported
-        raise ConfigError(f"{start}: {module} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
-    if not isinstance(kind, type):
-        raise ConfigError(f"{start}: {module} has no class {name}; allowed: the name of a class in it")
+    kind = own_code.load("data.task", task, "class")
+    start, name = f"data.task = {task!r}", task.rpartition(":")[2]
     lacks = [m for m in _MEMBERS if not hasattr(kind, m) or m in getattr(kind, "__abstractmethods__", ())]
     if lacks:
         raise ConfigError(

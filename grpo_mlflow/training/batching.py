@@ -20,15 +20,29 @@ class Row:
     behaviour_logprobs: tuple[float, ...]
     advantage: float
     flat: bool
+    trained: tuple[bool, ...] | None = None
 
     @property
     def width(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
 
+    @property
+    def mask(self) -> tuple[bool, ...]:
+        """True on the tokens of the completion that are trained."""
+        return (True,) * len(self.completion_ids) if self.trained is None else self.trained
+
+    @property
+    def teaches(self) -> bool:
+        """False if the row's gradient is zero whatever the policy says."""
+        return not self.flat and any(self.mask)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What the loss needs of B rows: `mask` and `behaviour` (B, T), zeros on the right; `advantages` (B,)."""
+    """What the loss needs of B rows: `behaviour` (B, T), 0 where `mask` is; `advantages` (B,).
+
+    `mask` (B, T) is 1 on trained tokens.
+    """
 
     mask: Tensor
     behaviour: Tensor
@@ -44,6 +58,7 @@ def rows_of(groups: Sequence[Group]) -> list[Row]:
             behaviour_logprobs=rollout.completion.behaviour_logprobs,
             advantage=advantage,
             flat=group.is_flat,
+            trained=rollout.completion.trained,
         )
         for group in groups
         for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
@@ -78,11 +93,13 @@ def prompt_batches(rows: Sequence[Row], indices: Sequence[int], size: int) -> li
 
 def collate(rows: Sequence[Row], device: torch.device) -> Batch:
     """Pad what the loss needs of rows into tensors."""
-    lengths = torch.tensor([len(row.completion_ids) for row in rows])
-    most = int(lengths.max())
+    most = max(len(row.completion_ids) for row in rows)
+    mask = pad([row.mask for row in rows], most)
+    # on other tokens no log-prob is asked for, and 0 times one that is no number would spoil the gradient
+    behaviour = pad([row.behaviour_logprobs for row in rows], most).masked_fill(mask == 0, 0.0)
     return Batch(
-        mask=(torch.arange(most)[None, :] < lengths[:, None]).float().to(device),
-        behaviour=pad([row.behaviour_logprobs for row in rows], most).to(device),
+        mask=mask.to(device),
+        behaviour=behaviour.to(device),
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32).to(device),
     )
 

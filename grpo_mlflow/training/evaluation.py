@@ -147,13 +147,16 @@ def _outcomes(
     task: Task, policy: Policy, generator: Generator, config: Config, problems: Sequence[Problem]
 ) -> list[Outcome]:
     sampling = evaluation_sampling(config)
-    key = ("eval",)
-    sampled = collect(task, policy, generator, problems, config.eval.replicates, sampling, config.seed, key, False)
+
+    def drawn(k: int, sampling: Sampling) -> list[list[Rollout]]:
+        key, seed = ("eval",), config.seed
+        return collect(task, policy, generator, problems, k=k, sampling=sampling, seed=seed, key=key, training=False)
+
+    sampled = drawn(config.eval.replicates, sampling)
     greedy: Sequence[Rollout | None] = [None] * len(problems)
     if config.eval.greedy:
         likeliest = Sampling(sampling.max_new_tokens, 0.0, repetition_penalty=sampling.repetition_penalty)
-        rows = collect(task, policy, generator, problems, 1, likeliest, config.seed, key, False)
-        greedy = [row[0] for row in rows]
+        greedy = [row[0] for row in drawn(1, likeliest)]
     return [
         Outcome(problem.id, tuple(rollouts), best, task.chance(problem))
         for problem, rollouts, best in zip(problems, sampled, greedy, strict=True)

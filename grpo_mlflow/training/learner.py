@@ -8,9 +8,11 @@ the gradient.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import torch
@@ -19,14 +21,17 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from grpo_mlflow import seeding
-from grpo_mlflow.algorithm import losses
+from grpo_mlflow.algorithm.losses import LossInputs
 from grpo_mlflow.algorithm.schedules import adapt_kl_coef, learning_rate
 from grpo_mlflow.config import TrainConfig
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.training.batching import Batch, Row, collate, micro_batches, pad, rows_of
+from grpo_mlflow.training import loss, optimizers
+from grpo_mlflow.training.batching import Row, collate, pad, rows_of
 from grpo_mlflow.training.checkpoint import load_optimizer, save_optimizer
 from grpo_mlflow.training.scoring import Scorer
+from grpo_mlflow.training.steps import Applied, Frozen, Plan, row_weights
+from grpo_mlflow.training.totals import Totals
 from grpo_mlflow.types import Group
 
 _LOG = logging.getLogger(__name__)
@@ -51,17 +56,18 @@ class Learner:
         self._accelerator, self._config, self._sizes = accelerator, config, sizes
         self._policy = Scorer(policy, sizes.temperature)
         self._reference = Scorer(reference, sizes.temperature) if reference is not None else None
+        self._loss = loss.load(config)
         if self._policy.reason is not None:
             _LOG.warning("each completion repeats the computation of its prompt: %s", self._policy.reason)
         parameters = [p for p in policy.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        optimizer = optimizers.create(parameters, config)
         self._model, self.optimizer = accelerator.prepare(policy.model, optimizer)
         self._model.eval()  # dropout would make sampled and trained log-probs differ
         self.step = 0
         self.kl_coef = config.kl_coef
 
     def update(self, groups: Sequence[Group], seed: int, iteration: int) -> dict[str, float]:
-        """Take this iteration's optimizer steps and return its training metrics (`docs/metrics.md`).
+        """Take this iteration's optimizer steps and return its training metrics (docs/metrics.md).
 
         Every process is given all groups, and does its share of each step.
 
@@ -71,16 +77,20 @@ class Learner:
         rows = rows_of(groups)
         per_step = self._sizes.rollouts_per_step
         steps = self._config.epochs * (len(rows) // per_step)
-        active = [i for i, row in enumerate(rows) if not row.flat]
-        old = self._score(self._policy, rows, active) if steps > 1 else None
-        reference = self._score(self._reference, rows, active) if self._reference and self.kl_coef > 0 else None
+        active = [i for i, row in enumerate(rows) if row.teaches]
+        frozen = Frozen(
+            old=self._score(self._policy, rows, active) if steps > 1 else None,
+            reference=self._score(self._reference, rows, active) if self._reference and self.kl_coef > 0 else None,
+        )
         totals = Totals(self._accelerator.device)
         for number in range(steps):
             epoch, place = divmod(number * per_step, len(rows))
             order = list(range(len(rows)))
             if steps > 1:
                 order = seeding.stream(seed, "update", iteration, epoch).permutation(len(rows)).tolist()
-            self._step(rows, order[place : place + per_step], old, reference, totals)
+            plan = self._plan(rows, order[place : place + per_step])
+            self._accumulate(plan, rows, frozen, totals)
+            totals.step(self._apply())
         metrics = totals.means(self._accelerator, steps)
         metrics["kl_coef"] = self.kl_coef
         if self._config.kl_target is not None and self.kl_coef > 0 and "kl_divergence" in metrics:
@@ -113,154 +123,78 @@ class Learner:
         rank, count = self._accelerator.process_index, self._accelerator.num_processes
         return sorted(indices)[len(indices) * rank // count : len(indices) * (rank + 1) // count]
 
-    def _weights(self, rows: Sequence[Row], indices: Sequence[int]) -> dict[int, float]:
-        """Return the token weight of each row of one optimizer step, flat ones counted."""
+    def _plan(self, rows: Sequence[Row], indices: Sequence[int]) -> Plan:
+        """Return this process's micro-batches of an optimizer step over all rows of `indices`."""
         config = self._config
-        lengths = {i: len(rows[i].completion_ids) for i in indices}
-        batches = micro_batches(rows, indices, config.batch_size)
-        weights: dict[int, float] = {}
-        for chosen in batches if config.aggregation == "bnpo" else [list(indices)]:
-            own = torch.tensor([lengths[i] for i in chosen])
-            values = losses.aggregation_weights(
-                own,
-                config.aggregation,
-                rollouts=len(indices),
-                tokens=int(own.sum()) * len(batches) if config.aggregation == "bnpo" else int(own.sum()),
-                max_completion_length=self._sizes.max_completion_length,
-            )
-            weights |= dict(zip(chosen, values.tolist(), strict=True))
-        return weights
-
-    def _step(
-        self,
-        rows: Sequence[Row],
-        indices: Sequence[int],
-        old: dict[int, list[float]] | None,
-        reference: dict[int, list[float]] | None,
-        totals: Totals,
-    ) -> None:
-        weights = self._weights(rows, indices)
-        active = self._own([i for i in indices if not rows[i].flat])
-        batches = self._policy.split(rows, active, self._config.batch_size)
+        active = self._own([i for i in indices if rows[i].teaches])
+        batches = self._policy.split(rows, active, config.batch_size)
         # Processes must run backward equally often; and a step without signal still is one, for Adam's momentum.
         most = torch.tensor([len(batches)], device=self._accelerator.device)
         needed = max(1, int(self._accelerator.gather(most).max()))
-        idle = needed - len(batches)
-        for number, chosen in enumerate([*batches, *[[indices[0]]] * idle]):
-            own = [rows[i] for i in chosen]
-            batch = collate(own, self._accelerator.device)
-            width = batch.mask.shape[1]
-            weight = torch.tensor([weights[i] for i in chosen], device=self._accelerator.device)
-            if number >= len(batches):
-                weight = torch.zeros_like(weight)
-            context = self._accelerator.no_sync(self._model) if number + 1 < needed else nullcontext()
-            with context:
-                stored_old = pad([old[i] for i in chosen], width) if old and number < len(batches) else None
-                stored_ref = pad([reference[i] for i in chosen], width) if reference and number < len(batches) else None
-                loss = self._loss(own, batch, weight, stored_old, stored_ref, totals)
-                self._accelerator.backward(self._undo_averaging(loss))
-        limit = self._config.grad_clip
-        norm = self._accelerator.clip_grad_norm_(self._model.parameters(), float("inf") if limit is None else limit)
+        return Plan(
+            batches=[*batches, *[[indices[0]]] * (needed - len(batches))],
+            counted=len(batches),
+            weights=row_weights(
+                rows, indices, config.aggregation, config.batch_size, self._sizes.max_completion_length
+            ),
+        )
+
+    def _accumulate(self, plan: Plan, rows: Sequence[Row], frozen: Frozen, totals: Totals) -> None:
+        """Add up the step's gradient in the model, and what is measured beside it in `totals`."""
+        for number, chosen in enumerate(plan.batches):
+            last, counts = number + 1 == len(plan.batches), number < plan.counted
+            with nullcontext() if last else self._accelerator.no_sync(self._model):
+                inputs = self._inputs(rows, chosen, plan.weights if counts else None, frozen)
+                parts = self._loss(inputs, self.kl_coef)
+                totals.add(parts, inputs.mask, counts)
+                self._accelerator.backward(self._undo_averaging(reduce(add, parts.terms.values())))
+
+    def _apply(self) -> Applied:
+        """Take the optimizer step with the gradient that stands in the model.
+
+        Raises:
+            UserError: the gradient is not finite.
+        """
+        config = self._config
+        limit = float("inf") if config.grad_clip is None else config.grad_clip
+        norm = self._accelerator.clip_grad_norm_(self._model.parameters(), limit)
         if not torch.isfinite(norm):
             raise UserError(
                 f"the gradient of optimizer step {self.step} is not finite (norm {float(norm)}): the run stops before "
                 "it harms the weights; lower train.lr or train.grad_clip, or look at the last rollouts"
             )
-        rate = learning_rate(
-            self.step,
-            self._sizes.total_steps,
-            self._config.lr,
-            self._config.lr_warmup_steps,
-            self._config.lr_schedule,
-        )
+        rate = learning_rate(self.step, self._sizes.total_steps, config.lr, config.lr_warmup_steps, config.lr_schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        totals.step(grad_norm=float(norm), lr=rate)
+        return Applied(grad_norm=float(norm), lr=rate)
+
+    def _inputs(
+        self, rows: Sequence[Row], chosen: Sequence[int], weights: Mapping[int, float] | None, frozen: Frozen
+    ) -> LossInputs:
+        """Return what the loss sees of the chosen rows; without weights all are 0, and no frozen scores are needed."""
+        own = [rows[i] for i in chosen]
+        batch = collate(own, self._accelerator.device)
+        policy, entropy = self._policy.score(own, self._model, entropy_gradient=self._config.entropy_coef > 0)
+
+        def stored(scores: Mapping[int, Sequence[float]]) -> Tensor:
+            if weights is None:
+                return policy.detach()
+            return pad([scores[i] for i in chosen], batch.mask.shape[1]).to(policy.device)
+
+        return LossInputs(
+            policy=policy,
+            old=policy.detach() if frozen.old is None else stored(frozen.old),
+            behaviour=batch.behaviour,
+            reference=None if frozen.reference is None else stored(frozen.reference),
+            entropy=entropy,
+            mask=batch.mask,
+            advantages=batch.advantages,
+            weights=torch.tensor([weights[i] if weights else 0.0 for i in chosen], device=self._accelerator.device),
+        )
 
     def _undo_averaging(self, loss: Tensor) -> Tensor:
         """Undo accelerate's divisions: by processes and by accumulation steps; the weights already count both."""
         return loss * int(self._accelerator.num_processes * self._accelerator.gradient_accumulation_steps)
-
-    def _loss(
-        self,
-        rows: Sequence[Row],
-        batch: Batch,
-        weights: Tensor,
-        old: Tensor | None,
-        reference: Tensor | None,
-        totals: Totals,
-    ) -> Tensor:
-        config, mask = self._config, batch.mask
-        policy, entropy = self._policy.score(rows, self._model, entropy_gradient=config.entropy_coef > 0)
-        old = policy.detach() if old is None else old.to(policy.device)
-        ratio = losses.log_ratio(policy, old, mask, config.ratio_level).exp()
-        terms = losses.surrogate_terms(
-            policy, ratio, batch.advantages, config.clip_low, config.clip_high, config.surrogate
-        )
-        correction = torch.ones_like(policy)
-        if config.sampler_correction_cap is not None:
-            correction = losses.sampler_correction(old, batch.behaviour, config.sampler_correction_cap)
-        pg = losses.weighted_sum(terms * correction, weights, mask)
-        kl = torch.zeros_like(policy)
-        if reference is not None:
-            kl = losses.kl_terms(policy, reference.to(policy.device), config.kl_estimator)
-        loss_kl = self.kl_coef * losses.weighted_sum(kl, weights, mask)
-        loss_entropy = -config.entropy_coef * losses.weighted_sum(entropy, weights, mask)
-        low, high = losses.clipped_tokens(ratio, batch.advantages, config.clip_low, config.clip_high)
-        with torch.no_grad():
-            if bool(weights.any()):
-                totals.add_losses(pg, loss_kl, loss_entropy)
-                totals.add_tokens(mask, ratio, low, high, kl, entropy, correction, (old - batch.behaviour).exp())
-        return pg + loss_kl + loss_entropy
-
-
-class Totals:
-    """Sums over tokens and optimizer steps, turned into means once, over all processes."""
-
-    _LOSSES = ("loss_pg", "loss_kl", "loss_entropy")
-    _TOKENS = (
-        "ratio_shift",
-        "ratio_square",
-        "clip_low_frac",
-        "clip_high_frac",
-        "kl_divergence",
-        "entropy_mean",
-        "sampler_correction_mean",
-        "sampler_ratio_mean",
-    )
-
-    def __init__(self, device: torch.device) -> None:
-        self._losses = torch.zeros(len(self._LOSSES), device=device)
-        self._tokens = torch.zeros(len(self._TOKENS) + 1, device=device)
-        self._grad_norm, self._lr = 0.0, 0.0
-
-    def add_losses(self, *values: Tensor) -> None:
-        self._losses += torch.stack([value.detach() for value in values])
-
-    def add_tokens(self, mask: Tensor, ratio: Tensor, *others: Tensor) -> None:
-        sums = [(value.detach() * mask).sum() for value in (ratio - 1, (ratio - 1).square(), *others)]
-        self._tokens += torch.stack([*sums, mask.sum()])
-
-    def step(self, grad_norm: float, lr: float) -> None:
-        self._grad_norm += grad_norm
-        self._lr = lr
-
-    def means(self, accelerator: Accelerator, steps: int) -> dict[str, float]:
-        """Return means: losses and gradient norm over optimizer steps, the others over the tokens trained on.
-
-        Where all groups were flat there are no such tokens, and what would be measured on them is left out.
-        """
-        parts = (accelerator.reduce(self._losses, "sum") / steps).tolist()
-        sums = accelerator.reduce(self._tokens, "sum").tolist()
-        tokens = sums.pop()
-        metrics = {"loss_total": sum(parts), **dict(zip(self._LOSSES, parts, strict=True))}
-        metrics |= {"grad_norm": self._grad_norm / steps, "lr": self._lr, "tokens_trained": tokens}
-        if tokens:
-            means = {name: value / tokens for name, value in zip(self._TOKENS, sums, strict=True)}
-            shift, square = means.pop("ratio_shift"), means.pop("ratio_square")
-            metrics |= {**means, "ratio_mean": 1.0 + shift, "ratio_std": max(0.0, square - shift**2) ** 0.5}
-            metrics["ratio_clip_frac"] = means["clip_low_frac"] + means["clip_high_frac"]
-        return metrics

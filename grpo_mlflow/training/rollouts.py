@@ -1,4 +1,4 @@
-"""From problems to groups: generate, verify, compute advantages; and groups to a file and back."""
+"""From problems to groups: generate, verify, compute advantages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from grpo_mlflow import seeding
-from grpo_mlflow.algorithm.advantages import Scale, group_advantages
+from grpo_mlflow.algorithm.advantages import group_advantages
+from grpo_mlflow.algorithm.names import Scale
 from grpo_mlflow.config import GenerationConfig
 from grpo_mlflow.generation import Generator, Sampling
 from grpo_mlflow.model.policy import Policy
@@ -48,6 +49,7 @@ def collect(
     policy: Policy,
     generator: Generator,
     problems: Sequence[Problem],
+    *,
     k: int,
     sampling: Sampling,
     seed: int,

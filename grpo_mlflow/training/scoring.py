@@ -15,7 +15,7 @@ from torch import Tensor
 from grpo_mlflow.forward import shared_prefix
 from grpo_mlflow.forward.padded import completion_logprobs
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.training.batching import Row, micro_batches, prompt_batches
+from grpo_mlflow.training.batching import Row, micro_batches, pad, prompt_batches
 
 
 class Scorer:
@@ -34,7 +34,10 @@ class Scorer:
         return (prompt_batches if self.shares else micro_batches)(rows, indices, size)
 
     def score(self, rows: Sequence[Row], model: Any = None, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities and entropies of the completions, both (B, T) in float32, zero past the end."""
+        """Return log-probabilities and entropies of the completions, both (B, T) in float32.
+
+        They are zero past the end of a completion and on tokens that are not trained.
+        """
         model = model or self._policy.model
         with self._policy.autocast(), self._policy.weights():
             if self.shares:
@@ -43,16 +46,19 @@ class Scorer:
 
     def _shared(self, rows: Sequence[Row], model: Any, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
         # a completion that was drawn several times is computed once
-        numbers: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-        places = [numbers.setdefault((row.prompt_ids, row.completion_ids), len(numbers)) for row in rows]
-        prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in numbers))}
+        numbers: dict[tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...] | None], int] = {}
+        places = [numbers.setdefault((row.prompt_ids, row.completion_ids, row.trained), len(numbers)) for row in rows]
+        prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompt for prompt, *_ in numbers))}
         batch = shared_prefix.Prefixes(
             list(prompts),
-            [completion for _, completion in numbers],
-            [prompts[prompt] for prompt, _ in numbers],
+            [completion for _, completion, _ in numbers],
+            [prompts[prompt] for prompt, *_ in numbers],
             self._policy.device,
+            [trained for *_, trained in numbers],
         )
-        chosen, entropy = shared_prefix.logprobs(model, batch, self._temperature, entropy_gradient)
+        chosen, entropy = shared_prefix.logprobs(
+            model, batch, self._temperature, entropy_gradient, self._policy.written_out
+        )
         if len(numbers) == len(rows):
             return chosen, entropy
         index = torch.tensor(places, device=chosen.device)
@@ -61,12 +67,11 @@ class Scorer:
     def _padded(self, rows: Sequence[Row], model: Any, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
         device, width = self._policy.device, max(row.width for row in rows)
         ids = [[*row.prompt_ids, *row.completion_ids, *[self._policy.pad_id] * (width - row.width)] for row in rows]
-        lengths = torch.tensor([len(row.completion_ids) for row in rows], device=device)
         starts = torch.tensor([len(row.prompt_ids) for row in rows], device=device)
-        most = int(lengths.max())
+        most = max(len(row.completion_ids) for row in rows)
         found = completion_logprobs(
             model, torch.tensor(ids, device=device), starts, most, self._temperature, entropy_gradient
         )
-        padding = torch.arange(most, device=device)[None, :] >= lengths[:, None]
-        chosen, entropy = (value.masked_fill(padding, 0.0) for value in found)
+        unscored = pad([row.mask for row in rows], most).to(device) == 0
+        chosen, entropy = (value.masked_fill(unscored, 0.0) for value in found)
         return chosen, entropy

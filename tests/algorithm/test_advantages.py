@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from grpo_mlflow.algorithm.advantages import Scale, group_advantages
+from grpo_mlflow.algorithm.advantages import group_advantages
+from grpo_mlflow.algorithm.names import Scale
 
 SCALES: tuple[Scale, ...] = ("group", "batch", "none", "leave_one_out")
 EPS = 1e-4

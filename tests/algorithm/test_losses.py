@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo_mlflow.algorithm import losses
+from grpo_mlflow.algorithm.names import Aggregation, KLEstimator, RatioLevel, Surrogate
 
 MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
 ADVANTAGES = torch.tensor([2.0, -1.0], dtype=torch.float64)
@@ -84,7 +85,7 @@ def test_cispo_weighs_log_probabilities_and_keeps_every_gradient() -> None:
     ("kind", "expected"),
     [("grpo", [1 / 12, 1 / 8]), ("dapo", [0.1, 0.1]), ("dr_grpo", [1 / 32, 1 / 32]), ("bnpo", [0.1, 0.1])],
 )
-def test_aggregation_weights_count_the_whole_step(kind: losses.Aggregation, expected: list[float]) -> None:
+def test_aggregation_weights_count_the_whole_step(kind: Aggregation, expected: list[float]) -> None:
     # two of the step's four rollouts, five of its ten tokens, completions of at most eight tokens
     weights = losses.aggregation_weights(torch.tensor([3, 2]), kind, rollouts=4, tokens=10, max_completion_length=8)
     torch.testing.assert_close(weights, torch.tensor(expected))
@@ -99,7 +100,7 @@ def test_aggregation_weights_count_the_whole_step(kind: losses.Aggregation, expe
         ("bnpo", 3.0),  # one micro-batch: as dapo
     ],
 )
-def test_loss_of_one_step(kind: losses.Aggregation, expected: float) -> None:
+def test_loss_of_one_step(kind: Aggregation, expected: float) -> None:
     terms = _t([[1.0, 2.0, 3.0], [4.0, 5.0, 99.0]])
     lengths = MASK.sum(dim=1)
     weights = losses.aggregation_weights(lengths, kind, rollouts=2, tokens=5, max_completion_length=4)
@@ -143,13 +144,13 @@ REFERENCE = [[-1.0, -0.5, -2.0], [-0.1, -1.5, -0.7]]
         ("k3", [[0.0, math.exp(-0.5) - 0.5, math.e - 2], [LN2 - 0.5, 1 - LN2, math.exp(-0.1) - 0.9]]),
     ],
 )
-def test_kl_terms(estimator: losses.KLEstimator, expected: list[list[float]]) -> None:
+def test_kl_terms(estimator: KLEstimator, expected: list[list[float]]) -> None:
     reference = _t(REFERENCE)
     _same(losses.kl_terms(reference + _t(DIFFERENCE), reference, estimator), expected)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_kl_is_exactly_zero_at_equality(estimator: losses.KLEstimator) -> None:
+def test_kl_is_exactly_zero_at_equality(estimator: KLEstimator) -> None:
     values = -torch.rand(2, 3, generator=torch.Generator().manual_seed(0)) * 10
     assert losses.kl_terms(values, values.clone(), estimator).tolist() == [[0.0] * 3] * 2
 
@@ -167,7 +168,7 @@ def test_k3_keeps_its_digits_where_policy_and_reference_almost_agree() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_kl_estimate_is_unbiased(estimator: losses.KLEstimator) -> None:
+def test_kl_estimate_is_unbiased(estimator: KLEstimator) -> None:
     p, q = (0.5, 0.3, 0.15, 0.05), (0.1, 0.2, 0.3, 0.4)
     true = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     estimates = losses.kl_terms(_t([[math.log(a) for a in p]]), _t([[math.log(b) for b in q]]), estimator)[0]
@@ -195,7 +196,7 @@ def _softmax(row: list[float]) -> list[float]:
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("kind", ["clip", "cispo"])
-def test_policy_gradient_at_ratio_1_is_reinforce(kind: losses.Surrogate, level: losses.RatioLevel) -> None:
+def test_policy_gradient_at_ratio_1_is_reinforce(kind: Surrogate, level: RatioLevel) -> None:
     values = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     logits = values.clone().requires_grad_()
     tokens = [[0, 3, 1], [2, 2, 0]]

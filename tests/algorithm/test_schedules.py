@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from grpo_mlflow.algorithm.schedules import Schedule, adapt_kl_coef, learning_rate
+from grpo_mlflow.algorithm.names import Schedule
+from grpo_mlflow.algorithm.schedules import adapt_kl_coef, learning_rate
 
 SCHEDULES: tuple[Schedule, ...] = ("constant", "linear", "cosine")
 

@@ -68,6 +68,19 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["data.task=chess"], ["data.task = 'chess'", "'arithmetic' or 'sat'", "python:MODULE:CLASS"]),
     (["data.task=python:mine"], ["data.task = 'python:mine'", "python:MODULE:CLASS"]),
     (["data.task=python:nowhere:A"], ["data.task = 'python:nowhere:A'", "nowhere cannot be imported"]),
+    (["train.optimizer=adam"], ["train.optimizer = 'adam'", "'adamw' or 'sgd'"]),
+    (
+        ["train.optimizer=sgd", "train.optimizer_options={betas: [0.9, 0.99]}"],
+        ["train.optimizer_options = {'betas': [0.9, 0.99]}: betas: sgd has no such option; allowed: momentum"],
+    ),
+    (
+        ["train.optimizer_options={eps: 0}"],
+        ["train.optimizer_options = {'eps': 0}: eps: input should be greater than 0"],
+    ),
+    (["train.loss=ppo"], ["train.loss = 'ppo'", "'grpo' or python:MODULE:FUNCTION"]),
+    (["train.loss=python:nowhere:f"], ["train.loss = 'python:nowhere:f'", "nowhere cannot be imported"]),
+    (["train.loss=python:bare:A"], ["train.loss = 'python:bare:A'", "bare has no function A"]),
+    (["train.loss_options={x: 1}"], ["train.loss_options = {'x': 1}", "grpo has no option x; allowed: none"]),
     (["data.task=python:bare:A"], ["data.task = 'python:bare:A'", "A lacks name", "verify"]),
     (["data.task=python:bare:B", "data.settings={x: 1}"], ["data.task = 'python:bare:B'", "has no class B"]),
     (["data.settings=3"], ["data.settings = 3", "dictionary"]),
@@ -179,6 +192,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["--config"], ["--config", "expected one argument"]),
     (["resume=nothing"], ["resume = 'nothing'", "run id", "checkpoint folder"]),
     (["resume=" + "1" * 32, "train.lr=1"], ["train.lr = 1", "cannot change on resume", "train.iterations"]),
+    (["resume=" + "1" * 32, "train.optimizer=sgd"], ["train.optimizer = 'sgd'", "cannot change on resume"]),
     (["resume=" + "1" * 32, "--config", "qwen"], ["config = 'qwen'", "comes from the run"]),
     (["--config", "resume.yaml"], ["resume = 'abc' (file resume.yaml)", "allowed on the command line only"]),
 ]

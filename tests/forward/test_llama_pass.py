@@ -88,7 +88,8 @@ def test_it_is_used_for_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_it_stands_aside_where_it_does_not_serve() -> None:
-    assert not llama_pass.serves(GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2)).eval())
+    other = GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2)
+    assert not llama_pass.serves(GPT2LMHeadModel(other).eval())
     assert not llama_pass.serves(made("llama, gelu"))
     model = made("llama")
     assert llama_pass.serves(model)

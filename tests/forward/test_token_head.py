@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grpo_mlflow.forward import token_head
+from grpo_mlflow.forward import tuning
 from grpo_mlflow.forward.token_head import token_logprobs
 
 N, D, V = 23, 12, 50
@@ -29,9 +29,9 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, 
 @pytest.fixture(params=["one slice, kept", "many slices, kept", "many slices, computed again"])
 def sliced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param.startswith("many"):
-        monkeypatch.setattr(token_head, "SLICE", 4 * V)
+        monkeypatch.setattr(tuning, "LOGITS_SLICE", 4 * V)
     if request.param.endswith("again"):
-        monkeypatch.setattr(token_head, "KEPT", 0)
+        monkeypatch.setattr(tuning, "KEPT_LOGPROBS", 0)
 
 
 @pytest.mark.usefixtures("sliced")

@@ -1,4 +1,4 @@
-"""The conformance suite over the local generator and over both servers' tongues, spoken by a fake over real HTTP."""
+"""The conformance suite over the local generator and over each server's tongue, spoken by a fake over real HTTP."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from grpo_mlflow.config import ServerConfig, resolve
+from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.generation import Generator, LocalGenerator
+from grpo_mlflow.generation.server.launch import engine_class, launch
 from grpo_mlflow.model.policy import Policy
 from tests.support.conformance import Conformance, ShapedConformance
-from tests.support.fake_server import FakeServer
+from tests.support.fake_server import DIALECTS, FakeServer
 from tests.support.served import served
 
 
@@ -28,13 +31,22 @@ class TestLocal(ShapedConformance):
         return LocalGenerator(policy, batch_size=2)
 
 
-class TestVLLM(ShapedConformance):
-    @pytest.fixture
-    def generator(self, policy: Policy, folder: Path) -> Iterator[Generator]:
-        yield from speaking("vllm", policy, folder)
+class TestShaped(ShapedConformance):
+    @pytest.fixture(params=[name for name, dialect in DIALECTS.items() if dialect.shaped_logprobs])
+    def generator(self, policy: Policy, folder: Path, request: pytest.FixtureRequest) -> Iterator[Generator]:
+        yield from speaking(request.param, policy, folder)
 
 
-class TestSGLang(Conformance):
-    @pytest.fixture
-    def generator(self, policy: Policy, folder: Path) -> Iterator[Generator]:
-        yield from speaking("sglang", policy, folder)
+class TestUnshaped(Conformance):
+    @pytest.fixture(params=[name for name, dialect in DIALECTS.items() if not dialect.shaped_logprobs])
+    def generator(self, policy: Policy, folder: Path, request: pytest.FixtureRequest) -> Iterator[Generator]:
+        yield from speaking(request.param, policy, folder)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_every_kind_of_server_can_be_chosen_started_and_spoken_to(name: str) -> None:
+    assert resolve("tiny", [f"generation.backend={name}", "generation.base_url=http://h:1"]).config
+    found = launch(name, ServerConfig(device="cpu"), "org/model", 7, "float32")
+    assert {"org/model", "7"} <= set(found.command)
+    assert engine_class(name).remedies.install
+    assert DIALECTS[name.removesuffix("_server")].shaped_logprobs == SERVERS[name].shaped_logprobs

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from grpo_mlflow import seeding
-from grpo_mlflow.forward import kv_cache
+from grpo_mlflow.forward import kv_cache, tuning
 from grpo_mlflow.forward.llama_step import LlamaStep, can_step
 from grpo_mlflow.forward.prefix_tree import common_prefix
 from grpo_mlflow.forward.shared_prefix import reason_against
@@ -161,8 +161,9 @@ def grouped_heads(policy: Policy) -> Policy:
 def other_family(policy: Policy) -> Any:
     """A model that can be packed but is not of the Llama family."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(policy.tokenizer), n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)
-    return GPT2LMHeadModel(config).eval()
+    sizes: dict[str, Any] = {"vocab_size": len(policy.tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4}
+    ends = {"bos_token_id": policy.eos_ids[0], "eos_token_id": policy.eos_ids[0]}  # GPT-2's are no tokens here
+    return GPT2LMHeadModel(GPT2Config(**sizes, **ends, initializer_range=0.2)).eval()
 
 
 def alike(asked: list[Prompt]) -> list[Prompt]:
@@ -177,8 +178,8 @@ def alike(asked: list[Prompt]) -> list[Prompt]:
 def test_both_decoders_draw_the_same(
     policy: Policy, monkeypatch: pytest.MonkeyPatch, given: str, family: str, kind: str
 ) -> None:
-    monkeypatch.setattr(kv_cache, "_COPIED", 0 if kind == "shared" else 10**6)
-    monkeypatch.setattr(kv_cache, "_SUMMED", 10**6 if kind == "summed" else 0)
+    monkeypatch.setattr(tuning, "COPIED_TOKENS", 0 if kind == "shared" else 10**6)
+    monkeypatch.setattr(tuning, "SUMMED_NUMBERS", 10**6 if kind == "summed" else 0)
     grouped = replace(policy, model=grouped_heads(policy).model)
     strange = replace(policy, model=other_family(policy))
     used = {"plain": policy, "grouped heads": grouped, "other family": strange}[family]
@@ -209,8 +210,8 @@ def test_both_decoders_draw_the_same(
 def test_rows_are_computed_once_while_they_are_alike(
     policy: Policy, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(kv_cache, "_COPIED", 0 if kind == "shared" else 10**6)
-    monkeypatch.setattr(kv_cache, "_SUMMED", 10**6 if kind == "summed" else 0)
+    monkeypatch.setattr(tuning, "COPIED_TOKENS", 0 if kind == "shared" else 10**6)
+    monkeypatch.setattr(tuning, "SUMMED_NUMBERS", 10**6 if kind == "summed" else 0)
     assert reason_against(policy.model) is None
     held: list[int] = []
 
@@ -232,7 +233,7 @@ def test_rows_are_computed_once_while_they_are_alike(
 
     def sample(alike: float) -> list[list[Completion]]:
         held.clear()
-        monkeypatch.setattr(decoding, "_ALIKE", alike)
+        monkeypatch.setattr(tuning, "DISTINCT_SHARE", alike)
         return LocalGenerator(used, batch_size=9).generate(questions, 8, sampling, 0, ())
 
     apart, rows = sample(0.0), sum(held)

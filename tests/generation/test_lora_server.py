@@ -11,15 +11,15 @@ import torch
 from grpo_mlflow.config import LoraConfig, ServerConfig, resolve
 from grpo_mlflow.errors import ServerFailed, UserError
 from grpo_mlflow.generation import Generator, Generators, Sampling
-from grpo_mlflow.generation.server.process import launch
+from grpo_mlflow.generation.server.launch import launch
 from grpo_mlflow.model import lora, policy
 from grpo_mlflow.model.policy import Policy
 from tests.support.adapters import move_adapter
 from tests.support.conformance import Conformance, ShapedConformance, ids_of, prompts
-from tests.support.fake_server import FakeServer, Quirks
+from tests.support.fake_server import DIALECTS, FakeServer, Quirks
 from tests.support.served import served
 
-DIALECTS = pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+EACH_DIALECT = pytest.mark.parametrize("dialect", DIALECTS)
 
 
 @pytest.fixture
@@ -45,19 +45,19 @@ class Adapted:
         return adapted
 
 
-class TestVLLM(Adapted, ShapedConformance):
-    @pytest.fixture
-    def generator(self, policy: Policy, folder: Path) -> Iterator[Generator]:
-        yield from speaking("vllm", policy, folder)
+class TestShaped(Adapted, ShapedConformance):
+    @pytest.fixture(params=[name for name, dialect in DIALECTS.items() if dialect.shaped_logprobs])
+    def generator(self, policy: Policy, folder: Path, request: pytest.FixtureRequest) -> Iterator[Generator]:
+        yield from speaking(request.param, policy, folder)
 
 
-class TestSGLang(Adapted, Conformance):
-    @pytest.fixture
-    def generator(self, policy: Policy, folder: Path) -> Iterator[Generator]:
-        yield from speaking("sglang", policy, folder)
+class TestUnshaped(Adapted, Conformance):
+    @pytest.fixture(params=[name for name, dialect in DIALECTS.items() if not dialect.shaped_logprobs])
+    def generator(self, policy: Policy, folder: Path, request: pytest.FixtureRequest) -> Iterator[Generator]:
+        yield from speaking(request.param, policy, folder)
 
 
-@DIALECTS
+@EACH_DIALECT
 @pytest.mark.parametrize("sync", ["lora", "reload"])
 def test_each_sync_brings_the_adapter(adapted: Policy, folder: Path, dialect: str, sync: str) -> None:
     with FakeServer(dialect, folder) as server, served(adapted, server, sync=sync) as generators:
@@ -72,7 +72,7 @@ def test_each_sync_brings_the_adapter(adapted: Policy, folder: Path, dialect: st
         assert (len(server.adapters), len(server.loads)) == ((1, 0) if sync == "lora" else (0, 3))
 
 
-@DIALECTS
+@EACH_DIALECT
 def test_a_server_that_was_restarted_gets_its_adapter_again(adapted: Policy, folder: Path, dialect: str) -> None:
     with FakeServer(dialect, folder) as server, served(adapted, server, sync="lora") as generators:
         move_adapter(adapted)
@@ -84,7 +84,7 @@ def test_a_server_that_was_restarted_gets_its_adapter_again(adapted: Policy, fol
         assert len(server.adapters) == 1
 
 
-@DIALECTS
+@EACH_DIALECT
 def test_a_server_that_keeps_the_first_adapter_is_caught(adapted: Policy, folder: Path, dialect: str) -> None:
     quirks = Quirks(keeps_old_adapter=True)
     with FakeServer(dialect, folder, quirks=quirks) as server, served(adapted, server, sync="lora") as generators:
@@ -94,7 +94,7 @@ def test_a_server_that_keeps_the_first_adapter_is_caught(adapted: Policy, folder
             generators.training().sync(1)
 
 
-@DIALECTS
+@EACH_DIALECT
 def test_a_server_that_takes_no_adapters_is_refused(adapted: Policy, folder: Path, dialect: str) -> None:
     quirks = Quirks(without_lora=True)
     with FakeServer(dialect, folder, quirks=quirks) as server, served(adapted, server, sync="lora") as generators:

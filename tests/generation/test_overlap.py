@@ -17,7 +17,7 @@ from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.runs import stored
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.training import rollout_files
-from tests.support.fake_server import Answer, FakeServer, Fault
+from tests.support.fake_server import DIALECTS, Answer, FakeServer, Fault
 from tests.support.small_runs import SMALL
 
 
@@ -38,7 +38,7 @@ def versions(run_dir: Path) -> list[set[int]]:
     return [{r.completion.policy_version for group in groups for r in group.rollouts} for groups in found]
 
 
-@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+@pytest.mark.parametrize("dialect", DIALECTS)
 def test_each_iteration_is_sampled_by_the_version_before(dialect: str, small_model: Path, shared_store: str) -> None:
     with FakeServer(dialect, small_model) as server:
         ahead = runs.train(overlapping(server, shared_store))

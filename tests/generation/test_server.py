@@ -24,11 +24,11 @@ from grpo_mlflow.generation.server.client import Client, Fault, Loop, Refusal
 from grpo_mlflow.generation.server.retries import Retries
 from grpo_mlflow.model.policy import Policy
 from tests.support.conformance import ids_of, prompts
-from tests.support.fake_server import FakeServer, Quirks
+from tests.support.fake_server import DIALECTS, SAMPLE, FakeServer, Quirks
 from tests.support.fake_server import Fault as Scripted
 from tests.support.served import served
 
-DIALECTS = pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+EACH_DIALECT = pytest.mark.parametrize("dialect", DIALECTS)
 
 
 def move(policy: Policy, size: float) -> None:
@@ -39,7 +39,7 @@ def move(policy: Policy, size: float) -> None:
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
 
 
-@DIALECTS
+@EACH_DIALECT
 def test_a_preset_pointed_at_another_server_evaluates_there_too(policy: Policy, folder: Path, dialect: str) -> None:
     words = ["generation.behaviour_logprobs=recompute", "generation.retry_seconds=0"]
     with FakeServer(dialect, folder) as server:
@@ -50,7 +50,7 @@ def test_a_preset_pointed_at_another_server_evaluates_there_too(policy: Policy, 
             assert len(generator.generate(prompts(policy), 1, Sampling(4), 0, ("x",))) == len(prompts(policy))
 
 
-@DIALECTS
+@EACH_DIALECT
 def test_each_sync_brings_the_new_weights(policy: Policy, folder: Path, dialect: str) -> None:
     with FakeServer(dialect, folder) as server, served(policy, server) as generators:
         generator, seen = generators.training(), []
@@ -65,7 +65,7 @@ def test_each_sync_brings_the_new_weights(policy: Policy, folder: Path, dialect:
         assert len(server.loads) == 3
 
 
-@DIALECTS
+@EACH_DIALECT
 def test_a_server_that_keeps_old_weights_is_caught_at_once(policy: Policy, folder: Path, dialect: str) -> None:
     quirks = Quirks(keeps_old_weights=True)
     with FakeServer(dialect, folder, quirks=quirks) as server, served(policy, server) as generators:
@@ -76,7 +76,7 @@ def test_a_server_that_keeps_old_weights_is_caught_at_once(policy: Policy, folde
             generator.sync(1)
 
 
-@DIALECTS
+@EACH_DIALECT
 def test_prefixes_cached_with_old_weights_are_caught(policy: Policy, folder: Path, dialect: str) -> None:
     """Scoring a prompt does not read the cache: only what is drawn after it shows the old prefix."""
     quirks = Quirks(keeps_prefixes=True)
@@ -88,24 +88,19 @@ def test_prefixes_cached_with_old_weights_are_caught(policy: Policy, folder: Pat
             generator.sync(1)
 
 
-ORDER = {
-    "vllm": ["/pause", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/resume"],
-    "sglang": ["/pause_generation", "/update_weights_from_disk", "/continue_generation"],
-}
-
-
-@DIALECTS
+@EACH_DIALECT
 def test_weights_are_loaded_while_the_server_is_paused(policy: Policy, folder: Path, dialect: str) -> None:
     with FakeServer(dialect, folder) as server, served(policy, server) as generators:
         generators.training().sync(0)
         server.calls.clear()
         move(policy, 0.05)
         generators.training().sync(1)
-        assert server.calls[: len(ORDER[dialect])] == ORDER[dialect]
+        expected = DIALECTS[dialect].loading
+        assert tuple(server.calls[: len(expected)]) == expected
         assert not server.paused
 
 
-@DIALECTS
+@EACH_DIALECT
 def test_a_server_left_paused_by_a_killed_trainer_is_resumed(policy: Policy, folder: Path, dialect: str) -> None:
     with FakeServer(dialect, folder) as server, served(policy, server, timeout=2.0) as generators:
         server.paused = True
@@ -113,7 +108,7 @@ def test_a_server_left_paused_by_a_killed_trainer_is_resumed(policy: Policy, fol
         assert not server.paused
 
 
-@DIALECTS
+@EACH_DIALECT
 def test_a_server_that_cannot_prove_its_weights_is_refused(policy: Policy, folder: Path, dialect: str) -> None:
     quirks = Quirks(without_scores=True)
     with FakeServer(dialect, folder, quirks=quirks) as server, served(policy, server) as generators:
@@ -201,7 +196,7 @@ def move_server(server: FakeServer) -> None:
             parameter.add_(0.05)
 
 
-@DIALECTS
+@EACH_DIALECT
 def test_rollouts_can_be_priced_by_the_trainer_where_a_server_gives_no_logprobs(
     policy: Policy, folder: Path, dialect: str
 ) -> None:
@@ -217,12 +212,12 @@ def test_rollouts_can_be_priced_by_the_trainer_where_a_server_gives_no_logprobs(
         generators.training().sync(0)
         anew = generators.training().generate(prompts(policy), 2, sampling, 0, ("x",))
     assert ids_of(anew) == ids_of(full)
-    if dialect == "vllm":  # SGLang's own do not know top-p and penalties: they must differ
+    if DIALECTS[dialect].shaped_logprobs:  # others do not know top-p and penalties, and must differ
         for one, other in zip((c for g in full for c in g), (c for g in anew for c in g), strict=True):
             assert one.behaviour_logprobs == pytest.approx(other.behaviour_logprobs, abs=1e-4)
 
 
-@DIALECTS
+@EACH_DIALECT
 def test_no_more_prompts_than_asked_for_are_in_flight_and_results_keep_their_order(
     policy: Policy, folder: Path, dialect: str
 ) -> None:
@@ -235,8 +230,7 @@ def test_no_more_prompts_than_asked_for_are_in_flight_and_results_keep_their_ord
         generator = generators.training()
         generator.sync(0)
         server.most_at_once = 0
-        path = "/v1/completions" if dialect == "vllm" else "/generate"
-        server.faults.append(Scripted(path, slow, loads=1, nth=0))  # the first prompt answers last
+        server.faults.append(Scripted(SAMPLE[dialect], slow, loads=1, nth=0))  # the first prompt answers last
         found = ids_of(generator.generate(given, 2, Sampling(6), 0, ("x",)))
         assert server.most_at_once == 2
     assert found[:3] == found[3:]
@@ -269,6 +263,33 @@ def test_a_signal_while_waiting_cancels_the_requests(policy: Policy, folder: Pat
             assert time.monotonic() - began < 3
         finally:
             signal.signal(signal.SIGUSR1, before)
+
+
+def test_work_under_way_has_ended_when_the_loop_closes() -> None:
+    ended, begun = list[str](), threading.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.1)  # as closing a response takes a while
+            ended.append("work")
+
+    async def last() -> None:
+        ended.append("last")
+
+    loop = Loop()
+    future = loop.start(work())
+    begun.wait()
+    assert loop.close(last)
+    assert ended == ["work", "last"]
+    assert future.cancelled()
+
+
+def test_a_close_that_takes_too_long_is_told() -> None:
+    loop = Loop()
+    assert not loop.close(partial(asyncio.sleep, 1), seconds=0.1)
 
 
 @pytest.mark.parametrize(
@@ -339,16 +360,18 @@ def test_the_client_tells_what_may_pass_from_what_will_not(folder: Path, path: s
     with FakeServer("vllm", folder) as server:
         client = Client(f"{server.url}/v1/", 5.0)
         assert outcome(lambda: loop.run(client.get(path))) == ("answer" if path == "/v1/models" else "Refusal")
-    assert outcome(lambda: loop.run(Client(server.url, 5.0).get(path))) == "Fault"
-    loop.close()
+    assert outcome(lambda: loop.run(client.get(path))) == "Fault"
+    loop.close(client.close)
 
 
 def test_a_failure_to_connect_is_told_from_a_timeout() -> None:
     loop = Loop()
 
     def told(url: str) -> str:
+        client = Client(url, 0.5)
         with pytest.raises(Fault) as caught:
-            loop.run(Client(url, 0.5).get("/v1/models"))
+            loop.run(client.get("/v1/models"))
+        loop.run(client.close())
         return str(caught.value)
 
     with socket.create_server(("127.0.0.1", 0)) as silent:

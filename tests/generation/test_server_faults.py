@@ -20,12 +20,11 @@ from grpo_mlflow import runs
 from grpo_mlflow.config import Resolved, parse_arguments, resolve
 from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.runs.stored import resolve_training
-from tests.support.fake_server import LOAD, SAMPLE, Answer, Dropped, FakeServer, Fault, Truncated
+from tests.support.fake_server import DIALECTS, LOAD, SAMPLE, Answer, Dropped, FakeServer, Fault, Truncated
 from tests.support.small_runs import SMALL
 
 Undisturbed = tuple[str, list[dict[str, Any]]]  # dialect, metrics of each iteration
 Edit = Callable[[FakeServer, dict[str, Any]], None]
-FIELDS = {"vllm": ("token_ids", "choices"), "sglang": ("output_ids", "")}
 
 
 def _status(status: int, content: Any = b"") -> Callable[[FakeServer, Answer], Answer]:
@@ -39,16 +38,11 @@ def _raising(error: type[Exception]) -> Callable[[FakeServer, Answer], Answer]:
     return answer
 
 
-def _completions(server: FakeServer, content: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = content["choices"] if server.dialect == "vllm" else content
-    return found
-
-
 def _edited(edit: Edit) -> Callable[[FakeServer, Answer], Answer]:
     """Change the first completion of an answer."""
 
     def answer(server: FakeServer, right: Answer) -> Answer:
-        edit(server, _completions(server, right[1])[0])
+        edit(server, DIALECTS[server.dialect].completions(right[1])[0])
         return right
 
     return answer
@@ -56,7 +50,7 @@ def _edited(edit: Edit) -> Callable[[FakeServer, Answer], Answer]:
 
 def _ids(change: Callable[[list[int]], Any]) -> Callable[[FakeServer, Answer], Answer]:
     def edit(server: FakeServer, completion: dict[str, Any]) -> None:
-        key = FIELDS[server.dialect][0]
+        key = DIALECTS[server.dialect].ids
         completion[key] = change(completion[key])
 
     return _edited(edit)
@@ -64,25 +58,17 @@ def _ids(change: Callable[[list[int]], Any]) -> Callable[[FakeServer, Answer], A
 
 def _logprobs(change: Callable[[list[float]], Any]) -> Callable[[FakeServer, Answer], Answer]:
     def edit(server: FakeServer, completion: dict[str, Any]) -> None:
-        if server.dialect == "vllm":
-            changed = change(completion["logprobs"]["token_logprobs"])
-            completion["logprobs"] = None if changed is None else {"token_logprobs": changed}
-        else:
-            changed = change([triple[0] for triple in completion["meta_info"]["output_token_logprobs"]])
-            triples = None if changed is None else [[value, 0, None] for value in changed]
-            completion["meta_info"]["output_token_logprobs"] = triples
+        dialect = DIALECTS[server.dialect]
+        dialect.set_logprobs(completion, change(dialect.logprobs(completion)))
 
     return _edited(edit)
 
 
 def _finish(reason: str) -> Callable[[FakeServer, Answer], Answer]:
     def edit(server: FakeServer, completion: dict[str, Any]) -> None:
-        if server.dialect == "vllm":
-            completion["finish_reason"] = reason
-        else:
-            completion["meta_info"]["finish_reason"] = {"type": reason}
+        DIALECTS[server.dialect].set_finish(completion, reason)
         if reason == "stop":  # and no end token
-            key = FIELDS[server.dialect][0]
+            key = DIALECTS[server.dialect].ids
             completion[key] = [8 if token == 1 else token for token in completion[key]]
 
     return _edited(edit)
@@ -90,8 +76,8 @@ def _finish(reason: str) -> Callable[[FakeServer, Answer], Answer]:
 
 def _counted(change: Callable[[list[Any]], list[Any]]) -> Callable[[FakeServer, Answer], Answer]:
     def answer(server: FakeServer, right: Answer) -> Answer:
-        changed = change(_completions(server, right[1]))
-        return 200, {"choices": changed} if server.dialect == "vllm" else changed
+        dialect = DIALECTS[server.dialect]
+        return 200, dialect.answer_with(change(dialect.completions(right[1])))
 
     return answer
 
@@ -185,7 +171,7 @@ def fault_of(name: str, dialect: str) -> Fault:
     if where == S:
         return Fault(SAMPLE[dialect], answer)
     if where == "label":
-        return Fault({"vllm": "/weight_info", "sglang": "/model_info"}[dialect], answer, nth=0)
+        return Fault(DIALECTS[dialect].label, answer, nth=0)
     return Fault(LOAD[dialect], answer, loads=1, nth=0)
 
 
@@ -203,7 +189,7 @@ def numbers(run_dir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in each.items() if not k.startswith(timed) and "per_sec" not in k} for each in found]
 
 
-@pytest.fixture(scope="module", params=["vllm", "sglang"])
+@pytest.fixture(scope="module", params=DIALECTS)
 def undisturbed(request: pytest.FixtureRequest, small_model: Path, shared_store: str) -> Undisturbed:
     with FakeServer(request.param, small_model) as server:
         finished = runs.train(configured(server, shared_store))
@@ -211,10 +197,10 @@ def undisturbed(request: pytest.FixtureRequest, small_model: Path, shared_store:
 
 
 def met_by(dialect: str, name: str, retrying: bool) -> bool:
-    """Each fault is met with retries in one tongue and without in the other: what follows does not depend on it."""
+    """Each fault is met with retries in one tongue and without in the next: what follows does not depend on it."""
     if name == "another model's name":
-        return dialect == "vllm"  # SGLang's /generate names no model
-    turn = list(FAULTS).index(name) % 2 == (dialect == "vllm")
+        return DIALECTS[dialect].names_model
+    turn = list(FAULTS).index(name) % 2 != list(DIALECTS).index(dialect) % 2
     return turn if retrying else not turn
 
 

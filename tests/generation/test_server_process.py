@@ -18,7 +18,8 @@ import pytest
 from grpo_mlflow import runs
 from grpo_mlflow.config import Resolved, ServerConfig, resolve
 from grpo_mlflow.errors import ServerFailed, UserError
-from grpo_mlflow.generation.server.process import Launch, ServerProcess, launch
+from grpo_mlflow.generation.server.launch import launch
+from grpo_mlflow.generation.server.process import ServerProcess
 from tests.support.paths import ROOT
 from tests.support.small_runs import SMALL
 from tests.support.stub_server import stub
@@ -101,6 +102,7 @@ time.sleep(600)
     assert len([p for p in marked(mark) if p.pid != trainer.pid]) == 2
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
+    trainer.stdout.close()
     assert gone(mark)
 
 
@@ -123,11 +125,16 @@ def test_a_start_that_fails_says_what_the_log_says(
 
 def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
     settings = ServerConfig(python="no/such/python")
-    server = ServerProcess(lambda m, p: Launch((settings.python,), {}), settings, tmp_path / "log", print)
+
+    def server(backend: str) -> ServerProcess:
+        return ServerProcess(lambda m, p: launch(backend, settings, m, p, "float32"), settings, tmp_path / "log", print)
+
     with pytest.raises(
         UserError, match=r"generation\.server\.python = 'no/such/python'.*GPU .*pip install vllm.*CPU `make server`"
     ):
-        server.start("model")
+        server("vllm_server").start("model")
+    with pytest.raises(UserError, match=r"'no/such/python'.*GPU .*pip install sglang"):
+        server("sglang_server").start("model")
 
 
 def test_the_command_says_what_the_settings_say(tmp_path: Path) -> None:
@@ -157,7 +164,7 @@ def test_the_command_says_what_the_settings_say(tmp_path: Path) -> None:
 def managed(folder: Path, shared_store: str, dialect: str, *overrides: str) -> Resolved:
     """A config whose server's interpreter is the fake one."""
     program = folder / "python"
-    program.write_text(f'#!/bin/sh\ncd {ROOT}\nexec {sys.executable} -m tests.fake_server {dialect} "$@"\n')
+    program.write_text(f'#!/bin/sh\ncd {ROOT}\nexec {sys.executable} -m tests.support.fake_server {dialect} "$@"\n')
     program.chmod(0o755)
     words = [f"generation.backend={dialect}_server", "generation.server.manage=true", f"tracking.uri={shared_store}"]
     words += [f"generation.server.python={program}", "generation.server.device=cpu", "checkpoint.keep_last=9"]

@@ -15,7 +15,7 @@ from grpo_mlflow.cli import doctor as command
 from grpo_mlflow.config import resolve
 from grpo_mlflow.runs.doctor import Check, Doctor, enough
 from grpo_mlflow.runs.server_checks import Trouble
-from tests.support.fake_server import FakeServer, Quirks
+from tests.support.fake_server import DIALECTS, FakeServer, Quirks
 from tests.support.paths import ROOT
 from tests.support.small_runs import SMALL
 
@@ -37,7 +37,7 @@ def words_of(server: FakeServer) -> list[str]:
     return [f"generation.backend={server.dialect}_server", f"generation.base_url={server.url}"]
 
 
-@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+@pytest.mark.parametrize("dialect", DIALECTS)
 def test_all_is_well_with_a_server_that_works(
     small_model: Path, shared_store: str, tmp_path: Path, dialect: str
 ) -> None:

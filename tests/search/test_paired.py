@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -91,7 +92,7 @@ def test_the_error_is_shared_by_every_other_look(looks: int, even: int) -> None:
 
 def keen(looks: int, margin: float = 0.0) -> PairedPruner:
     """A pruner that does not wait for slow starters."""
-    return PairedPruner(looks, margin, patience=0.0)
+    return PairedPruner(looks, margin=margin, patience=0.0)
 
 
 def test_a_clearly_worse_trial_is_pruned_from_its_third_evaluation() -> None:
@@ -300,3 +301,21 @@ def test_of_two_equal_settings_one_is_seldom_pruned() -> None:
             pruner.prune(study, trial({step: second[step] for step in range(look + 1)})) for look in range(2, looks)
         )
     assert pruned / studies <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("alpha", 0.0, "above 0 and below 1"),
+        ("alpha", 1.0, "above 0 and below 1"),
+        ("top", 1.5, "0 to 1"),
+        ("patience", -0.1, "0 to 1"),
+        ("margin", -0.01, "0 or more"),
+        ("doubt", math.nan, "0 or more"),
+        ("gain", math.inf, "0 or more"),
+        ("reserve", 2.0, "0 to 1"),
+    ],
+)
+def test_an_option_outside_its_range_is_refused(option: str, value: float, allowed: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{option} = {value}; allowed: {allowed}$"):
+        PairedPruner(4, **{option: value})

@@ -14,7 +14,7 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from grpo_mlflow.config import Resolved, flatten, overlay, resolve
+from grpo_mlflow.config import TRAITS, Resolved, flatten, overlay, resolve
 from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.search import choices, space, space_file
 from grpo_mlflow.search.storage import open_storage
@@ -299,6 +299,14 @@ def test_a_malformed_space_is_one_line(name: str, base: Resolved, tmp_path: Path
     with pytest.raises(ConfigError) as error:
         load(text, base, tmp_path)
     refused(error, fragments)
+
+
+@pytest.mark.parametrize("key", TRAITS)
+def test_a_setting_varies_only_where_it_says_so(key: str, base: Resolved) -> None:
+    with pytest.raises(ConfigError) as error:
+        space_file.load(f"{key}=1", base)  # no list of values, which is told of settings that may vary
+    allowed = "a list of values" if TRAITS[key].varies else "keys of seed, model., generation., train., data."
+    refused(error, [f": {key}", f"allowed: {allowed}"])
 
 
 @pytest.mark.parametrize("line", LINES)

@@ -20,7 +20,7 @@ from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow import runs
-from grpo_mlflow.config import Arguments, Resolved, resolve
+from grpo_mlflow.config import TRAITS, Arguments, Resolved, resolve
 from grpo_mlflow.errors import ServerFailed, StoreAway, UserError
 from grpo_mlflow.runs.stored import find, resolve_evaluation
 from grpo_mlflow.runtime import interrupts
@@ -241,6 +241,18 @@ def test_a_study_is_not_continued_with_what_cannot_be_compared(
     with pytest.raises(UserError, match=re.escape(named)):
         search(study_config(store, tmp_path, *words, changed))
     assert len(all_runs(store, "train")) == 1
+
+
+def test_a_study_notes_what_its_trials_must_have_in_common(store: str, tmp_path: Path) -> None:
+    begun = study_config(store, tmp_path, "search.space=train.lr=[1e-3]")
+    space, storage = space_file.load("train.lr=[1e-3]", begun), open_storage(begun.config.search.storage)
+    study = studies.open_study(storage, begun.config, space)
+    assert set(study.user_attrs["config"]) == {key for key, traits in TRAITS.items() if traits.compared}
+    free = ("search.n_trials=9", "tracking.run_name=x", "checkpoint.keep_last=7", "generation.timeout=5")
+    studies.open_study(storage, study_config(store, tmp_path, *free, "train.lr=0.5").config, space)
+    for changed in ("model.dtype=bfloat16", "eval.interval=3", "search.cost=seconds", "seed=5"):
+        with pytest.raises(UserError, match=f"^{changed.partition('=')[0]} = .* was begun with"):
+            studies.open_study(storage, study_config(store, tmp_path, changed).config, space)
 
 
 def test_a_study_without_a_single_result_fails_and_says_why(store: str, tmp_path: Path) -> None:

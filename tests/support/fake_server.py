@@ -1,10 +1,8 @@
-"""An inference server over real HTTP that speaks vLLM's or SGLang's tongue, with faults on demand.
+"""An inference server over real HTTP that speaks the tongue of vLLM or another (`DIALECTS`), with faults on demand.
 
 It loads a model folder with transformers and samples token by token, so it shares nothing with the generator in the
 package but the rule that turns logits and a uniform number into a token. Prompts are cached until they are flushed, so
-a missing flush shows as it does on a real server. Answers have the shapes of
-vLLM 0.32 and SGLang 0.5.23, their oddities included: vLLM draws completion j of n with seed + j, SGLang gives all n the
-same seed; SGLang's log-probabilities know only the temperature; unknown remote calls are an error of 500.
+a missing flush shows as it does on a real server. Answers have the shapes of the real ones, their oddities included.
 """
 
 from __future__ import annotations
@@ -29,11 +27,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_mlflow import seeding
 from grpo_mlflow.generation import Sampling
+from grpo_mlflow.generation.local.decoding import cache_name
 from grpo_mlflow.generation.sampling import draw, processed_logprobs
+from tests.support.dialect import Answer as Answer
+from tests.support.dialect import Dialect, Refused
+from tests.support.fake_sglang import SGLang
+from tests.support.fake_vllm import VLLM
 
-Answer = tuple[int, Any]  # status, JSON content (or bytes as they are)
-SAMPLE = {"vllm": "/v1/completions", "sglang": "/generate"}
-LOAD = {"vllm": "/collective_rpc", "sglang": "/update_weights_from_disk"}
+DIALECTS: dict[str, Dialect] = {"vllm": VLLM(), "sglang": SGLang()}
+SAMPLE = {name: dialect.sample for name, dialect in DIALECTS.items()}
+LOAD = {name: dialect.load for name, dialect in DIALECTS.items()}
 
 
 @dataclass
@@ -68,10 +71,6 @@ class Truncated(Exception):
     """The connection is closed in the middle of the body."""
 
 
-class Refused(Exception):
-    """The request is wrong: 400."""
-
-
 @dataclass
 class Quirks:
     """Ways in which a server can be the wrong one."""
@@ -103,7 +102,7 @@ class FakeServer:
     def __post_init__(self) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.requests: dict[str, int] = {}
-        self.most_at_once = self._at_once = 0
+        self.most_at_once = self.at_once = 0
         self.loads: list[str] = []
         self.calls: list[str] = []  # everything but sampling and scoring
         self._prefixes: dict[tuple[object, ...], Any] = {}
@@ -181,7 +180,7 @@ class FakeServer:
         self.adapters: dict[str, Any] = {}
         self._prefixes.clear()
 
-    def _take_adapter(self, name: str, folder: Path) -> None:
+    def take_adapter(self, name: str, folder: Path) -> None:
         """Load an adapter beside the base model, by peft's own loader; as the first one it had, if it is that wrong."""
         if self.quirks.keeps_old_adapter and self.adapters:
             self.adapters[name] = next(iter(self.adapters.values()))
@@ -191,7 +190,7 @@ class FakeServer:
         base = AutoModelForCausalLM.from_pretrained(self.root, dtype=torch.float32)
         self.adapters[name] = PeftModel.from_pretrained(base, str(folder)).eval()
 
-    def _models(self) -> dict[str, Any]:
+    def models(self) -> dict[str, Any]:
         cards = [{"id": self.name, "root": self.root, "parent": None}]
         return {"object": "list", "data": [*cards, *({"id": n, "root": n, "parent": self.name} for n in self.adapters)]}
 
@@ -209,8 +208,8 @@ class FakeServer:
             struck = [fault for fault in self.faults if fault.strikes(path, len(self.loads), body)]
             if path != SAMPLE[self.dialect]:
                 self.calls.append(path)
-            self._at_once += path == SAMPLE[self.dialect]
-            self.most_at_once = max(self.most_at_once, self._at_once)
+            self.at_once += path == SAMPLE[self.dialect]
+            self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             while self.paused and path == SAMPLE[self.dialect]:
                 time.sleep(0.01)
@@ -227,7 +226,7 @@ class FakeServer:
             status, content = 200, Truncated
         finally:
             with self._lock:
-                self._at_once -= path == SAMPLE[self.dialect]
+                self.at_once -= path == SAMPLE[self.dialect]
         raw = b'{"choices": [' if content is Truncated else content if isinstance(content, bytes) else _dumps(content)
         handler.send_response(status)
         handler.send_header("content-type", "application/json")
@@ -241,168 +240,19 @@ class FakeServer:
 
     def _answer(self, path: str, body: dict[str, Any]) -> Answer:
         try:
-            found = self._vllm(path, body) if self.dialect == "vllm" else self._sglang(path, body)
+            found = DIALECTS[self.dialect].answer(self, path, body)
         except Refused as refusal:
-            error = {"message": str(refusal), "type": "BadRequestError", "code": 400}
-            return 400, {"error": error} if self.dialect == "vllm" else error
+            return 400, DIALECTS[self.dialect].refusal(str(refusal))
         return found if found is not None else (404, {"detail": "Not Found"})
-
-    def _vllm(self, path: str, body: dict[str, Any]) -> Answer | None:
-        if path == "/health":
-            return 200, b""
-        if path == "/v1/models":
-            return 200, self._models()
-        if path == "/tokenize":
-            return 200, {"tokens": self._tokens(body["prompt"]), "count": 0, "max_model_len": self.quirks.context}
-        if path == "/v1/completions":
-            return self._completions(body)
-        if path == "/v1/load_lora_adapter" and not self.quirks.without_lora:
-            name, folder = body["lora_name"], Path(body["lora_path"])
-            if name in self.adapters:
-                message = f"The lora adapter '{name}' has already been loaded."
-                return 400, {"error": {"message": message, "type": "InvalidUserInput", "code": 400}}
-            if not (folder / "adapter_config.json").is_file():
-                message = f"Loading lora {name} failed: No adapter found for {folder}"
-                return 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}}
-            self._take_adapter(name, folder)
-            return 200, f"Success: LoRA adapter '{name}' added successfully.".encode()
-        if path == "/v1/unload_lora_adapter" and not self.quirks.without_lora:
-            if self.adapters.pop(body["lora_name"], None) is None:
-                message = f"The lora adapter '{body['lora_name']}' cannot be found."
-                return 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}}
-            return 200, f"Success: LoRA adapter '{body['lora_name']}' removed successfully.".encode()
-        if self.quirks.without_development:
-            return None
-        if path == "/pause":
-            self.paused = True
-            return 200, {"status": "paused"}
-        if path == "/resume":
-            self.paused = False
-            return 200, {"status": "resumed"}
-        if path == "/is_paused":
-            return 200, {"is_paused": self.paused}
-        if path == "/reset_prefix_cache":
-            self._flush()
-            return 200, {"success": True}
-        if path == "/weight_info":
-            return 200, {"weight_version": self.label}
-        if path == "/update_weight_version":
-            self.label = body["new_version"]
-            return 200, {"success": True, "new_version": self.label}
-        if path == "/collective_rpc":
-            if body["method"] == "reload_weights":
-                self._reload(Path(body["kwargs"]["weights_path"]))
-                return 200, {"results": [None]}
-            if body["method"] != "grpo_load_weights" or self.quirks.without_extension:
-                message = f"Worker failed with error ''CPUWorker' object has no attribute '{body['method']}''"
-                return 500, {"error": {"message": message, "type": "InternalServerError", "code": 500}}
-            folder = Path(body["kwargs"]["path"])
-            if not (folder / "config.json").is_file():
-                return 200, {"results": [{"ok": False, "error": f"no model folder at {folder}"}]}
-            self._reload(folder)
-            return 200, {"results": [{"ok": True}]}
-        return None
-
-    def _completions(self, body: dict[str, Any]) -> Answer:
-        if body["model"] not in (self.name, *self.adapters):
-            return 404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}}
-        prompt, choices, adapter = body["prompt"], [], body["model"] if body["model"] != self.name else None
-        if body.get("echo"):
-            scores = None if self.quirks.without_scores else {"token_logprobs": [None, *self._score(prompt, adapter)]}
-            return 200, {"choices": [{"index": 0, "logprobs": scores}]}
-        parameters = {**body, "max_new_tokens": body["max_tokens"]}
-        for j in range(body["n"]):
-            ids, logprobs, reason = self._sample(prompt, parameters, body["seed"] + j, adapter)
-            choices.append(
-                {
-                    "index": j,
-                    "text": self.tokenizer.decode(ids),
-                    "finish_reason": reason,
-                    "token_ids": None if self.quirks.without_token_ids or not body.get("return_token_ids") else ids,
-                    "prompt_token_ids": prompt,
-                    "logprobs": None
-                    if self.quirks.without_logprobs or body.get("logprobs") is None
-                    else {"token_logprobs": logprobs},
-                }
-            )
-        return 200, {"object": "text_completion", "model": self.name, "choices": choices[::-1]}  # order is ours to find
-
-    def _sglang(self, path: str, body: dict[str, Any]) -> Answer | None:
-        if path == "/health":
-            return 200, b""
-        if path == "/model_info":
-            return 200, {"model_path": self.root, "served_model_name": self.root, "weight_version": self.label}
-        if path == "/tokenize":
-            return 200, {"tokens": self._tokens(body["prompt"]), "count": 0, "max_model_len": self.quirks.context}
-        if path == "/generate":
-            return 200, [self._generate_one(*pair, body) for pair in self._pairs(body)]
-        if path == "/v1/models":
-            return 200, self._models()
-        if path == "/load_lora_adapter":
-            name, folder = body["lora_name"], Path(body["lora_path"])
-            wrong = "LoRA is not enabled. Please set `--enable-lora`." if self.quirks.without_lora else ""
-            wrong = wrong or (f"LoRA with name {name} already exists." if name in self.adapters else "")
-            if wrong or not (folder / "adapter_config.json").is_file():
-                return 400, {"success": False, "error_message": wrong or f"Failed to load LoRA adapter {name}"}
-            self._take_adapter(name, folder)
-            return 200, {"success": True, "error_message": "", "loaded_adapters": {name: str(folder)}}
-        if path == "/unload_lora_adapter":
-            if self.adapters.pop(body["lora_name"], None) is None:
-                message = f"LoRA with name {body['lora_name']} does not exist. Loaded LoRAs: odict_keys([])"
-                return 400, {"success": False, "error_message": message}
-            return 200, {"success": True, "error_message": "", "loaded_adapters": {}}
-        if path == "/flush_cache":
-            self._flush()
-            return 200, b"Cache flushed.\nPlease check backend logs for more details.\n"
-        if path in ("/pause_generation", "/continue_generation"):
-            self.paused = path == "/pause_generation"
-            return 200, {"message": "Generation paused or continued successfully.", "status": "ok"}
-        if path == "/update_weights_from_disk":
-            folder = Path(body["model_path"])
-            if not (folder / "config.json").is_file():
-                return 400, {"success": False, "message": f"Failed to get {folder}", "num_paused_requests": 0}
-            self._reload(folder)
-            if body.get("flush_cache", True):
-                if self._at_once and not self.paused:
-                    message = "Weights were updated, but the cache was not flushed because requests are still running."
-                    return 400, {"success": False, "message": message, "num_paused_requests": 0}
-                self._flush()
-            self.label = body.get("weight_version") or self.label
-            return 200, {"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0}
-        return None
-
-    def _pairs(self, body: dict[str, Any]) -> list[tuple[list[int], dict[str, Any]]]:
-        """Return each prompt with its parameters, n copies of each: with the same seed, as SGLang does."""
-        pairs = zip(body["input_ids"], body["sampling_params"], strict=True)
-        return [pair for pair in pairs for _ in range(pair[1].get("n", 1))]
-
-    def _generate_one(self, prompt: list[int], parameters: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
-        if parameters.get("top_k") == 0:
-            raise Refused("top_k must be -1 (disable) or at least 1, got 0.")
-        adapter = body.get("lora_path")
-        if adapter is not None and adapter not in self.adapters:
-            raise Refused(f"The following requested LoRA adapters are not loaded: {adapter}")
-        ids, logprobs, reason = self._sample(prompt, parameters, parameters.get("sampling_seed", 42), adapter)
-        kind: dict[str, Any] = {"type": reason}
-        kind |= {"matched": ids[-1]} if reason == "stop" else {"length": len(ids)}
-        meta: dict[str, Any] = {"finish_reason": kind, "weight_version": self.label, "cached_tokens": 0}
-        if body.get("return_logprob"):
-            if not self.quirks.without_logprobs:
-                meta["output_token_logprobs"] = [[p, i, None] for p, i in zip(logprobs, ids, strict=True)]
-            if body.get("logprob_start_len") == 0 and not self.quirks.without_scores:
-                priced = [None, *self._score(prompt, adapter)]
-                meta["input_token_logprobs"] = [[p, i, None] for p, i in zip(priced, prompt, strict=True)]
-        answer = {"text": self.tokenizer.decode(ids), "meta_info": meta}
-        return answer if self.quirks.without_token_ids else {**answer, "output_ids": ids}
 
     # The model
 
-    def _reload(self, folder: Path) -> None:
+    def reload(self, folder: Path) -> None:
         self.loads.append(folder.name)
         if not self.quirks.keeps_old_weights:
             self._take(folder)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         if not self.quirks.keeps_prefixes:
             self._prefixes.clear()
 
@@ -413,22 +263,24 @@ class FakeServer:
         """Return the key-value cache of all but the last token: of the weights that saw this prompt first."""
         key, before = (adapter, *prompt), torch.tensor([prompt[:-1]])
         if key not in self._prefixes:
-            seen = self._of(adapter)(input_ids=before, use_cache=True).past_key_values if len(prompt) > 1 else None
-            self._prefixes[key] = seen
+            self._prefixes[key] = None
+            if len(prompt) > 1:
+                out = self._of(adapter)(input_ids=before, use_cache=True)
+                self._prefixes[key] = getattr(out, cache_name(self.model))
         return copy.deepcopy(self._prefixes[key])
 
-    def _tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text[1:] if self.quirks.other_tokenizer else text).input_ids
         return ids
 
     @torch.inference_mode()
-    def _score(self, prompt: list[int], adapter: str | None) -> list[float]:
+    def score(self, prompt: list[int], adapter: str | None) -> list[float]:
         with self._model_lock:
             logprobs = self._of(adapter)(input_ids=torch.tensor([prompt])).logits[0].log_softmax(-1)
         return [float(logprobs[place - 1, token]) for place, token in enumerate(prompt) if place]
 
     @torch.inference_mode()
-    def _sample(
+    def sample(
         self, prompt: list[int], parameters: dict[str, Any], seed: int, adapter: str | None
     ) -> tuple[list[int], list[float], str]:
         """Sample one completion."""
@@ -453,14 +305,15 @@ class FakeServer:
             cache = self._prefix(prompt, adapter)
         for uniform in uniforms:
             with self._model_lock:
-                out = self._of(adapter)(input_ids=torch.tensor([ids[-1:]]), past_key_values=cache, use_cache=True)
-            cache, logits = out.past_key_values, out.logits[:, -1]
+                given = {cache_name(self.model): cache}
+                out = self._of(adapter)(input_ids=torch.tensor([ids[-1:]]), use_cache=True, **given)
+            cache, logits = getattr(out, cache_name(self.model)), out.logits[:, -1]
             distribution = processed_logprobs(logits, sampling, seen)
             token = int(draw(distribution, torch.tensor([uniform])) if sampling.temperature else distribution.argmax())
             shown = distribution
             if self.quirks.raw_logprobs:
                 shown = logits.log_softmax(-1)
-            elif self.dialect == "sglang":
+            elif not DIALECTS[self.dialect].shaped_logprobs:
                 shown = processed_logprobs(logits, plain)
             logprobs.append(float(shown[0, token]))
             ids.append(token)
@@ -481,7 +334,7 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("dialect")
-    parser.add_argument("--model", "--model-path", type=Path)
+    parser.add_argument(*(dialect.model_option for dialect in DIALECTS.values()), dest="model", type=Path)
     parser.add_argument("--port", type=int)
     given, _ = parser.parse_known_args()
     server = FakeServer(given.dialect, given.model, port=given.port)

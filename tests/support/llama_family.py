@@ -16,7 +16,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from grpo_mlflow.forward import llama_step
+from grpo_mlflow.forward import tuning
 from grpo_mlflow.forward.shared_prefix import reason_against
 from tests.support import small_models
 
@@ -43,7 +43,7 @@ MODELS: dict[str, Any] = {
     "llama 3 angles": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
     "dynamic angles": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=DYNAMIC)),
     "wide heads": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, head_dim=16)),
-    "wide vocabulary": lambda: LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": llama_step._WIDE})),
+    "wide vocabulary": lambda: LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": tuning.BLOCKED_FROM_ROWS})),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8)),

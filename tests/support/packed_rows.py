@@ -26,10 +26,13 @@ MODELS: dict[str, Any] = {
     "qwen2": lambda **kw: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True, **kw)),
     "llama": lambda **kw: LlamaForCausalLM(LlamaConfig(**SIZES, **kw)),
     "qwen3": lambda **kw: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, **kw)),
-    "gpt2": lambda **kw: GPT2LMHeadModel(GPT2Config(vocab_size=200, n_embd=48, n_layer=3, n_head=6, **kw)),
+    "gpt2": lambda **kw: GPT2LMHeadModel(
+        GPT2Config(vocab_size=200, n_embd=48, n_layer=3, n_head=6, bos_token_id=1, eos_token_id=2, **kw)
+    ),
 }
 
 
+# what all prompts begin with, the lengths of their rests, and for each prompt the lengths of its completions
 SHAPES: dict[str, tuple[int, list[int], list[list[int]]]] = {
     "ragged": (0, [3, 9, 1, 6], [[4, 1, 7], [2, 2], [5], [1, 8, 3]]),
     "equal": (0, [5, 5], [[4, 4, 4], [4, 4, 4]]),

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from grpo_mlflow.generation.server.process import Launch
+from grpo_mlflow.generation.server.launch import Launch
 
 STUB = """
 import http.server, subprocess, sys
@@ -26,6 +26,6 @@ def stub(mark: str, source: str = STUB) -> Callable[[str | Path, int], Launch]:
 
     def start(model: str | Path, port: int) -> Launch:
         text = textwrap.dedent(source).replace("PORT", str(port)).replace("MARK", mark)
-        return Launch((sys.executable, "-c", text, mark), {})
+        return Launch((sys.executable, "-c", text, mark), {}, "it is there")
 
     return start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,64 +12,23 @@ from accelerate import Accelerator
 from grpo_mlflow import runs
 from grpo_mlflow.config import Resolved, resolve
 from grpo_mlflow.errors import UserError
-from grpo_mlflow.generation import Sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.processes import Processes
-from grpo_mlflow.tasks import Task
 from grpo_mlflow.training import rollout_files
-from grpo_mlflow.training.collector import Collected, Collector
-from grpo_mlflow.types import Completion, Problem, Prompt, Split, Verdict
+from grpo_mlflow.training.sources import Collected, group_source
 from tests.support.fake_server import SAMPLE, FakeServer, Fault
+from tests.support.scripted import Numbered, Scripted
 from tests.support.small_runs import SMALL, resume, same, small
 
 P, K = 8, 4
-
-
-class Numbered(Task):
-    """Problem n asks for n; its id says so."""
-
-    name = "numbered"
-
-    def problem(self, split: Split, seed: int) -> Problem:
-        assert split == "train"
-        return Problem(f"numbered/{seed}", seed, ({"role": "user", "content": "1"},))
-
-    def verify(self, problem: Problem, text: str) -> Verdict:
-        return Verdict(float(text == "right"), {}, text == "right", text)
-
-    def reference_answer(self, problem: Problem) -> str:
-        return "right"
-
-
-class Scripted:
-    """Answers rightly once in a group whose problem's number `mixed` accepts, else never; notes what it is asked."""
-
-    def __init__(self, mixed: range) -> None:
-        self.mixed, self.asked = mixed, list[tuple[tuple[str | int, ...], list[int]]]()
-
-    def generate(
-        self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
-    ) -> list[list[Completion]]:
-        numbers = [int(prompt.problem_id.rsplit("/", 1)[1]) for prompt in prompts]
-        self.asked.append((key, numbers))
-
-        def completion(right: bool) -> Completion:
-            return Completion((7, 2), "right" if right else "wrong", (-1.0, -1.0), "stop", 0)
-
-        return [[completion(n in self.mixed and j == 0) for j in range(k)] for n in numbers]
-
-    def sync(self, version: int) -> None: ...
-
-    def metrics(self) -> dict[str, float]:
-        return {}
 
 
 def collect(policy: Policy, mixed: range, version: int = 0, *overrides: str) -> tuple[Collected, Scripted]:
     words = [f"data.problems_per_iteration={P}", f"data.rollouts_per_problem={K}", "data.train_seed_start=1000"]
     config = resolve("tiny", [*words, "data.num_train_seeds=64", *overrides]).config
     generator = Scripted(mixed)
-    collector = Collector(config, Numbered(), policy, generator, Processes(Accelerator(cpu=True)))
-    return collector.collect(version), generator
+    source = group_source(config, Numbered(), policy, lambda: generator, Processes(Accelerator(cpu=True)))
+    return source.groups(version), generator
 
 
 def test_off_it_samples_once(policy: Policy) -> None:

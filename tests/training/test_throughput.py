@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from grpo_mlflow.config import resolve
-from grpo_mlflow.forward import prefix_tree
+from grpo_mlflow.forward import tuning
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.training import throughput
 from grpo_mlflow.training.batching import rows_of
@@ -36,7 +36,8 @@ def draw_twice(group: Group) -> Group:
 def test_costs_are_those_that_torch_counts(
     policy: Policy, monkeypatch: pytest.MonkeyPatch, beginning: tuple[int, ...], change: Callable[[Group], Group]
 ) -> None:
-    monkeypatch.setattr(prefix_tree, "_FEW", 0)  # attention by its own kernel, which can be told from other products
+    # attention by its own kernel, which can be told from other products
+    monkeypatch.setattr(tuning, "PLAIN_ATTENTION_SCORES", 0)
     groups, scorer = [change(begin_with(beginning, group)) for group in make_groups(5)], Scorer(policy, 1.0)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         scorer.score(rows_of(groups))

@@ -5,34 +5,14 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
-from grpo_mlflow.config import TrainConfig
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.forward.padded import completion_logprobs
-from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.training.learner import Learner, Sizes
-from grpo_mlflow.types import Group
 from tests.support.groups import ALL_TERMS, K, fresh, make_groups
-
-
-def learner(policy: Policy, rollouts: int, reference: Policy | None = None, **settings: Any) -> Learner:
-    config = TrainConfig(**{"batch_size": 4, "grad_accum_steps": "auto", "kl_coef": 0.0, "lr": 1e-3, **settings})
-    return Learner(policy, reference, Accelerator(cpu=True), config, Sizes(0.8, 16, rollouts, 100))
-
-
-def gradient(groups: list[Group], **settings: Any) -> torch.Tensor:
-    """The gradient of one optimizer step, before clipping, read off plain gradient descent: Adam's first moment."""
-    policy, reference = fresh(), fresh(seed=4)
-    coefficient = settings.get("kl_coef", 0.0)
-    made = learner(policy, len(groups) * K, reference if coefficient else None, grad_clip=None, **settings)
-    made.update(groups, seed=0, iteration=0)
-    state = made.optimizer.state_dict()["state"]
-    return torch.cat([entry["exp_avg"].flatten() for entry in state.values()]) / 0.1  # exp_avg = (1 - beta1) g
+from tests.support.updates import gradient, learner
 
 
 @pytest.mark.parametrize("aggregation", ["grpo", "dapo", "dr_grpo"])

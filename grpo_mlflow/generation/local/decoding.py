@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from grpo_mlflow.forward import kv_cache
+from grpo_mlflow.forward import kv_cache, tuning
 from grpo_mlflow.forward.attention import Packed, packed_forward
 from grpo_mlflow.forward.llama_step import LlamaStep, can_step
 from grpo_mlflow.forward.padded import keeps_logits
@@ -26,8 +26,6 @@ from grpo_mlflow.forward.shared_prefix import reason_against
 from grpo_mlflow.model.policy import Policy
 
 _PLAIN = ("cpu", torch.float32)
-_ALIKE = 0.75  # share of the rows: with more different sequences each row goes on alone
-_IDLE = 0.1  # share of a decoder's rows that may be without use: to take rows out copies all keys and values
 
 
 class Decoder(Protocol):
@@ -52,7 +50,7 @@ def start(policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -
 
 def prefill(policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> Decoder:
     """Return a decoder of one row for each prompt, which may become k, for `most` tokens at most."""
-    if reason_against(policy.model) is None:
+    if policy.written_out and reason_against(policy.model) is None:
         return PackedDecoder(policy, prompts, k, most)
     return CacheDecoder(policy, prompts)
 
@@ -82,12 +80,12 @@ class Branches:
         parents, newest, owners, moves = self._owners, tokens, torch.arange(len(tokens), device=tokens.device), False
         if not self._apart:
             different, alike = torch.unique(self._owners * vocabulary + tokens, return_inverse=True)
-            if len(different) > _ALIKE * len(tokens):
+            if len(different) > tuning.DISTINCT_SHARE * len(tokens):
                 self._apart = moves = True  # each row gets its own place, in order
             else:
                 parents, newest, owners = different // vocabulary, different % vocabulary, alike
                 moves = bool((parents[1:] == parents[:-1]).any())
-        if moves or held - len(parents) > _IDLE * held:
+        if moves or held - len(parents) > tuning.UNUSED_SHARE * held:
             self._decoder.keep(parents)
             self._owners = owners
         elif len(parents) < held:
@@ -160,15 +158,10 @@ class CacheDecoder:
         ids, mask = ids.to(policy.device), mask.to(policy.device)
         last = {"logits_to_keep": 1} if keeps_logits(policy.model) else {}
         out = self._forward(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), **last)
-        self._cache = getattr(out, self._cache_name)
+        self._cache = getattr(out, cache_name(policy.model))
         self.logits = out.logits[:, -1].clone()  # of models that give logits of the whole prompt, the others go
         self._mask = mask
         self._positions = mask.sum(dim=1)
-
-    @property
-    def _cache_name(self) -> str:
-        forward = inspect.signature(inspect.unwrap(self._policy.model.forward))
-        return "cache" if "cache" in forward.parameters else "past_key_values"
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, **others: Any) -> Any:
         return self._policy.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **others)
@@ -176,7 +169,7 @@ class CacheDecoder:
     def step(self, tokens: Tensor) -> None:
         """See `Decoder.step`."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
-        cache = {self._cache_name: self._cache}
+        cache = {cache_name(self._policy.model): self._cache}
         out = self._forward(tokens[:, None], self._mask, self._positions[:, None], **cache)
         self.logits, self._positions = out.logits[:, -1], self._positions + 1
 
@@ -184,3 +177,9 @@ class CacheDecoder:
         """See `Decoder.keep`."""
         self._cache.batch_select_indices(index)
         self._mask, self._positions = self._mask[index], self._positions[index]
+
+
+def cache_name(model: Any) -> str:
+    """Return what the model calls its cache, both as an argument and in its output."""
+    forward = inspect.signature(inspect.unwrap(model.forward))
+    return "cache" if "cache" in forward.parameters else "past_key_values"

@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -117,10 +117,40 @@ class Loop:
             future.cancel()
             raise
 
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    def close(self, last: Callable[[], Awaitable[None]] | None = None, seconds: float = 5.0) -> bool:
+        """Cancel the work under way, wait for it to end, do `last`, and end the thread.
+
+        Without the wait, a request is garbage-collected after the loop has closed, and fails to close its response.
+
+        Returns:
+            Whether all of it ended within `seconds`; the thread ends in any case.
+        """
+        try:
+            return self.run(_finish(last, seconds))
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+
+async def _finish(last: Callable[[], Awaitable[None]] | None, seconds: float) -> bool:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+
+    async def end() -> None:
+        if tasks:
+            await asyncio.wait(tasks)
+        if last is not None:
+            await last()
+        await asyncio.get_running_loop().shutdown_asyncgens()
+        await asyncio.sleep(0)  # a closed transport lets go of its socket in the loop's next round
+
+    try:
+        await asyncio.wait_for(end(), seconds)
+    except asyncio.TimeoutError:
+        return False
+    return True
 
 
 async def all_of(work: Sequence[Awaitable[T]]) -> list[T]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.server.client import Client, Fault, Refusal
 from grpo_mlflow.types import FinishReason
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,66 @@ class Ask:
     logprobs: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a server of our own is started with.
+
+    `memory` is in the unit of `generation.server.memory`, None: the server's default. `lora_rank` is the rank of the
+    adapters that it has to take, None or 0: none.
+    """
+
+    model: str
+    port: int
+    dtype: str
+    on_cpu: bool
+    memory: float | None
+    lora_rank: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What follows the interpreter on a command line, and what is added to the environment."""
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Remedies:
+    """What a person can do about a server of one kind, as parts of messages; empty: nothing particular to the kind.
+
+    `install` makes its environment, `run` starts one, `reload` are the options for new weights in place, `old_weights`
+    says when they do not arrive, `logprobs` and `seeds` are the options that make these right, `context` is that for a
+    longer context.
+    """
+
+    install: str
+    context: str
+    run: str = ""
+    reload: str = ""
+    old_weights: str = ""
+    logprobs: str = ""
+    seeds: str = ""
+
+
+class EngineClass(Protocol):
+    """The class of an engine, which knows how a server of its kind is started."""
+
+    @property
+    def remedies(self) -> Remedies: ...
+
+    def __call__(self, client: Client) -> Engine: ...
+
+    def command(self, start: Start) -> Command:
+        """Return how a server is started on 127.0.0.1."""
+        ...
+
+
 class Engine(Protocol):
     """The tongue of one kind of server. All methods raise `Fault` and `Refusal`."""
 
     client: Client
+    remedies: ClassVar[Remedies]
 
     async def connect(self) -> str:
         """Find out what the server serves, and return its name for it."""
@@ -104,8 +162,8 @@ def draw_of(token_ids: Any, logprobs: Any, finish_reason: Any, ask: Ask) -> Draw
         raise Fault("a completion holds tokens or log-probabilities that are not numbers") from None
 
 
-def check(draws: Sequence[Draw], ask: Ask, vocabulary: int) -> None:
-    """Raise where draws cannot be what was asked for.
+def check(draws: Sequence[Draw], ask: Ask, vocabulary: int, longer_context: str) -> None:
+    """Raise where draws cannot be what was asked for; `longer_context` is the server's option for that.
 
     Raises:
         Fault: a count, a token or a log-probability is impossible.
@@ -133,5 +191,17 @@ def check(draws: Sequence[Draw], ask: Ask, vocabulary: int) -> None:
         if draw.finish_reason == "length" and count < most and not ended:
             raise Refusal(
                 f"its context holds only {count} new tokens after a prompt of {len(ask.token_ids)}; allowed: a longer "
-                f"context (vLLM --max-model-len, SGLang --context-length), or generation.max_new_tokens below {most}"
+                f"context ({longer_context}), or generation.max_new_tokens below {most}"
             )
+
+
+async def shaped(answer: Awaitable[T]) -> T:
+    """Await what an engine makes of an answer.
+
+    Raises:
+        Fault: the answer's JSON is not of the expected shape (cut, or a proxy's).
+    """
+    try:
+        return await answer
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise Fault(f"an answer of unexpected shape ({type(error).__name__}: {error})") from error

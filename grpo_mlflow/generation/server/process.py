@@ -11,80 +11,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from grpo_mlflow.config import ServerConfig
 from grpo_mlflow.errors import ServerFailed, UserError
+from grpo_mlflow.generation.server.launch import SERVERSIDE, Launch
 
-SERVERSIDE = Path(__file__).resolve().parents[2] / "serverside"
 _NEWS_SECONDS = 15.0
 _STOP_SECONDS = 20.0
-_CPU_CACHE_GIB = 1.0
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """A command with what it adds to the environment."""
-
-    command: tuple[str, ...]
-    environment: Mapping[str, str]
-
-
-def launch(
-    backend: str, settings: ServerConfig, model: str | Path, port: int, dtype: str, lora_rank: int | None = None
-) -> Launch:
-    """Return how a server of this kind is started with a model; with `lora_rank` it takes adapters of that rank."""
-    on_cpu = settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available())
-    environment = {"PYTHONPATH": str(SERVERSIDE)}
-    if Path(model).is_dir():
-        environment["HF_HUB_OFFLINE"] = "1"
-    if settings.device.startswith("cuda:"):
-        number = int(settings.device.removeprefix("cuda:"))
-        granted = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        environment["CUDA_VISIBLE_DEVICES"] = granted[number] if number < len(granted) else str(number)
-    words = _vllm if backend == "vllm_server" else _sglang
-    ours = words(settings, str(model), port, dtype, on_cpu, environment)
-    if lora_rank:
-        ours += ["--enable-lora", "--max-lora-rank"]
-        if backend == "vllm_server":
-            environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-            ours += [str(next((rank for rank in _VLLM_RANKS if rank >= lora_rank), lora_rank))]
-        else:
-            ours += [str(lora_rank), "--lora-target-modules", "all"]
-    return Launch((settings.python, *ours, *settings.arguments), environment)
-
-
-def _vllm(
-    settings: ServerConfig, model: str, port: int, dtype: str, on_cpu: bool, environment: dict[str, str]
-) -> list[str]:
-    environment |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "policy"]
-    words += ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
-    words += ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", "grpo_vllm_worker.WeightLoader"]
-    if on_cpu:
-        environment["VLLM_CPU_KVCACHE_SPACE"] = f"{settings.memory or _CPU_CACHE_GIB:g}"
-        # Compiling costs a minute at each start. A prefill in chunks together with a seed ends vLLM's CPU engine.
-        words += ["--enforce-eager", "--max-num-batched-tokens", "32768"]
-    elif settings.memory is not None:
-        words += ["--gpu-memory-utilization", f"{settings.memory:g}"]
-    return words
-
-
-def _sglang(
-    settings: ServerConfig, model: str, port: int, dtype: str, on_cpu: bool, environment: dict[str, str]
-) -> list[str]:
-    words = ["-m", "sglang.launch_server", "--model-path", model, "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--dtype", dtype, "--enable-deterministic-inference"]
-    if on_cpu:
-        words += ["--device", "cpu"]
-    if settings.memory is not None:
-        words += ["--mem-fraction-static", f"{settings.memory:g}"]
-    return words
 
 
 class ServerProcess:
@@ -125,11 +60,7 @@ class ServerProcess:
         self.model = model
         launched = self._launch(model, self._port)
         if shutil.which(launched.command[0]) is None:
-            raise UserError(
-                f"generation.server.python = {launched.command[0]!r}: no such program; for a GPU "
-                "`python3 -m venv .venv-vllm && .venv-vllm/bin/pip install vllm` makes a vLLM environment (SGLang: "
-                "docs/servers.md), for a CPU `make server`"
-            )
+            raise UserError(f"generation.server.python = {launched.command[0]!r}: no such program; {launched.install}")
         if self._answers():
             raise ServerFailed(
                 f"{self.url} is in use by another program; allowed: generation.server.port=0 (a free one)"

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.generation.server.client import Client, Fault, Refusal
-from grpo_mlflow.generation.server.engine import NO_SCORES, Ask, Draw, Incapable, adapter_label, draw_of
+from grpo_mlflow.generation.server.engine import (
+    NO_SCORES,
+    Ask,
+    Command,
+    Draw,
+    Incapable,
+    Remedies,
+    Start,
+    adapter_label,
+    draw_of,
+)
 
 _LORA = (
     "start it with --enable-lora, --lora-target-modules all and a --max-lora-rank of model.lora.rank or more, where it "
@@ -25,6 +35,26 @@ _LORA = (
 
 class SGLang:
     """Speaks to one SGLang server."""
+
+    remedies = Remedies(
+        install="for a GPU `python3 -m venv .venv-sglang && .venv-sglang/bin/pip install sglang` makes an SGLang "
+        "environment",
+        context="--context-length",
+        seeds="start SGLang with --enable-deterministic-inference",
+    )
+
+    @staticmethod
+    def command(start: Start) -> Command:
+        """See `EngineClass.command`."""
+        words = ["-m", "sglang.launch_server", "--model-path", start.model, "--host", "127.0.0.1"]
+        words += ["--port", str(start.port), "--dtype", start.dtype, "--enable-deterministic-inference"]
+        if start.on_cpu:
+            words += ["--device", "cpu"]
+        if start.memory is not None:
+            words += ["--mem-fraction-static", f"{start.memory:g}"]
+        if start.lora_rank:
+            words += ["--enable-lora", "--max-lora-rank", str(start.lora_rank), "--lora-target-modules", "all"]
+        return Command(words, {})
 
     def __init__(self, client: Client) -> None:
         self.client = client

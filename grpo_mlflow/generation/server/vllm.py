@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.generation.server.client import Client, Fault, Refusal
-from grpo_mlflow.generation.server.engine import NO_SCORES, Ask, Draw, Incapable, adapter_label, draw_of
+from grpo_mlflow.generation.server.engine import (
+    NO_SCORES,
+    Ask,
+    Command,
+    Draw,
+    Incapable,
+    Remedies,
+    Start,
+    adapter_label,
+    draw_of,
+)
 
 _LORA = (
     "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a --max-lora-rank of model.lora.rank or more, "
@@ -25,8 +35,41 @@ _DEV_MODE = (
 )
 
 
+_CPU_CACHE_GIB = 1.0
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be
+
+
 class VLLM:
     """Speaks to one vLLM server."""
+
+    remedies = Remedies(
+        install="for a GPU `python3 -m venv .venv-vllm && .venv-vllm/bin/pip install vllm` makes a vLLM environment, "
+        "for a CPU `make server`",
+        context="--max-model-len",
+        run="`make server` starts one on a CPU",
+        reload="for generation.sync=reload with VLLM_SERVER_DEV_MODE=1 and our worker extension",
+        old_weights="vLLM on a CPU with tied embeddings, started without our worker extension (docs/servers.md)",
+        logprobs="start vLLM with --logprobs-mode processed_logprobs",
+    )
+
+    @staticmethod
+    def command(start: Start) -> Command:
+        """See `EngineClass.command`."""
+        words = ["-m", "vllm.entrypoints.openai.api_server", "--model", start.model, "--served-model-name", "policy"]
+        words += ["--host", "127.0.0.1", "--port", str(start.port), "--dtype", start.dtype]
+        words += ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", "grpo_vllm_worker.WeightLoader"]
+        environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        if start.on_cpu:
+            environment["VLLM_CPU_KVCACHE_SPACE"] = f"{start.memory or _CPU_CACHE_GIB:g}"
+            # Compiling costs a minute at each start. A prefill in chunks together with a seed ends vLLM's CPU engine.
+            words += ["--enforce-eager", "--max-num-batched-tokens", "32768"]
+        elif start.memory is not None:
+            words += ["--gpu-memory-utilization", f"{start.memory:g}"]
+        if start.lora_rank:
+            environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+            enough = next((rank for rank in _RANKS if rank >= start.lora_rank), start.lora_rank)
+            words += ["--enable-lora", "--max-lora-rank", str(enough)]
+        return Command(words, environment)
 
     def __init__(self, client: Client) -> None:
         self.client, self._model = client, ""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-
-from grpo_mlflow.model.policy import Policy
 
 
 class WeightsFolder:
@@ -19,8 +18,8 @@ class WeightsFolder:
         self._run = uuid.uuid4().hex[:8]
         self.newest: Path | None = None
 
-    def write(self, policy: Policy, version: int, adapter: bool) -> Path:
-        """Save the policy, or its adapter alone, and return the folder, whose name no other run and version has.
+    def write(self, save: Callable[[Path], None], version: int) -> Path:
+        """Let `save` write into a new folder, and return the folder, whose name no other run and version has.
 
         The folder appears whole or not at all, and the one before goes only then.
         """
@@ -29,7 +28,7 @@ class WeightsFolder:
         folder = self._root / f"{self._run}-{version}"
         partial = self._partial()
         partial.mkdir(parents=True)
-        (policy.save if adapter else policy.save_plain)(partial)
+        save(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         former, self.newest = self.newest, folder

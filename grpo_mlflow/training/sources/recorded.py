@@ -8,15 +8,33 @@ from grpo_mlflow import tracking
 from grpo_mlflow.config import Config
 from grpo_mlflow.config.command import run_id_of
 from grpo_mlflow.errors import ConfigError, StoreAway, UserError
+from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.training import rollout_files, rollouts
 from grpo_mlflow.training.checkpoint import name_of
+from grpo_mlflow.training.sources.base import Collected, HoldsNothing
 from grpo_mlflow.types import Group
 
+Recording = Callable[[int], list[Group]]  # from the number of an iteration to its groups
 
-def recorded(config: Config) -> Callable[[int], list[Group]] | None:
-    """Return what reads an iteration's groups from the run of `data.source`, or None where rollouts are live.
 
-    Their advantages are computed anew; the sampler correction carries the distance to the policy that sampled them.
+class Recorded(HoldsNothing):
+    """Gives the groups of a recording."""
+
+    def __init__(self, recording: Recording, processes: Processes) -> None:
+        self._recording, self._processes = recording, processes
+
+    def groups(self, version: int) -> Collected:
+        groups = self._processes.agreed(lambda: self._recording(version))
+        return Collected(groups, groups)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
+def open_recording(config: Config) -> Recording | None:
+    """Return the recording of the run in `data.source`, or None for `live`.
+
+    Advantages are computed anew; the sampler correction accounts for the distance to the policy that sampled.
 
     Raises:
         UserError: there is no such run, it has kept too few iterations, or (when read) groups of another size.
@@ -51,5 +69,5 @@ def recorded(config: Config) -> Callable[[int], list[Group]] | None:
             [group.problem for group in groups], [group.rollouts for group in groups], config.train.scale_rewards
         )
 
-    groups_of(wanted - 1)
+    groups_of(wanted - 1)  # groups of another size are refused now rather than in an iteration
     return groups_of

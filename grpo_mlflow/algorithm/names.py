@@ -1,0 +1,15 @@
+"""The names of the variants, each declared once. Free of torch, so that the config reads them too."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Scale = Literal["group", "batch", "none", "leave_one_out"]
+RatioLevel = Literal["token", "sequence"]
+Surrogate = Literal["clip", "cispo"]
+Aggregation = Literal["grpo", "dapo", "dr_grpo", "bnpo"]
+KLEstimator = Literal["k1", "k2", "k3"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+LOSSES = {"grpo": "grpo_mlflow.algorithm.grpo:grpo"}
+"""The losses that `train.loss` knows by name, and where each stands: `MODULE:FUNCTION`."""

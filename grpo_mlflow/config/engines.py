@@ -1,0 +1,29 @@
+"""The kinds of inference servers, by their names in `generation.backend`: a further one is a line here and its module.
+
+The settings' allowed values come from this table, so importing it stays fast: no torch, and nothing of `generation`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_PACKAGE = "grpo_mlflow.generation.server"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a configuration has to know of a kind of server.
+
+    `title` is its name for people, `engine` the class that speaks to it, as `module:class`. `shaped_logprobs` says
+    whether its log-probabilities take top-k, top-p and penalties into account.
+    """
+
+    title: str
+    engine: str
+    shaped_logprobs: bool
+
+
+SERVERS = {
+    "vllm_server": Kind("vLLM", f"{_PACKAGE}.vllm:VLLM", shaped_logprobs=True),
+    "sglang_server": Kind("SGLang", f"{_PACKAGE}.sglang:SGLang", shaped_logprobs=False),
+}

@@ -1,0 +1,85 @@
+"""The dotted keys of all settings, and how they stand for nested sections."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Container, Mapping
+from typing import Any, get_origin
+
+from grpo_mlflow.config.fields import Section
+from grpo_mlflow.config.schema import Config
+
+
+def _leaves(section: type[Section], prefix: str = "") -> dict[str, tuple[type[Section], str]]:
+    """Return every dotted key with the class and the name of its field."""
+    found: dict[str, tuple[type[Section], str]] = {}
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, Section):
+            found |= _leaves(kind, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = section, name
+    return found
+
+
+_LEAVES = _leaves(Config)
+_FIELDS = {key: section.model_fields[name] for key, (section, name) in _LEAVES.items()}
+KEYS = {key: field.description for key, field in _FIELDS.items()}
+TRAITS = {key: section.traits_of(name) for key, (section, name) in _LEAVES.items()}
+TEXT = {key for key, field in _FIELDS.items() if field.annotation in (str, str | None)}
+MAPPINGS = {key for key, field in _FIELDS.items() if get_origin(field.annotation) is dict}  # one value, not a section
+SECTIONS = sorted({key.rsplit(".", depth)[0] for key in KEYS for depth in range(1, key.count(".") + 1)})
+
+
+def summary(keys: Container[str]) -> tuple[str, ...]:
+    """Return the settings among `keys` in the schema's order; a section that is among them whole stands as `NAME.`."""
+    whole = [f"{section}." for section in SECTIONS if all(k in keys for k in KEYS if k.startswith(f"{section}."))]
+    return tuple(dict.fromkeys(next((w for w in whole if key.startswith(w)), key) for key in KEYS if key in keys))
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into dotted keys; a setting whose value is itself a mapping keeps it whole."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value and f"{prefix}{key}" not in MAPPINGS:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into nested mappings."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return nested
+
+
+def short(value: Any) -> str:
+    """Return a value as error lines show it."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)  # null, true as typed
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def unknown_line(key: str, value: Any, origin: str) -> str:
+    """Return the line that refuses a key that is no setting, with what may have been meant."""
+    start = f"{key} = {short(value)} ({origin})"
+    if key in SECTIONS:
+        return f"{start}: is a section; set a key in it: {', '.join(k for k in KEYS if k.startswith(f'{key}.'))}"
+    for mapping in MAPPINGS:
+        if key.startswith(f"{mapping}."):
+            return f"{start}: unknown key; {mapping} takes a whole mapping: {mapping}='{{NAME: VALUE}}'"
+    name, section = key.rsplit(".", 1)[-1], key.rpartition(".")[0]
+    close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.85) + [k for k in KEYS if k.rsplit(".", 1)[-1] == name]
+    if close:
+        return f"{start}: unknown key; did you mean {' or '.join(dict.fromkeys(close))}?"
+    while section and section not in SECTIONS:
+        section = section.rpartition(".")[0]
+    inside = [k for k in KEYS if k.startswith(f"{section}.")] if section else [k.split(".")[0] for k in KEYS]
+    return f"{start}: unknown key; allowed: {', '.join(dict.fromkeys(inside))}"

@@ -1,0 +1,63 @@
+"""Overrides as people write them: `key=value`, several in one line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+from grpo_mlflow.config import yaml12
+from grpo_mlflow.config.keys import TEXT, flatten, short
+from grpo_mlflow.errors import ConfigError
+
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_ITEM = re.compile(rf"{_KEY.pattern}=")
+
+
+def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
+    """Turn `key=value` items into dotted keys; values are YAML (`5e-6`, `'[1,2]'`, `null`).
+
+    Raises:
+        ConfigError: an item has no `=`, no key, or a value that is not YAML.
+    """
+    found: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        key = key.strip()
+        if not equals or not _KEY.fullmatch(key):
+            raise ConfigError(f"override {short(item)}: expected key=value, such as train.lr=5e-6")
+        if key in TEXT:  # as it stands: a run id of digits is not a number, a colon no mapping
+            value = None if text in ("", "~", "null") else text
+        else:
+            value = yaml12.load(text, f"override {short(item)}")
+        found |= flatten({key: value})
+    return found
+
+
+def split_overrides(text: str) -> list[str]:
+    """Split one line of overrides as a shell does, but not at the spaces inside a value's brackets.
+
+    Raises:
+        ConfigError: a quote is not closed, or brackets hold spaces and quotes, which a shell would take away.
+    """
+    try:
+        pieces = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"overrides = {text!r}: {str(error).lower()}") from None
+    found: list[str] = []
+    for piece in pieces:
+        if found and _is_open(found[-1]) and not _ITEM.match(piece):
+            found[-1] += f" {piece}"
+            if found[-1] not in " ".join(text.split()):
+                raise ConfigError(
+                    f"overrides = {text!r}: {found[-1].partition('=')[0]}: a value with spaces and quotes needs quotes "
+                    "of its own, such as data.mix='{arithmetic: 0.7, sat: 0.3}'"
+                )
+        else:
+            found.append(piece)
+    return found
+
+
+def _is_open(piece: str) -> bool:
+    return piece.count("[") + piece.count("{") > piece.count("]") + piece.count("}")

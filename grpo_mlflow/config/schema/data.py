@@ -1,0 +1,80 @@
+"""The tasks that problems come from, and how many of them an iteration holds."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
+from pydantic_core import PydanticCustomError
+
+from grpo_mlflow.config.fields import OWN, Fraction, NonNegative, Positive, PositiveFloat, Section, as_tuple, setting
+
+
+class ArithmeticConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=True):
+    operations: Annotated[tuple[Literal["+", "-", "*"], ...], BeforeValidator(as_tuple), Field(min_length=1)] = setting(
+        ("+",), "operations to draw from"
+    )
+    digits: Annotated[int, Field(ge=1, le=9)] = setting(2, "digits of each operand")
+    terms: Annotated[int, Field(ge=2, le=6)] = setting(2, "operands per problem")
+
+
+class SatConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=True):
+    difficulty: Annotated[tuple[Fraction, Fraction], BeforeValidator(as_tuple)] = setting(
+        (0.3, 0.7), "range [low, high] that problems draw d from"
+    )
+
+
+class Gsm8kConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=True):
+    path: str | None = setting(
+        None, "folder or file with question and answer, parquet or jsonl; null: openai/gsm8k from the hub"
+    )
+
+
+TASK_NAMES = "'arithmetic' or 'sat', 'gsm8k', 'mix', reasoning_gym/NAME or python:MODULE:CLASS"
+_TASK_NAME = re.compile(rf"arithmetic|sat|gsm8k|mix|reasoning_gym/[a-z0-9_]+|{OWN}")
+
+
+def _task_name(name: str) -> str:
+    if not _TASK_NAME.fullmatch(name):
+        raise PydanticCustomError("task_name", "input should be {names}", {"names": TASK_NAMES})
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_task_name)]
+
+
+class DataConfig(Section, resume=False, compared=True, varies=True, secret=False):
+    task: TaskName = setting("sat", "what the model learns", evaluation=True)
+    source: Annotated[str, Field(pattern=r"^(live|runs:/[0-9a-f]{32})$")] = setting(
+        "live", "live, or runs:/RUN_ID to train on the rollouts that a run has kept", evaluation=False
+    )
+    problems_per_iteration: Positive = setting(4, "problems per iteration", evaluation=False)
+    rollouts_per_problem: Annotated[int, Field(ge=2)] = setting(4, "K: completions per problem", evaluation=False)
+    resample_rounds: NonNegative = setting(
+        0,
+        "how often an iteration may sample further training problems in place of groups whose rewards are "
+        "all equal (DAPO); 0: never",
+        evaluation=False,
+    )
+    train_seed_start: NonNegative = setting(1000, "first training problem", evaluation=False)
+    num_train_seeds: Positive = setting(64, "number of training problems", evaluation=False)
+    system_prompt: str | None = setting(
+        None, "first message of every prompt; null: the task's own, or none", evaluation=True
+    )
+    overlong_buffer: NonNegative = setting(
+        0,
+        "last tokens before max_new_tokens over which a training reward falls by up to 1 (DAPO); 0: off",
+        evaluation=False,
+    )
+    mix: dict[str, PositiveFloat] = setting({}, "task = mix: names of tasks and their weights", evaluation=True)
+    arithmetic: ArithmeticConfig = ArithmeticConfig()
+    sat: SatConfig = SatConfig()
+    gsm8k: Gsm8kConfig = Gsm8kConfig()
+    reasoning_gym: dict[str, JsonValue] = setting({}, "settings of the generator, as a mapping", evaluation=True)
+    settings: dict[str, JsonValue] = setting({}, "keyword arguments of a python: task, as a mapping", evaluation=True)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks that problems come from."""
+        return tuple(self.mix) if self.task == "mix" else (self.task,)

@@ -1,0 +1,100 @@
+"""The link to one server: requests are repeated until they succeed, and what broke on the way is repaired first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from grpo_mlflow.errors import ServerFailed
+from grpo_mlflow.generation.server.client import Fault
+from grpo_mlflow.generation.server.engine import Ask, Draw, Engine, check, shaped
+from grpo_mlflow.generation.server.process import ServerProcess
+from grpo_mlflow.generation.server.retries import Retries
+from grpo_mlflow.generation.server.sync import Package
+
+T = TypeVar("T")
+
+
+class Link:
+    """Asks one server, with retries; a dead server of our own is started again, a restarted one gets its weights back.
+
+    `given` are the weights that the server is to have, None where it is sent none. `loads` counts what may have changed
+    the weights that it samples from, `restarts` what of that was a start.
+
+    Args:
+        engine: how to speak to it.
+        vocabulary: how many token ids the policy knows.
+        retry_seconds: how long a request is repeated; 0: not at all.
+        process: the server, if this run started it.
+    """
+
+    def __init__(self, engine: Engine, vocabulary: int, retry_seconds: float, process: ServerProcess | None) -> None:
+        self.engine, self.vocabulary, self.retries = engine, vocabulary, retry_seconds > 0
+        self._patience, self._process = Retries(engine.client.root, retry_seconds), process
+        self._repairing = asyncio.Lock()
+        self.given: Package | None = None
+        self.loads = self.restarts = 0
+
+    @property
+    def retried(self) -> int:
+        """How often a request was repeated."""
+        return self._patience.count
+
+    async def ask(self, what: str, request: Callable[[], Awaitable[T]]) -> T:
+        """Return what `request` returns; `what` names it in messages.
+
+        Raises:
+            ServerFailed: the time for retries is spent.
+        """
+        return await self._patience.ask(what, request, self._repair)
+
+    async def label(self) -> str | None:
+        return await self.ask("asking for the weights' label", self._label)
+
+    async def complete(self, ask: Ask) -> list[Draw]:
+        """Return completions that can be those asked for; one try."""
+        draws = await shaped(self.engine.complete(ask))
+        check(draws, ask, self.vocabulary, self.engine.remedies.context)
+        return draws
+
+    async def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Return the log-probability of each token but the first; one try."""
+        return await shaped(self.engine.score(token_ids))
+
+    async def load(self) -> None:
+        """Let the server take on the weights of `given`."""
+        await self._patience.ask("loading weights", self._load, self._reconnect)
+
+    async def _repair(self) -> None:
+        """Before a request is repeated: bring the server back, and with it the weights that it is to have."""
+        async with self._repairing:
+            await self._reconnect()
+            if self.given is not None and self.given.label is not None:
+                label = await self._label()
+                if label is not None and label != self.given.label:
+                    await self._load()
+
+    async def _label(self) -> str | None:
+        return await shaped(self.engine.label())
+
+    async def _load(self) -> None:
+        assert self.given is not None
+        self.loads += 1
+        await shaped(self.given.load(self.engine, self._start_again))
+
+    async def _reconnect(self) -> None:
+        if self._process is not None and not self._process.alive:
+            model = self.given.model if self.given else None
+            await self._start_again(model or self._process.model)
+        await shaped(self.engine.connect())
+
+    async def _start_again(self, model: str | Path) -> None:
+        assert self._process is not None
+        self.restarts += 1
+        self.loads += 1  # what was drawn before may be lost with the connection: the batch is drawn again
+        try:
+            await asyncio.to_thread(self._process.start, model)
+        except ServerFailed as failed:
+            raise Fault(str(failed)) from failed

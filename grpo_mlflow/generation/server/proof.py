@@ -1,0 +1,77 @@
+"""A server's proof that it samples from the weights that it should (see `canary` for what is compared)."""
+
+from __future__ import annotations
+
+from grpo_mlflow.generation.base import Sampling
+from grpo_mlflow.generation.server import canary
+from grpo_mlflow.generation.server.engine import Ask
+from grpo_mlflow.generation.server.link import Link
+from grpo_mlflow.model.policy import Policy
+
+
+class WrongWeights(Exception):
+    """The server does not serve what it should."""
+
+
+class Proof:
+    """Compares what one server says of fixed tokens with what the trainer does.
+
+    `error` is the mean absolute difference of the log-probabilities that was found last.
+
+    Args:
+        link: the server.
+        policy: the trainer's model.
+        priced: whether the server is asked for the log-probabilities of what it draws.
+    """
+
+    def __init__(self, link: Link, policy: Policy, priced: bool) -> None:
+        self._link, self._dtype = link, policy.dtype
+        self._tokens = canary.tokens(policy)
+        self._ask = Ask(self._tokens, 1, Sampling(1), 1, policy.eos_ids, priced)
+        self._expected: canary.Expected | None = None
+        self._reading: canary.Reading | None = None
+        self.error = 0.0
+
+    def expect(self, policy: Policy) -> canary.Expected | None:
+        """Expect the weights of `policy` from now on, and return what was expected before."""
+        before, self._expected = self._expected, canary.expected(policy, self._tokens)
+        return before
+
+    async def prove(self, before: canary.Expected | None = None) -> None:
+        """Let the server prove its weights.
+
+        Raises:
+            WrongWeights: it does not score the tokens as the trainer does, or still as `before`.
+        """
+        assert self._expected is not None
+        await self._check_label()
+        reading = await self._link.ask("scoring the canary", self.read)
+        self.error = canary.error(reading, self._expected)
+        if found := canary.trouble(reading, self._expected, self._dtype):
+            raise WrongWeights(found)
+        if before and self._reading and canary.stayed(before, self._expected, self._reading, reading):
+            raise WrongWeights("its log-probabilities of fixed tokens stayed where they were with the old weights")
+        self._reading = reading
+
+    async def prove_still(self) -> None:
+        """As `prove`, after a batch. Only a load can change weights, and it sets a label: that one is enough."""
+        if not await self._check_label():
+            await self.prove()
+
+    async def read(self) -> canary.Reading:
+        """Ask for the scores of the fixed tokens and for the token after them; one try."""
+        # One after the other: a failure of one would leave the other behind, and vLLM's CPU engine with --enable-lora
+        # dies of a score and a draw in one batch.
+        scores = await self._link.score(self._tokens)
+        draws = await self._link.complete(self._ask)
+        logprobs = draws[0].logprobs
+        return canary.Reading(tuple(scores), draws[0].token_ids[0], logprobs[0] if logprobs else None)
+
+    async def _check_label(self) -> bool:
+        """Return whether the server still goes by the label of its load; raise WrongWeights if by another."""
+        label, wanted = await self._link.label(), self._link.given.label if self._link.given else None
+        if wanted is None or label is None:
+            return False
+        if label != wanted:
+            raise WrongWeights(f"it serves weights labelled {label!r} instead of {wanted!r}")
+        return True

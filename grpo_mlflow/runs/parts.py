@@ -1,0 +1,123 @@
+"""From a config to the parts of a training run, from the beginning or from a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo_mlflow import tasks
+from grpo_mlflow.config import Config
+from grpo_mlflow.generation.server.sync import SYNCS
+from grpo_mlflow.model import loading
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runs import messages
+from grpo_mlflow.runs.generators import open_generators
+from grpo_mlflow.runtime.console import Console
+from grpo_mlflow.runtime.processes import Processes
+from grpo_mlflow.tracking import Tracker
+from grpo_mlflow.training import state
+from grpo_mlflow.training.checkpoint import Checkpoint, CheckpointStore
+from grpo_mlflow.training.learner import Learner, Sizes
+from grpo_mlflow.training.parts import Parts
+from grpo_mlflow.training.progress import Progress
+from grpo_mlflow.training.sources import Recording, group_source, read_ahead
+
+
+@contextmanager
+def open_parts(
+    config: Config,
+    checkpoint: Checkpoint | None,
+    recording: Recording | None,
+    processes: Processes,
+    tracker: Tracker,
+    console: Console,
+) -> Iterator[tuple[Parts, Progress | None]]:
+    """Make the parts of a run, and read where it stands if it goes on from a checkpoint; close them in the end.
+
+    Several processes make each part in step, so the order of what follows is the same in all of them.
+
+    Args:
+        recording: the groups to train on instead of sampled ones.
+    """
+    models = _load(config, checkpoint, processes, console)
+    learner = _learner(config, models, processes)
+    folder = tracker.run_dir / "checkpoints"
+    store = processes.one_after_first(lambda: CheckpointStore(folder, config.checkpoint.keep_last))
+    progress = None
+    if checkpoint:
+        progress = state.restore(checkpoint, learner)
+        console.say(f"resumed at iteration {progress.iteration} of {config.train.iterations}")
+        if processes.is_first:
+            _abandon_later(checkpoint.iteration, tracker, store)
+    task = tasks.of(config)
+    first = models.source if not checkpoint or SYNCS[config.generation.sync].sends else models.initial()
+    with open_generators(config, models.actor, models.source, first, tracker, console) as generators:
+        source = group_source(
+            config,
+            task,
+            models.actor,
+            generators.training,
+            processes,
+            recording=recording,
+            ahead=read_ahead(checkpoint) if checkpoint else None,
+        )
+        parts = Parts(
+            config=config,
+            task=task,
+            policy=models.actor,
+            source=source,
+            evaluator=generators.evaluation() if config.eval.enabled else None,
+            learner=learner,
+            processes=processes,
+            tracker=tracker,
+            store=store,
+            console=console,
+        )
+        yield parts, progress
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """The model that is trained, its reference (None without KL), and where the first was loaded from.
+
+    `initial` returns where the model before training is loaded from.
+    """
+
+    actor: Policy
+    reference: Policy | None
+    source: str | Path
+    initial: Callable[[], str | Path]
+
+
+def _load(config: Config, checkpoint: Checkpoint | None, processes: Processes, console: Console) -> _Models:
+    start = time.perf_counter()
+
+    def initial() -> str | Path:
+        return loading.model_source(config.model.train_id, config, messages.warmup_progress(console))
+
+    source = checkpoint.path if checkpoint else processes.one_after_first(initial)
+    device = processes.accelerator.device
+    actor = processes.one_after_first(lambda: loading.trained(config, source, device))
+    reference = processes.one_after_first(lambda: loading.reference(config, actor, initial))
+    console.say(messages.introduce(config, actor, time.perf_counter() - start))
+    return _Models(actor, reference, source, initial)
+
+
+def _learner(config: Config, models: _Models, processes: Processes) -> Learner:
+    sizes = Sizes(
+        temperature=config.generation.temperature,
+        max_completion_length=config.generation.max_new_tokens,
+        rollouts_per_step=config.rollouts_per_step,
+        total_steps=config.train.iterations * config.steps_per_iteration,
+    )
+    with processes.collective():
+        return Learner(models.actor, models.reference, processes.accelerator, config.train, sizes)
+
+
+def _abandon_later(iteration: int, tracker: Tracker, store: CheckpointStore) -> None:
+    """Take the checkpoints after `iteration` out of the way: the run goes on from there on another branch."""
+    for name in store.set_aside_after(iteration):
+        tracker.remove(f"checkpoints/{name}")

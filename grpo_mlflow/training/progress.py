@@ -1,0 +1,56 @@
+"""Where a run stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from grpo_mlflow.training.evaluation import Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands; saved in every checkpoint.
+
+    `iteration` is the version of the weights; `evaluated` says whether that version was. The rates are pass@1 per
+    problem. `seconds` of training and `tokens` sampled are counted since the first iteration, over all resumes.
+    """
+
+    iteration: int = 0
+    evaluated: bool = False
+    seconds: float = 0.0
+    tokens: int = 0
+    first_rates: tuple[float, ...] = ()
+    last_rates: tuple[float, ...] = ()
+    best_score: float | None = None
+    best_iteration: int = 0
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Progress:
+        """Return the progress whose fields were written as JSON, which knows no tuples."""
+        return cls(**{**content, **{name: tuple(content[name]) for name in ("first_rates", "last_rates")}})
+
+    def after_iteration(self, tokens: int, seconds: float) -> Progress:
+        """Return the progress after one more iteration, which sampled `tokens` and took `seconds`."""
+        return replace(
+            self,
+            iteration=self.iteration + 1,
+            evaluated=False,
+            seconds=self.seconds + seconds,
+            tokens=self.tokens + tokens,
+        )
+
+    def after_evaluation(self, found: Evaluation, seconds: float) -> Progress:
+        """Return the progress after an evaluation of the current version, which took `seconds`."""
+        rates, score = tuple(found.success_rates()), found.pass_at(1).value
+        evaluated = replace(
+            self,
+            evaluated=True,
+            first_rates=self.first_rates or rates,
+            last_rates=rates,
+            seconds=self.seconds + seconds,
+        )
+        if self.best_score is None or score > self.best_score:
+            return replace(evaluated, best_score=score, best_iteration=self.iteration)
+        return evaluated

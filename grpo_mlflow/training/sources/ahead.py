@@ -1,0 +1,99 @@
+"""Groups that are sampled while the iteration before is trained.
+
+With `generation.async_rollouts` = 1, iteration i + 1 is sampled by the version that iteration i started from, while
+iteration i is trained: one step off-policy (as in Noukhovitch et al. 2024, arXiv 2410.18252). Each completion carries
+the version that sampled it, and the sampler correction weighs it by the policy that is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo_mlflow.generation import Begun
+from grpo_mlflow.training import rollout_files
+from grpo_mlflow.training.checkpoint import Checkpoint
+from grpo_mlflow.training.sources.base import Collected
+from grpo_mlflow.training.sources.sampler import Sampler, iteration_key
+from grpo_mlflow.types import Group, Problem, Prompt
+
+AHEAD = "ahead.jsonl"  # in a checkpoint: the groups of its iteration, where they were sampled ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """The groups of an iteration that were sampled before it began."""
+
+    version: int
+    groups: list[Group]
+
+
+def read_ahead(checkpoint: Checkpoint) -> Ahead | None:
+    """Return what a checkpoint's run had sampled ahead, or None."""
+    path = checkpoint.path / "trainer" / AHEAD
+    return Ahead(checkpoint.iteration, rollout_files.read(path)) if path.is_file() else None
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """An iteration that is being sampled."""
+
+    version: int
+    problems: Sequence[Problem]
+    prompts: Sequence[Prompt]
+    begun: Begun
+
+
+class SampledAhead:
+    """Samples in the background, from `begin` on, what `groups` is asked for next.
+
+    The first iteration, which nothing could be done ahead for, is sampled when it is asked for.
+
+    Args:
+        until: iterations from this one on are not begun.
+        ahead: the groups that were sampled ahead before a resume.
+    """
+
+    def __init__(self, sampler: Sampler, until: int, ahead: Ahead | None) -> None:
+        self._sampler, self._until = sampler, until
+        self._in_flight: _InFlight | None = None
+        self._ahead = ahead
+
+    def groups(self, version: int) -> Collected:
+        self.settle()  # the server must not get other weights while it samples
+        self._sampler.generator.sync(version)
+        if self._ahead is not None and self._ahead.version == version:
+            groups = self._ahead.groups
+        else:
+            groups = self._sampler.sample(self._sampler.seeds(version), iteration_key(version))
+        return Collected(groups, groups)
+
+    def begin(self, version: int) -> None:
+        # not before: until the whole iteration is collected, its server may fail, and a checkpoint needs these groups
+        self._ahead = None
+        if version >= self._until:
+            return
+        problems = self._sampler.problems(self._sampler.seeds(version))
+        prompts = self._sampler.prompts(problems)
+        self._in_flight = _InFlight(version, problems, prompts, self._sampler.begin(prompts, iteration_key(version)))
+
+    def settle(self) -> None:
+        if self._in_flight is not None:
+            found, completions = self._in_flight, self._in_flight.begun.result()
+            self._ahead = Ahead(found.version, self._sampler.judge(found.problems, found.prompts, completions))
+            self._in_flight = None
+
+    def stop(self) -> None:
+        if self._in_flight is not None and self._in_flight.begun.succeeded():
+            self.settle()
+        if self._in_flight is not None:
+            self._in_flight.begun.cancel()
+            self._in_flight = None
+
+    def save(self, path: Path) -> None:
+        if self._ahead is not None:
+            rollout_files.write(path, self._ahead.groups)
+
+    def metrics(self) -> dict[str, float]:
+        return self._sampler.generator.metrics()

@@ -1,0 +1,84 @@
+"""Training problems of an iteration, and their groups sampled with a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from grpo_mlflow.config import Config
+from grpo_mlflow.generation import Begun, Generator, Overlapping
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime.processes import Processes
+from grpo_mlflow.tasks import Task
+from grpo_mlflow.training import rollouts
+from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout
+
+
+class Sampler:
+    """Samples, judges and groups completions of training problems, as the config says.
+
+    Processes share the work, and each gets all groups.
+    """
+
+    def __init__(self, config: Config, task: Task, policy: Policy, generator: Generator, processes: Processes) -> None:
+        self._config, self._task, self._policy = config, task, policy
+        self.generator, self._processes = generator, processes
+
+    def seeds(self, version: int) -> list[int]:
+        """Return the seeds of an iteration's own problems."""
+        data = self._config.data
+        return rollouts.seeds_of_iteration(
+            data.train_seed_start, data.num_train_seeds, data.problems_per_iteration, version, self._config.seed
+        )
+
+    def further_seeds(self, version: int) -> list[int]:
+        """Return the seeds of all other training problems, in an order of the iteration's own."""
+        data = self._config.data
+        return rollouts.further_seeds(
+            data.train_seed_start, data.num_train_seeds, set(self.seeds(version)), version, self._config.seed
+        )
+
+    def problems(self, seeds: Sequence[int]) -> list[Problem]:
+        return [self._task.problem("train", seed) for seed in seeds]
+
+    def prompts(self, problems: Sequence[Problem]) -> list[Prompt]:
+        return [self._policy.prompt(problem) for problem in problems]
+
+    def sample(self, seeds: Sequence[int], key: tuple[str | int, ...]) -> list[Group]:
+        """Return a group for each problem, with random draws keyed by `key`."""
+        problems = self.problems(seeds)
+
+        def own_share() -> list[list[Rollout]]:
+            return rollouts.collect(
+                self._task,
+                self._policy,
+                self.generator,
+                self._processes.own(problems),
+                k=self._config.data.rollouts_per_problem,
+                sampling=rollouts.training_sampling(self._config.generation),
+                seed=self._config.seed,
+                key=key,
+            )
+
+        return self.form(problems, self._processes.together(self._processes.agreed(own_share)))
+
+    def begin(self, prompts: Sequence[Prompt], key: tuple[str | int, ...]) -> Begun:
+        """Begin to sample what `sample` would, in this process's generator, and return at once."""
+        generator = cast(Overlapping, self.generator)  # `config.checks` allows async_rollouts with servers only
+        sampling = rollouts.training_sampling(self._config.generation)
+        return generator.begin(prompts, self._config.data.rollouts_per_problem, sampling, self._config.seed, key)
+
+    def judge(
+        self, problems: Sequence[Problem], prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]
+    ) -> list[Group]:
+        """Return the groups of completions that are there already."""
+        return self.form(problems, rollouts.judge(self._task, problems, prompts, sampled))
+
+    def form(self, problems: Sequence[Problem], judged: Sequence[Sequence[Rollout]]) -> list[Group]:
+        """Return groups with their advantages; `batch` scaling takes the groups given here as its batch."""
+        return rollouts.form_groups(problems, judged, self._config.train.scale_rewards)
+
+
+def iteration_key(version: int) -> tuple[str | int, ...]:
+    """Return the key of an iteration's draws: the same whether they are sampled at once or ahead."""
+    return ("train", version)

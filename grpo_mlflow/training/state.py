@@ -1,0 +1,49 @@
+"""What a checkpoint holds besides the weights: all that a resumed run needs to continue exactly.
+
+trainer/optimizer.safetensors   per-parameter state of the optimizer
+trainer/ahead.jsonl             the groups that were sampled ahead, if any
+trainer/config.yaml             the config, without secrets
+trainer/state.json              the run, the learner's counters, the progress
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from grpo_mlflow.config import dump
+from grpo_mlflow.errors import redact
+from grpo_mlflow.training.checkpoint import Checkpoint
+from grpo_mlflow.training.learner import Learner
+from grpo_mlflow.training.parts import Parts
+from grpo_mlflow.training.progress import Progress
+from grpo_mlflow.training.sources import AHEAD
+
+
+def write(folder: Path, parts: Parts, progress: Progress) -> None:
+    """Write the policy and the state of a run into the folder of a new checkpoint."""
+    parts.policy.save(folder)
+    inner = folder / "trainer"
+    inner.mkdir()
+    parts.learner.save(inner / "optimizer.safetensors")
+    parts.source.save(inner / AHEAD)
+    (inner / "config.yaml").write_text(redact(dump(parts.config)))
+    state = {
+        "run_id": parts.tracker.run_id,
+        "optimizer_step": parts.learner.step,
+        "kl_coef": parts.learner.kl_coef,
+        "progress": asdict(progress),
+    }
+    (inner / "state.json").write_text(json.dumps(state, indent=1))
+
+
+def restore(checkpoint: Checkpoint, learner: Learner) -> Progress:
+    """Bring the learner to where a checkpoint was written, and return the progress of that run.
+
+    The weights and the groups that were sampled ahead are read elsewhere (`loading.trained`, `sources.read_ahead`).
+    """
+    inner = checkpoint.path / "trainer"
+    state = json.loads((inner / "state.json").read_text())
+    learner.restore(inner / "optimizer.safetensors", state["optimizer_step"], state["kl_coef"])
+    return Progress.from_json(state["progress"])

@@ -1,0 +1,80 @@
+"""What an iteration's optimizer steps measured: sums over micro-batches, turned into means once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from grpo_mlflow.algorithm.losses import LossParts
+from grpo_mlflow.errors import UserError
+from grpo_mlflow.training.steps import Applied
+
+
+class Totals:
+    """Sums over tokens and optimizer steps of one iteration, by the names that the loss gives them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._terms, self._sums = _Sums("terms", device), _Sums("sums", device)
+        self._tokens = torch.zeros((), device=device)
+        self._summary: Callable[[dict[str, float]], dict[str, float]] | None = None
+        self._grad_norm, self._lr = 0.0, 0.0
+
+    def add(self, parts: LossParts, mask: Tensor, counts: bool) -> None:
+        """Add a micro-batch. One that does not count only gives its names, which all processes have to know.
+
+        Raises:
+            UserError: the loss returns other names than before.
+        """
+        self._summary = parts.summary
+        self._terms.add(parts.terms, counts)
+        self._sums.add(parts.sums, counts)
+        if counts:
+            self._tokens += mask.sum()
+
+    def step(self, applied: Applied) -> None:
+        """Count an optimizer step."""
+        self._grad_norm += applied.grad_norm
+        self._lr = applied.lr
+
+    def means(self, accelerator: Accelerator, steps: int) -> dict[str, float]:
+        """Return means: losses and gradient norm over optimizer steps, the others over the tokens trained on.
+
+        Where all groups were flat there are no such tokens, and what would be measured on them is left out.
+        """
+        terms, sums = self._terms.over(accelerator, steps), self._sums.over(accelerator)
+        tokens = float(accelerator.reduce(self._tokens, "sum"))
+        metrics = {"loss_total": sum(terms.values()), **terms}
+        metrics |= {"grad_norm": self._grad_norm / steps, "lr": self._lr, "tokens_trained": tokens}
+        if tokens:
+            means = {name: value / tokens for name, value in sums.items()}
+            metrics |= self._summary(means) if self._summary else means
+        return metrics
+
+
+class _Sums:
+    """Named scalars, added up on the device: reading each there would wait for it."""
+
+    def __init__(self, kind: str, device: torch.device) -> None:
+        self._kind, self._device = kind, device
+        self._names: list[str] | None = None
+        self._values = torch.zeros(0, device=device)
+
+    def add(self, values: Mapping[str, Tensor], counts: bool) -> None:
+        if self._names is None:
+            self._names, self._values = list(values), torch.zeros(len(values), device=self._device)
+        if self._names != list(values):
+            raise UserError(
+                f"train.loss: its {self._kind} are {list(values)} after {self._names}; allowed: the same names in the "
+                "same order each time"
+            )
+        if counts and values:
+            self._values += torch.stack([value.detach() for value in values.values()])
+
+    def over(self, accelerator: Accelerator, divisor: int = 1) -> dict[str, float]:
+        """Return the sums over all processes, divided."""
+        if not self._names:
+            return {}
+        return dict(zip(self._names, (accelerator.reduce(self._values, "sum") / divisor).tolist(), strict=True))

@@ -1,0 +1,127 @@
+"""The tongue of vLLM 0.32: completion j of n is drawn with seed + j, unknown remote calls are an error of 500."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.support.dialect import Answer
+
+if TYPE_CHECKING:
+    from tests.support.fake_server import FakeServer
+
+
+class VLLM:
+    """See `dialect.Dialect`."""
+
+    sample, load, label = "/v1/completions", "/collective_rpc", "/weight_info"
+    loading: tuple[str, ...] = ("/pause", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/resume")
+    model_option = "--model"
+    shaped_logprobs = names_model = True
+    ids = "token_ids"
+
+    def refusal(self, message: str) -> Any:
+        return {"error": {"message": message, "type": "BadRequestError", "code": 400}}
+
+    def completions(self, content: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = content["choices"]
+        return found
+
+    def answer_with(self, completions: list[dict[str, Any]]) -> Any:
+        return {"choices": completions}
+
+    def logprobs(self, completion: dict[str, Any]) -> list[float]:
+        found: list[float] = completion["logprobs"]["token_logprobs"]
+        return found
+
+    def set_logprobs(self, completion: dict[str, Any], values: Any) -> None:
+        completion["logprobs"] = None if values is None else {"token_logprobs": values}
+
+    def set_finish(self, completion: dict[str, Any], reason: str) -> None:
+        completion["finish_reason"] = reason
+
+    def answer(self, server: FakeServer, path: str, body: dict[str, Any]) -> Answer | None:
+        if path == "/health":
+            return 200, b""
+        if path == "/v1/models":
+            return 200, server.models()
+        if path == "/tokenize":
+            return 200, {"tokens": server.tokens(body["prompt"]), "count": 0, "max_model_len": server.quirks.context}
+        if path == "/v1/completions":
+            return self._completions(server, body)
+        if path == "/v1/load_lora_adapter" and not server.quirks.without_lora:
+            name, folder = body["lora_name"], Path(body["lora_path"])
+            if name in server.adapters:
+                message = f"The lora adapter '{name}' has already been loaded."
+                return 400, {"error": {"message": message, "type": "InvalidUserInput", "code": 400}}
+            if not (folder / "adapter_config.json").is_file():
+                message = f"Loading lora {name} failed: No adapter found for {folder}"
+                return 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}}
+            server.take_adapter(name, folder)
+            return 200, f"Success: LoRA adapter '{name}' added successfully.".encode()
+        if path == "/v1/unload_lora_adapter" and not server.quirks.without_lora:
+            if server.adapters.pop(body["lora_name"], None) is None:
+                message = f"The lora adapter '{body['lora_name']}' cannot be found."
+                return 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}}
+            return 200, f"Success: LoRA adapter '{body['lora_name']}' removed successfully.".encode()
+        if server.quirks.without_development:
+            return None
+        if path == "/pause":
+            server.paused = True
+            return 200, {"status": "paused"}
+        if path == "/resume":
+            server.paused = False
+            return 200, {"status": "resumed"}
+        if path == "/is_paused":
+            return 200, {"is_paused": server.paused}
+        if path == "/reset_prefix_cache":
+            server.flush()
+            return 200, {"success": True}
+        if path == "/weight_info":
+            return 200, {"weight_version": server.label}
+        if path == "/update_weight_version":
+            server.label = body["new_version"]
+            return 200, {"success": True, "new_version": server.label}
+        if path == "/collective_rpc":
+            if body["method"] == "reload_weights":
+                server.reload(Path(body["kwargs"]["weights_path"]))
+                return 200, {"results": [None]}
+            if body["method"] != "grpo_load_weights" or server.quirks.without_extension:
+                message = f"Worker failed with error ''CPUWorker' object has no attribute '{body['method']}''"
+                return 500, {"error": {"message": message, "type": "InternalServerError", "code": 500}}
+            folder = Path(body["kwargs"]["path"])
+            if not (folder / "config.json").is_file():
+                return 200, {"results": [{"ok": False, "error": f"no model folder at {folder}"}]}
+            server.reload(folder)
+            return 200, {"results": [{"ok": True}]}
+        return None
+
+    def _completions(self, server: FakeServer, body: dict[str, Any]) -> Answer:
+        if body["model"] not in (server.name, *server.adapters):
+            return 404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}}
+        prompt, choices, adapter = body["prompt"], [], body["model"] if body["model"] != server.name else None
+        if body.get("echo"):
+            scores = (
+                None if server.quirks.without_scores else {"token_logprobs": [None, *server.score(prompt, adapter)]}
+            )
+            return 200, {"choices": [{"index": 0, "logprobs": scores}]}
+        parameters = {**body, "max_new_tokens": body["max_tokens"]}
+        for j in range(body["n"]):
+            ids, logprobs, reason = server.sample(prompt, parameters, body["seed"] + j, adapter)
+            choices.append(
+                {
+                    "index": j,
+                    "text": server.tokenizer.decode(ids),
+                    "finish_reason": reason,
+                    "token_ids": None if server.quirks.without_token_ids or not body.get("return_token_ids") else ids,
+                    "prompt_token_ids": prompt,
+                    "logprobs": None
+                    if server.quirks.without_logprobs or body.get("logprobs") is None
+                    else {"token_logprobs": logprobs},
+                }
+            )
+        return 200, {
+            "object": "text_completion",
+            "model": server.name,
+            "choices": choices[::-1],
+        }  # order is ours to find

@@ -1,0 +1,211 @@
+"""The loop on scripted parts: what it asks of them in which order, and what it saves when it is ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from grpo_mlflow.config import Config, resolve
+from grpo_mlflow.errors import ServerFailed
+from grpo_mlflow.generation import Sampling
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime.console import Console
+from grpo_mlflow.runtime.processes import Processes
+from grpo_mlflow.tasks import Task
+from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.training import state
+from grpo_mlflow.training.checkpoint import CheckpointStore, read
+from grpo_mlflow.training.evaluation import Evaluation
+from grpo_mlflow.training.learner import Learner, Sizes
+from grpo_mlflow.training.parts import Parts
+from grpo_mlflow.training.progress import Progress
+from grpo_mlflow.training.sources import Collected
+from grpo_mlflow.training.trainer import Trainer
+from grpo_mlflow.types import Completion, Group, Problem, Prompt, Split, Verdict
+from tests.support.groups import make_groups
+
+Events = list[tuple[object, ...]]
+
+
+class One(Task):
+    """Asks the same in every problem; every answer is right."""
+
+    name = "one"
+
+    def problem(self, split: Split, seed: int) -> Problem:
+        return Problem(f"one/{seed}", seed, ({"role": "user", "content": "1"},))
+
+    def verify(self, problem: Problem, text: str) -> Verdict:
+        return Verdict(1.0, {}, True, text)
+
+    def reference_answer(self, problem: Problem) -> str:
+        return "1"
+
+
+class Source:
+    """Gives the same groups in each iteration; fails in `fails`."""
+
+    def __init__(self, events: Events, fails: int | None = None) -> None:
+        self.events, self._fails, self._groups = events, fails, make_groups(2)
+
+    def groups(self, version: int) -> Collected:
+        self.events.append(("groups", version))
+        if version == self._fails:
+            raise ServerFailed("as asked")
+        return Collected(self._groups, self._groups)
+
+    def begin(self, version: int) -> None:
+        self.events.append(("begin", version))
+
+    def settle(self) -> None:
+        self.events.append(("settle",))
+
+    def stop(self) -> None:
+        self.events.append(("stop",))
+
+    def save(self, path: Path) -> None:
+        self.events.append(("save",))
+
+    def metrics(self) -> dict[str, float]:
+        return {"met": 1.0}
+
+
+class Evaluator:
+    """Answers everything alike."""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+
+    def generate(
+        self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
+    ) -> list[list[Completion]]:
+        self.events.append(("evaluate",))
+        return [[Completion((7, 2), "1", (-1.0, -1.0), "stop", 0)] * k for _ in prompts]
+
+    def sync(self, version: int) -> None:
+        self.events.append(("sync evaluator", version))
+
+    def metrics(self) -> dict[str, float]:
+        return {"met": 2.0}
+
+
+class Updates(Learner):
+    """Notes its updates, and makes them."""
+
+    events: Events
+
+    def update(self, groups: Sequence[Group], seed: int, iteration: int) -> dict[str, float]:
+        self.events.append(("update", iteration))
+        return super().update(groups, seed, iteration)
+
+
+class Curves(NullTracker):
+    """Keeps the curve of one metric."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__("", run_dir)
+        self.met: list[tuple[int, float]] = []
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self.met += [(step, value) for name, value in values.items() if name == "perf/met"]
+
+
+def config_of(*overrides: str) -> Config:
+    words = ["train.iterations=2", "train.lr_warmup_steps=0", "eval.num_ids=2", "eval.replicates=4", "eval.interval=2"]
+    words += ["data.problems_per_iteration=2", "data.rollouts_per_problem=4", "checkpoint.save_interval=1"]
+    return resolve("tiny", [*words, "train.kl_coef=0", *overrides]).config
+
+
+def parts_of(policy: Policy, folder: Path, events: Events, *overrides: str, fails: int | None = None) -> Parts:
+    config, accelerator = config_of(*overrides), Accelerator(cpu=True)
+    learner = Updates(policy, None, accelerator, config.train, Sizes(1.0, 16, 8, 2))
+    learner.events = events
+    return Parts(
+        config=config,
+        task=One(),
+        policy=policy,
+        source=Source(events, fails),
+        evaluator=Evaluator(events) if config.eval.enabled else None,
+        learner=learner,
+        processes=Processes(accelerator),
+        tracker=Curves(folder),
+        store=CheckpointStore(folder / "checkpoints", 9),
+        console=Console(quiet=True),
+    )
+
+
+def test_each_part_is_asked_in_its_turn(policy: Policy, tmp_path: Path) -> None:
+    events: Events = []
+    parts = parts_of(policy, tmp_path, events)
+    ended = Trainer(parts).run()
+    evaluated = [("evaluate",)] * (2 if parts.config.eval.greedy else 1)
+    assert events == [
+        *[("settle",), ("sync evaluator", 0), *evaluated],
+        *[("groups", 0), ("begin", 1), ("update", 0)],
+        *[("settle",), ("save",)],
+        *[("groups", 1), ("begin", 2), ("update", 1)],
+        *[("settle",), ("sync evaluator", 2), *evaluated, ("settle",), ("save",)],
+        ("stop",),
+    ]
+    assert (ended.iteration, ended.evaluated, ended.best_iteration) == (2, True, 0)
+    assert isinstance(parts.tracker, Curves)
+    assert parts.tracker.met == [(0, 3.0), (1, 3.0), (2, 3.0)]  # the source's and the evaluator's
+
+
+def test_what_was_trained_is_saved_when_a_server_fails(policy: Policy, tmp_path: Path) -> None:
+    events: Events = []
+    parts = parts_of(policy, tmp_path, events, "eval.enabled=false", "checkpoint.save_interval=0", fails=1)
+    with pytest.raises(ServerFailed):
+        Trainer(parts).run()
+    assert events == [
+        *[("groups", 0), ("begin", 1), ("update", 0), ("groups", 1)],
+        *[("stop",), ("save",), ("stop",)],  # what is sampled ahead is ended before it is saved
+    ]
+    (saved,) = parts.store.all()
+    assert saved.iteration == 1
+
+    resumed = parts_of(policy, tmp_path / "resumed", events, "eval.enabled=false", "checkpoint.save_interval=0")
+    progress = state.restore(read(saved.path), resumed.learner)
+    assert resumed.learner.step == parts.learner.step == 1
+    assert (progress.iteration, progress.first_rates) == (1, ())
+    del events[:]
+    assert Trainer(resumed, progress).run().tokens == 2 * progress.tokens
+    assert events == [("groups", 1), ("begin", 2), ("update", 1), ("settle",), ("save",), ("stop",)]
+
+
+def test_a_known_evaluation_of_the_first_version_is_not_made_again(policy: Policy, tmp_path: Path) -> None:
+    baseline: list[Evaluation] = []
+    Trainer(parts_of(policy, tmp_path / "a", []), on_evaluation=lambda _, found: baseline.append(found)).run()
+    events: Events = []
+    heard: list[int] = []
+    trainer = Trainer(
+        parts_of(policy, tmp_path / "b", events),
+        on_evaluation=lambda progress, _: heard.append(progress.iteration),
+        baseline=baseline[0],
+    )
+    trainer.run()
+    assert heard == [0, 2]
+    assert ("sync evaluator", 0) not in events
+    assert events[0] == ("groups", 0)
+
+
+def test_progress_keeps_the_first_rates_and_the_earliest_best() -> None:
+    class Rates(Evaluation):
+        def success_rates(self, k: int = 1) -> list[float]:
+            return list(self.ks)
+
+    def after(progress: Progress, *rates: int) -> Progress:
+        return progress.after_iteration(10, 2.0).after_evaluation(Rates((), rates), 0.5)
+
+    first = after(Progress(), 0, 1)
+    second = after(first, 1, 1)
+    third = after(second, 1, 1)
+    assert third.first_rates == (0, 1)
+    assert third.last_rates == (1, 1)
+    assert (third.best_score, third.best_iteration) == (1.0, 2)
+    assert (third.iteration, third.tokens, third.seconds) == (3, 30, 7.5)
+    assert third.evaluated
+    assert not third.after_iteration(1, 1.0).evaluated
