@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -106,10 +106,10 @@ class Curves(NullTracker):
     """Keeps the curve of one metric."""
 
     def __init__(self, run_dir: Path) -> None:
-        super().__init__(run_dir)
+        super().__init__("", run_dir)
         self.met: list[tuple[int, float]] = []
 
-    def metrics(self, values: dict[str, float], step: int) -> None:  # type: ignore[override]
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.met += [(step, value) for name, value in values.items() if name == "perf/met"]
 
 
