@@ -52,15 +52,15 @@ def small_model(_own_cache: None) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stores(session_folder: Path) -> Stores:
+def empty_stores(session_folder: Path) -> Stores:
     """Makes empty MLflow stores."""
     return Stores(session_folder)
 
 
 @pytest.fixture(scope="module")
-def shared_store(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> str:
+def shared_store(empty_stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> str:
     """One MLflow store for all tests of a file."""
-    return stores.new(tmp_path_factory.mktemp("store"))
+    return empty_stores.new(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ def folder(policy: Policy, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(stores: Stores, tmp_path: Path) -> str:
+def store(empty_stores: Stores, tmp_path: Path) -> str:
     """The address of an MLflow store of the test's own."""
-    return stores.new(tmp_path)
+    return empty_stores.new(tmp_path)
 
 
 @pytest.fixture
