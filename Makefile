@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: train smoke test test-server test-gpu check bench server doctor ui clean
+.PHONY: train smoke test test-all test-lowest test-server test-gpu check bench server doctor ui clean
 
 train: $(VENV)/.installed  ## the main job: the embedded model learns addition, tracked in MLflow
 	$(RUN) mlflow run . -e train --env-manager=local --experiment-name grpo $(ARGS)
@@ -11,11 +11,23 @@ train: $(VENV)/.installed  ## the main job: the embedded model learns addition, 
 smoke: $(VENV)/.installed  ## two tiny iterations and an evaluation, no server
 	$(RUN) python -m entrypoints.smoke
 
-test: $(VENV)/.installed-test  ## two at a time, each on one thread
-	OMP_NUM_THREADS=1 $(RUN) python -m pytest -n 2 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(RUN) python -m pytest -n 2 --dist worksteal
+test: $(VENV)/.installed-test  ## the quick tests, two at a time, each on one thread
+	$(PYTEST) -m "not slow and not server and not gpu"
 
-test-server: $(VENV)/.installed-test .venv-vllm/.installed  ## against a real vLLM on this CPU
-	$(RUN) python -m pytest -m server
+test-all: $(VENV)/.installed-test  ## those that take more than ten seconds each, too
+	$(PYTEST)
+
+# Warnings of old libraries, which newer ones no longer give, are no errors here.
+test-lowest: .venv-lowest/.installed  ## a few tests with the lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" python -m pytest -W ignore -n 2 --dist loadfile \
+	    $(LOWEST)
+LOWEST := tests/config tests/algorithm tests/test_formats.py \
+    tests/runs/test_runs.py::test_two_and_resume_and_two_equal_four \
+    tests/search/test_study.py::test_pruned_trials_show_as_pruned
+
+test-server: $(VENV)/.installed-test .venv-vllm/.installed  ## against a real vLLM on this CPU, two servers at a time
+	$(RUN) python -m pytest -n 2 --dist loadfile -m server
 
 test-gpu: $(VENV)/.installed-test  ## needs CUDA and a server, see docs/servers.md; skips without
 	$(RUN) python -m pytest -m gpu -rs
@@ -38,7 +50,7 @@ ui: $(VENV)/.installed  ## compare runs in the browser
 	$(RUN) mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1
 
 clean:  ## environments and caches, but for vLLM's; mlflow.db, mlruns/ and the model cache stay
-	rm -rf $(VENV) .venv-bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench .venv-lowest build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml
@@ -49,6 +61,16 @@ $(VENV)/.installed: pyproject.toml
 .venv-vllm/.installed: grpo_mlflow/serverside/install_vllm.py
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python $<
+	touch $@
+
+# All but torch, which is that of .venv: its older wheels on PyPI are builds for CUDA, several GB.
+.venv-lowest/.installed: pyproject.toml | $(VENV)/.installed
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	$(VENV)/bin/python -c 'import torch; print("torch==" + torch.__version__.split("+")[0])' >.venv-lowest/torch.txt
+	.venv-lowest/bin/uv pip compile --quiet --python .venv-lowest/bin/python --resolution lowest-direct --extra test \
+	    --constraint .venv-lowest/torch.txt --output-file .venv-lowest/versions.txt pyproject.toml
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/versions.txt -e ".[test]"
 	touch $@
 
 .venv-bench/.installed: | $(VENV)/.installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,22 @@ from grpo_mlflow.model import tiny
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.tasks.settings import task_settings
 from tests.support.small_runs import SMALL
+from tests.support.stores import Stores
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of this test run, for what is made once."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "once"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _own_cache(session_folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRPO_MLFLOW_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("GRPO_MLFLOW_CACHE", str(session_folder / "cache"))
         for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID"):
             patch.delenv(name, raising=False)
         yield
@@ -40,10 +51,16 @@ def small_model(_own_cache: None) -> Path:
     return tiny.ensure(config.model.tiny, tasks.of(config), task_settings(config))
 
 
+@pytest.fixture(scope="session")
+def empty_stores(session_folder: Path) -> Stores:
+    """Makes empty MLflow stores."""
+    return Stores(session_folder)
+
+
 @pytest.fixture(scope="module")
-def shared_store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One MLflow store for all tests of a file: its schema takes seconds to make."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+def shared_store(empty_stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One MLflow store for all tests of a file."""
+    return empty_stores.new(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
@@ -54,9 +71,9 @@ def folder(policy: Policy, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> str:
+def store(empty_stores: Stores, tmp_path: Path) -> str:
     """The address of an MLflow store of the test's own."""
-    return f"sqlite:///{tmp_path}/mlflow.db"
+    return empty_stores.new(tmp_path)
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ from tests.support.docs_commands import (
 )
 from tests.support.fake_server import FakeServer
 from tests.support.paths import ROOT
+from tests.support.stores import Stores
 
 # The stand-in: sizes that win over those of a command.
 MODEL = {
@@ -264,12 +265,13 @@ def rule_of(command: Command) -> Callable[[Command, World], None]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(empty_stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """What the commands need, made by our own commands: a run, a study with a champion, files."""
     folder = tmp_path_factory.mktemp("docs")
+    store = empty_stores.new(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", store)
         example = next(text for text in (ROOT / "docs/optimize.md").read_text().split("\n\n") if "{low:" in text)
         (folder / "my_space.yaml").write_text("\n".join(line[4:] for line in example.splitlines()))
         (folder / "my.yaml").write_text("base: tiny\ntrain: {lr: 3.0e-4}\n")
@@ -282,7 +284,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         small = [f"{key}={value}" for key, value in (MODEL | SIZES | STUDY).items()]
         call("entrypoints.train", small)
         call("entrypoints.optimize", [*small, "search.finalists=1", "--n_trials", "1"])
-        client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        client = mlflow.MlflowClient(store)
         experiment = client.get_experiment_by_name("grpo").experiment_id
         call("entrypoints.train", [*small, "model.lora.rank=1"])
         run, *_, adapted = client.search_runs([experiment], "tags.`grpo.kind` = 'train'", order_by=["start_time"])

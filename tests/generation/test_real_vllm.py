@@ -1,7 +1,7 @@
 """Against a real vLLM, the CPU build in .venv-vllm: `make test-server`.
 
-One server with tied embeddings serves most tests; a second, untied one shows that both kinds take new weights. Whole
-runs stand in test_real_vllm_runs.py, so that only one server at a time takes memory.
+A start takes most of a minute, so one server serves all tests of a configuration, and ends before the next begins.
+Whole runs stand in test_real_vllm_runs.py, which may run at the same time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -64,17 +65,39 @@ def move(policy: Policy, seed: int) -> None:
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
-@pytest.fixture(scope="module")
-def policy() -> Policy:
-    return build(tied=True)
+class Served(NamedTuple):
+    """A model, and what samples from the server that has it, synced to version 0."""
+
+    policy: Policy
+    generator: Generator
 
 
 @pytest.fixture(scope="module")
-def generator(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generator]:
-    with serving(policy, tmp_path_factory.mktemp("tied")) as generators:
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of the configuration that the test is marked with."""
+    folder, words = tmp_path_factory.mktemp("served"), []
+    policy = build(tied=request.param != "untied")
+    if request.param == "adapter":
+        policy, words = with_adapter(policy, folder / "base"), ["model.lora.rank=4", "generation.sync=lora"]
+    with serving(policy, folder, *words) as generators:
         found = generators.training()
         found.sync(0)
-        yield found
+        yield Served(policy, found)
+
+
+@pytest.fixture
+def policy(served: Served) -> Policy:
+    return served.policy
+
+
+@pytest.fixture
+def generator(served: Served) -> Generator:
+    return served.generator
+
+
+TIED, UNTIED, ADAPTER = (
+    pytest.mark.parametrize("served", [name], indirect=True) for name in ("tied", "untied", "adapter")
+)
 
 
 def _three_syncs(policy: Policy, generator: Generator) -> None:
@@ -91,10 +114,12 @@ def _three_syncs(policy: Policy, generator: Generator) -> None:
     assert seen[0] != seen[1] != seen[2]
 
 
+@TIED
 class TestConformance(ShapedConformance):
     """The suite that every backend passes; runs first, while the server has version 0."""
 
 
+@TIED
 def test_a_tied_model_takes_new_weights(policy: Policy, generator: Generator) -> None:
     _three_syncs(policy, generator)
 
@@ -107,6 +132,7 @@ def with_adapter(policy: Policy, folder: Path) -> Policy:
     return found
 
 
+@TIED
 def test_a_model_with_an_adapter_arrives_merged(policy: Policy, generator: Generator, tmp_path: Path) -> None:
     assert isinstance(generator, ServerGenerator)
     adapted = with_adapter(policy, tmp_path / "base")
@@ -118,16 +144,14 @@ def test_a_model_with_an_adapter_arrives_merged(policy: Policy, generator: Gener
     generator.sync(4)
 
 
-def test_an_adapter_arrives_beside_the_base_model(policy: Policy, tmp_path: Path) -> None:
-    adapted = with_adapter(policy, tmp_path / "base")
-    with serving(adapted, tmp_path, "model.lora.rank=4", "generation.sync=lora") as generators:
-        found = generators.training()
-        found.sync(0)
-        Conformance().test_behaviour_logprobs_are_the_trainers(adapted, found, 1.0)
-        _three_syncs(adapted, found)
-        Conformance().test_behaviour_logprobs_are_the_trainers(adapted, found, 1.0)
+@ADAPTER
+def test_an_adapter_arrives_beside_the_base_model(policy: Policy, generator: Generator) -> None:
+    Conformance().test_behaviour_logprobs_are_the_trainers(policy, generator, 1.0)
+    _three_syncs(policy, generator)
+    Conformance().test_behaviour_logprobs_are_the_trainers(policy, generator, 1.0)
 
 
+@TIED
 def test_the_doctor_and_the_gpu_tests_pass_on_it(generator: Generator, tmp_path: Path) -> None:
     assert isinstance(generator, ServerGenerator)
     url, folder = generator.server.url, generator.server.folder
@@ -145,9 +169,6 @@ def test_the_doctor_and_the_gpu_tests_pass_on_it(generator: Generator, tmp_path:
     assert "skipped" not in done.stdout
 
 
-def test_an_untied_model_takes_new_weights(tmp_path: Path) -> None:
-    policy = build(tied=False)
-    with serving(policy, tmp_path) as generators:
-        found = generators.training()
-        found.sync(0)
-        _three_syncs(policy, found)
+@UNTIED
+def test_an_untied_model_takes_new_weights(policy: Policy, generator: Generator) -> None:
+    _three_syncs(policy, generator)

@@ -241,8 +241,10 @@ def test_a_signal_while_waiting_cancels_the_requests(policy: Policy, folder: Pat
     class Stop(BaseException):
         pass
 
+    over = threading.Event()
+
     def hang(server: FakeServer, answer: tuple[int, object]) -> tuple[int, object]:
-        time.sleep(5)
+        over.wait(60)
         return answer
 
     def raise_stop(*_: object) -> None:
@@ -260,8 +262,9 @@ def test_a_signal_while_waiting_cancels_the_requests(policy: Policy, folder: Pat
             began = time.monotonic()
             with pytest.raises(Stop):
                 generator.generate(prompts(policy), 2, Sampling(6), 0, ("x",))
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 50
         finally:
+            over.set()
             signal.signal(signal.SIGUSR1, before)
 
 

@@ -187,9 +187,9 @@ def test_a_wrong_setting_is_a_failed_check_and_one_line(capsys: pytest.CaptureFi
     assert "FAILED  configuration" in capsys.readouterr().out
 
 
-def test_the_command_says_so_in_its_exit_code(small_model: Path, tmp_path: Path) -> None:
+def test_the_command_says_so_in_its_exit_code(small_model: Path, store: str) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        arguments = [sys.executable, "-m", "entrypoints.doctor", *SMALL, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+        arguments = [sys.executable, "-m", "entrypoints.doctor", *SMALL, f"tracking.uri={store}"]
         return subprocess.run(
             [*arguments, *words], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ), check=False
         )

@@ -231,7 +231,6 @@ def _command(store: str, overrides: Sequence[str] = SMALL) -> list[str]:
     return [sys.executable, "-m", "entrypoints.train", *overrides, f"tracking.uri={store}"]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_terminal")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_killed_resumes_to_the_same_end(store: str, how: signal.Signals, tmp_path: Path) -> None:
@@ -259,7 +258,7 @@ def test_a_run_that_is_killed_resumes_to_the_same_end(store: str, how: signal.Si
 
 
 @pytest.mark.slow
-def test_mlflow_run_equals_python_dash_m(tmp_path: Path) -> None:
+def test_mlflow_run_equals_python_dash_m(store: str, tmp_path: Path) -> None:
     """Every way to pass a setting, through the real `mlflow run`, gives the same config and the same metrics."""
     tiny_run = [item for item in SMALL if not item.startswith(("train.iterations", "eval.interval"))]
     given = f"train.iterations=3 eval.interval=1 {' '.join(tiny_run)}"
@@ -267,14 +266,13 @@ def test_mlflow_run_equals_python_dash_m(tmp_path: Path) -> None:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "MLFLOW_TRACKING_URI": store,
     }
     through = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "train", "--env-manager=local"]
     through += ["--experiment-name", "grpo", "-P", "train.lr=3e-4", "-P", f"overrides={given}"]
     subprocess.run(through, check=True, env=environment, cwd=tmp_path)
     direct = [sys.executable, "-m", "entrypoints.train", "train.lr=3e-4", *given.split()]
     subprocess.run(direct, check=True, env=environment, cwd=tmp_path)
-    store = environment["MLFLOW_TRACKING_URI"]
     client = mlflow.MlflowClient(store)
     experiments = [client.get_experiment_by_name("grpo").experiment_id]
     two, one = client.search_runs(experiments)

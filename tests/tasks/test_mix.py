@@ -123,7 +123,7 @@ def test_an_evaluation_counts_each_task_of_a_mix() -> None:
 def test_a_run_on_a_mix(store: str, tmp_path: Path) -> None:
     words = [*SMALL, f"tracking.uri={store}", "data.task=mix", "data.mix={arithmetic: 0.6, sat: 0.4}"]
     words += ["data.sat.difficulty=[0,0]", "data.overlong_buffer=6", "data.system_prompt=Answer.", "train.iterations=2"]
-    finished = runs.train(resolve("tiny", [*words, "eval.num_ids=12"]))
+    finished = runs.train(resolve("tiny", [*words, "eval.num_ids=12", "model.tiny.steps=20"]))
     logged = mlflow.MlflowClient(store).get_run(finished.run_id).data
     assert logged.params["data.mix"] == "{'arithmetic': 0.6, 'sat': 0.4}"
     for task in ("arithmetic", "sat"):

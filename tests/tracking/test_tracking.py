@@ -46,7 +46,8 @@ class Server:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         for _ in range(600):
             try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1).read()
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
+                    answer.read()
                 return
             except OSError:
                 time.sleep(0.1)
