@@ -54,7 +54,8 @@ class Watch:
         return [text for kind, text in self.told.items() if kind not in before.told]
 
     def _telling(self, seen: Sequence[Observation], iteration: int) -> dict[str, str]:
-        return {each.kind: f"iteration {iteration}: {each.text}" for each in seen} | dict(self.told)
+        new = {each.kind: f"iteration {iteration}: {each.text}" for each in seen if each.kind not in self.told}
+        return {**self.told, **new}
 
 
 def of_iteration(metrics: Mapping[str, float | None]) -> list[Observation]:
