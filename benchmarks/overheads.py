@@ -44,7 +44,8 @@ def tracking(folder: Path, iterations: int) -> dict[str, float]:
         from grpo_mlflow import runs
         from grpo_mlflow.training import rollout_files
     from grpo_mlflow.config import resolve
-    from grpo_mlflow.tracking.tracker import Tracker
+    from grpo_mlflow.tracking.outbox import Outbox
+    from grpo_mlflow.tracking.tracker import MlflowTracker
     from grpo_mlflow.training.trainer import Trainer
 
     clock: dict[str, list[float]] = {"iterate": [], "files": [], "mlflow": []}
@@ -63,8 +64,8 @@ def tracking(folder: Path, iterations: int) -> dict[str, float]:
 
     time_calls(Trainer, "iterate", "iterate")
     time_calls(rollout_files, "write", "files")
-    time_calls(Tracker, "text", "files")
-    time_calls(Tracker, "_perform", "mlflow")
+    time_calls(MlflowTracker, "text", "files")
+    time_calls(Outbox, "send", "mlflow")
     store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
     os.chdir(folder)
     runs.train(resolve("tiny", [store, f"train.iterations={iterations}", "eval.enabled=false"]))

@@ -15,10 +15,10 @@ def side(workload: Workload, folder: str, threads: int, iterations: int, dtype: 
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     torch.set_num_threads(threads)
-    rollouts, turns = workload.prompts * workload.k, workloads.turns()
+    turns = workloads.turns()
 
     class Turns(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -36,12 +36,29 @@ def side(workload: Workload, folder: str, threads: int, iterations: int, dtype: 
         return [workload.reward(n, text) for n, text in zip(number, completions, strict=True)]
 
     rows = [{"prompt": workload.prompt(n), "number": n} for n in range(workload.prompts * iterations)]
-    config = GRPOConfig(
+    trainer = GRPOTrainer(
+        model=folder,
+        reward_funcs=reward,
+        args=_config(workload, iterations, dtype),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(folder, padding_side="left"),
+        callbacks=[Turns()],
+    )
+    trainer.train()
+    lengths = [entry["completions/mean_length"] for entry in trainer.state.log_history if "reward" in entry]
+    workloads.leave(mean_length=sum(lengths) / len(lengths))
+
+
+def _config(workload: Workload, iterations: int, dtype: str) -> Any:
+    """Return the settings that make an iteration of TRL's the same work as ours."""
+    from trl import GRPOConfig
+
+    return GRPOConfig(
         output_dir=tempfile.mkdtemp(),
         use_cpu=True,
         bf16=dtype == "bfloat16",
         model_init_kwargs={"dtype": "float32"},
-        per_device_train_batch_size=rollouts,
+        per_device_train_batch_size=workload.prompts * workload.k,
         num_generations=workload.k,
         max_completion_length=workload.tokens,
         generation_kwargs={"min_new_tokens": workload.tokens} if workload.fixed else None,
@@ -59,17 +76,6 @@ def side(workload: Workload, folder: str, threads: int, iterations: int, dtype: 
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    trainer = GRPOTrainer(
-        model=folder,
-        reward_funcs=reward,
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(folder, padding_side="left"),
-        callbacks=[Turns()],
-    )
-    trainer.train()
-    lengths = [entry["completions/mean_length"] for entry in trainer.state.log_history if "reward" in entry]
-    workloads.leave(mean_length=sum(lengths) / len(lengths))
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[Command, World], None]]] = {
     r"python3? (-X importtime )?-c .*": ("says something about the machine", check_code),
     r"(curl|nvidia-smi) .*": ("asks a server or device that is not here", no_check),
     r"(torchrun|accelerate launch|srun) .*": (
-        "several processes: tests/test_processes.py starts two",
+        "several processes: tests/runtime/test_processes.py starts two",
         check_ours_inside,
     ),
     r"(sbatch|kubectl|docker) .*": ("needs a cluster", check_ours_inside),

@@ -17,7 +17,7 @@ FLOORS = (
 )
 # The one package that may import each of these libraries; elsewhere they are reached through it.
 OWNERS = {"mlflow": "tracking", "optuna": "search", "openai": "generation", "aiohttp": "generation"}
-MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_POSITIONAL = 330, 50, 6
+MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_POSITIONAL = 300, 50, 6
 
 
 def unit_of(path: Path) -> str:
@@ -103,6 +103,7 @@ def test_the_modules_that_launchers_start_only_call_commands(path: Path) -> None
 def test_nothing_is_too_long(path: Path) -> None:
     source = path.read_text()
     assert len(source.splitlines()) <= MOST_LINES
+    assert too_long(source) == []
 
 
 @pytest.mark.parametrize("path", _sources("tests"), ids=_id)

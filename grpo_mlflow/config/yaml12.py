@@ -1,7 +1,7 @@
 """YAML as people read it: `5e-6` is a number, `no` is a word, a key given twice is an error.
 
-PyYAML follows YAML 1.1, where `5e-6` is text, `no` is false and `1:30` is ninety. This loader takes the scalar rules of
-YAML 1.2's core schema instead.
+PyYAML follows YAML 1.1, where `5e-6` is text, `no` is false and `1:30` is ninety, and of a key given twice it silently
+keeps the last. This loader takes the scalar rules of YAML 1.2's core schema instead.
 """
 
 from __future__ import annotations

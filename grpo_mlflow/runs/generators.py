@@ -11,7 +11,7 @@ from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.tracking import Tracker
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def open_generators(
     actor: Policy,
     source: str | Path,
     initial: str | Path,
-    tracker: NullTracker,
+    tracker: Tracker,
     console: Console,
 ) -> Iterator[generation.Generators]:
     """Open what samples; the log of a server of our own is kept with the run where the server failed."""

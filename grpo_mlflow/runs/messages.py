@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from grpo_mlflow import errors, tracking
+from grpo_mlflow import errors
 from grpo_mlflow.algorithm import statistics
 from grpo_mlflow.config import Config
 from grpo_mlflow.model import policy, tiny
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training.checkpoint import CheckpointStore
 from grpo_mlflow.training.progress import Progress
 
@@ -42,7 +42,7 @@ def introduce(config: Config, actor: policy.Policy, seconds: float) -> str:
     )
 
 
-def conclude(config: Config, ended: Progress, tracker: NullTracker) -> str:
+def conclude(config: Config, ended: Progress, tracker: Tracker) -> str:
     lines = [""]
     if ended.first_rates:
         before, after = (statistics.rate_interval(rates) for rates in (ended.first_rates, ended.last_rates))
@@ -64,7 +64,7 @@ def conclude(config: Config, ended: Progress, tracker: NullTracker) -> str:
         f"run               {tracker.run_id}",
         f"files             {tracker.run_dir}",
     ]
-    if isinstance(tracker, tracking.Tracker):
+    if tracker.url is not None:
         uri = errors.redact(tracker.url)
         lines += [
             f"open it           {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}",
@@ -73,7 +73,7 @@ def conclude(config: Config, ended: Progress, tracker: NullTracker) -> str:
     return "\n".join(lines)
 
 
-def how_to_resume(config: Config, kind: str, tracker: NullTracker, how: str) -> str:
+def how_to_resume(config: Config, kind: str, tracker: Tracker, how: str) -> str:
     if kind != "train" or not tracker.run_id:
         return f"\n{kind} {how}"
     saved = CheckpointStore(tracker.run_dir / "checkpoints", 1).all()
@@ -85,6 +85,6 @@ def how_to_resume(config: Config, kind: str, tracker: NullTracker, how: str) -> 
     )
 
 
-def _resume_command(config: Config, tracker: NullTracker) -> str:
+def _resume_command(config: Config, tracker: Tracker) -> str:
     store = f" tracking.uri={errors.redact(config.tracking.uri)}" if config.tracking.uri else ""
     return f"python -m entrypoints.train resume={tracker.run_id}{store}"

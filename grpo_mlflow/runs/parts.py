@@ -17,7 +17,7 @@ from grpo_mlflow.runs import messages
 from grpo_mlflow.runs.generators import open_generators
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes
-from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import state
 from grpo_mlflow.training.checkpoint import Checkpoint, CheckpointStore
 from grpo_mlflow.training.learner import Learner, Sizes
@@ -32,7 +32,7 @@ def open_parts(
     checkpoint: Checkpoint | None,
     recording: Recording | None,
     processes: Processes,
-    tracker: NullTracker,
+    tracker: Tracker,
     console: Console,
 ) -> Iterator[tuple[Parts, Progress | None]]:
     """Make the parts of a run, and read where it stands if it goes on from a checkpoint; close them in the end.
@@ -117,7 +117,7 @@ def _learner(config: Config, models: _Models, processes: Processes) -> Learner:
         return Learner(models.actor, models.reference, processes.accelerator, config.train, sizes)
 
 
-def _abandon_later(iteration: int, tracker: NullTracker, store: CheckpointStore) -> None:
+def _abandon_later(iteration: int, tracker: Tracker, store: CheckpointStore) -> None:
     """Take the checkpoints after `iteration` out of the way: the run goes on from there on another branch."""
     for name in store.set_aside_after(iteration):
         tracker.remove(f"checkpoints/{name}")

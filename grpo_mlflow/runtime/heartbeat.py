@@ -5,6 +5,10 @@ for a busy peer looks the same as one that waits for a dead one. So every proces
 system closes it when the process dies, and where nothing at all comes (a machine without power, a process that stands
 still) silence tells. It also carries what cannot wait for the next collective: that somebody asked to stop, and that a
 process is lost.
+
+torch's own means do not do this. The timeout of a collective cannot tell slow from dead: it has to be longer than the
+longest sampling, and only then is a lost process noticed. A launcher (`torchrun`) notices that a process of its own has
+ended, not that one stands still, and all that it can do is to end the others.
 """
 
 from __future__ import annotations

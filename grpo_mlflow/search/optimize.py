@@ -27,7 +27,7 @@ from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.trials import Search
 from grpo_mlflow.search.workers import Workers
-from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import evaluation
 from grpo_mlflow.training.checkpoint import name_of
 
@@ -100,7 +100,7 @@ def _lead(
     return finalists
 
 
-def _baseline(resolved: Resolved, tracker: NullTracker, console: Console) -> evaluation.Evaluation:
+def _baseline(resolved: Resolved, tracker: Tracker, console: Console) -> evaluation.Evaluation:
     """Evaluate the untrained model once for all trials, in a run of its own."""
     path = tracker.run_dir / _BASELINE
     if not path.exists():
@@ -154,7 +154,7 @@ def _leave(
     total: int,
     finalists: Sequence[Finalist],
     own: Finalist | None,
-    tracker: NullTracker,
+    tracker: Tracker,
     k: int,
 ) -> None:
     """Leave the table, the winner's config and the report in the parent run."""
@@ -176,7 +176,7 @@ def _leave(
         tracker.tags({"study.winner_run": winner.trial.user_attrs[studies.RUN_ID]})
 
 
-def _register(uri: str | None, name: str, winner: Finalist, objective: str, tracker: NullTracker) -> None:
+def _register(uri: str | None, name: str, winner: Finalist, objective: str, tracker: Tracker) -> None:
     """Make the winner's checkpoint the champion of the registered model that is named like the study."""
     run_id = winner.trial.user_attrs[studies.RUN_ID]
     stored = find(run_id, uri, "best" if objective == "best" else "last")

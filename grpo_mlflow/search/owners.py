@@ -2,6 +2,9 @@
 
 A process of this machine lives if its id and start time are those of a running one. Of another machine only its signs
 of life are known: time stamps that it renews, so the clocks of the machines should agree to within a minute.
+
+Optuna's own heartbeat would not do: it beats only inside `study.optimize`, while trials are asked and told here; only
+SQL storages have it, not a journal file; and it takes minutes to notice a death that is seen at once on one machine.
 """
 
 from __future__ import annotations

@@ -36,8 +36,6 @@ from grpo_mlflow.types import Problem, Split, Verdict
 
 WEIGHTS = {"correct": 0.9, "tags": 0.1}
 PREFIX = "reasoning_gym/"
-UNANSWERED = frozenset({"boxnet", "rush_hour"})
-"""Generators without an answer of their own: judged like the others, but no demonstration can be made."""
 HASHED = frozenset({"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"})
 """Generators whose items depend on the order of Python's sets, so on PYTHONHASHSEED."""
 _FULL = 1 - 1e-9

@@ -5,9 +5,9 @@ An explicit marker wins: one pair of <SOLUTION> or <answer> tags, then the last 
 around a number are dropped, "1/2" and "1 1/2" are fractions, ordinals ("5th") are none. Tags, `####` and \\boxed{} that
 hold several different numbers give none: a hedge is no answer.
 
-The package math-verify is left out: version 0.9.0 reads 60 of the 79 numbers of tests/test_gsm8k.py (not "+7", "1 1/2",
-"2 million", or a tag's number before later text), this reads all, and what it reads beside are unevaluated expressions
-such as \\sqrt{16}, which do not state the number that was asked for.
+The package math-verify is left out: version 0.9.0 reads 60 of the 79 numbers of tests/tasks/test_gsm8k.py (not "+7", "1
+1/2", "2 million", or a tag's number before later text), this reads all, and what it reads beside are unevaluated
+expressions such as \\sqrt{16}, which do not state the number that was asked for.
 """
 
 from __future__ import annotations

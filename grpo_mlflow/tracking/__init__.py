@@ -1,5 +1,7 @@
 """MLflow: the one package that imports it."""
 
+from grpo_mlflow.tracking.base import NullTracker, Tracker
+from grpo_mlflow.tracking.opening import start
 from grpo_mlflow.tracking.store import (
     STORE_ERRORS,
     artifact,
@@ -14,7 +16,6 @@ from grpo_mlflow.tracking.store import (
     set_failed,
     upload_folder,
 )
-from grpo_mlflow.tracking.tracker import NullTracker, Tracker, start
 
 __all__ = [
     "STORE_ERRORS",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from grpo_mlflow.tracking.operations import Operation, from_list
 
 
 class Spool:
@@ -21,16 +21,16 @@ class Spool:
     def waits(self) -> bool:
         return self.path.exists()
 
-    def read(self) -> list[list[Any]]:
+    def read(self) -> list[Operation]:
         """Return the operations that wait."""
-        return [json.loads(line) for line in self._whole().splitlines()]
+        return [from_list(json.loads(line)) for line in self._whole().splitlines()]
 
-    def append(self, operation: Sequence[Any]) -> None:
+    def append(self, operation: Operation) -> None:
         """Add an operation; it is on the disk when this returns."""
         whole = len(self._whole())
         with self.path.open("ab") as stream:
             stream.truncate(whole)
-            stream.write(json.dumps(operation).encode() + b"\n")
+            stream.write(json.dumps(operation.as_list()).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
 

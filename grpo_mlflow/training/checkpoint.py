@@ -2,7 +2,8 @@
 
 A checkpoint is a Hugging Face model folder with a `trainer/` folder inside (optimizer state, counters, config). It is
 written beside its place and renamed; `manifest.json`, with the size and sha256 of every file, is written last, so a
-folder without a matching manifest is debris of a crash and is never loaded.
+folder without a matching manifest is debris of a crash and is never loaded. The rename alone would not do: folders are
+also uploaded, downloaded and copied, and what an interrupted copy leaves has the right name but not all of its files.
 
     checkpoints/iter_012/{config.json, model.safetensors, tokenizer.json, ..., trainer/, manifest.json}
 

@@ -19,7 +19,7 @@ from grpo_mlflow.generation import Generator, Sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Task, member_of
-from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training.checkpoint import name_of
 from grpo_mlflow.training.rollout_files import record_of, rollout_of
 from grpo_mlflow.training.rollouts import collect
@@ -194,7 +194,7 @@ def read(path: Path) -> Evaluation:
     return Evaluation(tuple(outcomes), tuple(json.loads(first)["ks"]))
 
 
-def track(tracker: NullTracker, evaluation: Evaluation, version: int, seconds: float, samples: int) -> None:
+def track(tracker: Tracker, evaluation: Evaluation, version: int, seconds: float, samples: int) -> None:
     """Log an evaluation: metrics (`@` spelled `_at_`, which MLflow allows), its JSON file, a table of completions."""
     figures = evaluation.metrics()
     values = {f"eval/{name.replace('@', '_at_')}": value for name, value in figures.items()}

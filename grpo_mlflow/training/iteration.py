@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import rollout_files, rollout_metrics
 from grpo_mlflow.training.checkpoint import name_of
 from grpo_mlflow.training.sources import Collected
@@ -73,7 +73,7 @@ class Iteration:
         )
 
 
-def track(tracker: NullTracker, done: Iteration, perf: Mapping[str, float], keep_rollouts: bool) -> None:
+def track(tracker: Tracker, done: Iteration, perf: Mapping[str, float], keep_rollouts: bool) -> None:
     """Log an iteration: metrics, its JSON file, and with `keep_rollouts` the groups that were trained on.
 
     The file holds every key, with null where there is no finite value; the curves leave such points out.

@@ -10,7 +10,7 @@ from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Task
-from grpo_mlflow.tracking import NullTracker
+from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training.checkpoint import CheckpointStore
 from grpo_mlflow.training.learner import Learner
 from grpo_mlflow.training.sources import GroupSource
@@ -30,6 +30,6 @@ class Parts:
     evaluator: Generator | None
     learner: Learner
     processes: Processes
-    tracker: NullTracker
+    tracker: Tracker
     store: CheckpointStore
     console: Console

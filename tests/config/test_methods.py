@@ -13,9 +13,9 @@ from grpo_mlflow import runs
 from grpo_mlflow.config import Resolved, TrainConfig, dump, flatten, overlay, resolve, yaml12
 from grpo_mlflow.config.methods import SETTINGS, Method
 from grpo_mlflow.errors import ConfigError
+from tests.support.paths import DOCS
 from tests.support.small_runs import SMALL, curves
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 METHODS: tuple[Method, ...] = get_args(Method)
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
 

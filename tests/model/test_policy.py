@@ -77,7 +77,7 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path, files:
 def test_a_hub_id_without_its_organisation_is_asked_about_and_the_hubs_log_told_once() -> None:
     code = """
         import logging, torch
-        from grpo_mlflow.policy import load
+        from grpo_mlflow.model.policy import load
         logging.basicConfig()
         for name in ("Qwen2.5", "Qwen/Qwen2.5"):
             try:

@@ -12,7 +12,7 @@ CODE = """
 import ctypes
 import resource
 import sys
-from grpo_mlflow.allocator import keep_freed
+from grpo_mlflow.runtime.allocator import keep_freed
 
 if sys.argv[1] == "kept":
     keep_freed()

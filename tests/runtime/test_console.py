@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 
 SAYS = """
 import sys
-from grpo_mlflow.console import Console
+from grpo_mlflow.runtime.console import Console
 console = Console()
 console.say("first")
 sys.stdin.readline()

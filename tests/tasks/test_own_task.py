@@ -12,9 +12,9 @@ from grpo_mlflow import runs
 from grpo_mlflow.config import resolve
 from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.tasks import create
+from tests.support.paths import DOCS
 from tests.support.small_runs import SMALL
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 EXAMPLE = "python:reverse:Reverse"
 
 

@@ -14,7 +14,7 @@ import pytest
 from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.runtime.interrupts import Interrupted, handled
 from grpo_mlflow.tasks import create
-from grpo_mlflow.tasks.gym import HASHED, UNANSWERED, ReasoningGym, generators
+from grpo_mlflow.tasks.gym import HASHED, ReasoningGym, generators
 from grpo_mlflow.tasks.judges import JUDGES
 from grpo_mlflow.training.rollouts import judge
 from grpo_mlflow.types import Completion, Problem, Prompt, Split
@@ -33,6 +33,8 @@ PASSES_WORDS = {
 }
 PASSES_A_DIGIT = {"codeio", "coin_flip", "decimal_arithmetic", "number_format", "number_sorting", "power_function"}
 SEVERAL_ANSWERS = {"cryptarithm", "graph_color"}  # another digit can be another right answer
+# Generators without an answer of their own: judged like the others, but no demonstration can be made.
+UNANSWERED = {"boxnet", "rush_hour"}
 RANDOM = ["", "  ", "the answer is unknown", "<SOLUTION></SOLUTION>", "<SOLUTION>q8#zz</SOLUTION>", "banana", "?", "[}"]
 BOMBS = [
     *(

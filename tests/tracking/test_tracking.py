@@ -8,13 +8,10 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
@@ -26,6 +23,7 @@ from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.errors import StoreAway, UserError
 from grpo_mlflow.runs.stored import find
 from grpo_mlflow.training.checkpoint import CheckpointStore
+from tests.support.artifacts import Artifacts, serving
 
 
 class Server:
@@ -175,20 +173,6 @@ def test_what_the_store_never_takes_does_not_hold_up_the_rest(store: str) -> Non
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/reward_a_b": 1.0, "train/a": 2.0})
     assert not (tracker.run_dir / "spool.jsonl").exists()
     assert json.loads((tracker.run_dir / "refused.jsonl").read_text()) == ["tags", {"": "a tag without a name"}]
-
-
-class Artifacts(BaseHTTPRequestHandler):
-    def log_message(self, *given: object) -> None:
-        pass
-
-
-@contextmanager
-def serving(handler: type[Artifacts]) -> Iterator[str]:
-    """Serve artifacts on loopback; give the address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/mlflow-artifacts/artifacts"
-        server.shutdown()
 
 
 class Slow(Artifacts):

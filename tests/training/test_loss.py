@@ -266,7 +266,8 @@ def test_what_is_refused_is_one_line(
 
 
 def test_an_unknown_loss_is_refused_by_the_schema() -> None:
-    with pytest.raises(ConfigError, match=r"train\.loss = 'ppo' .*: input should be 'grpo' or python:MODULE:FUNCTION"):
+    allowed = " or ".join([*map(repr, LOSSES), "python:MODULE:FUNCTION"])
+    with pytest.raises(ConfigError, match=rf"train\.loss = 'ppo' .*: input should be {allowed}"):
         resolve("tiny", ["train.loss=ppo"])
     with pytest.raises(ConfigError, match=r"clip_low is a setting of its own; allowed: train\.clip_low"):
         load(TrainConfig(loss_options={"clip_low": 0.1}))

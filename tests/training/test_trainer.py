@@ -112,10 +112,10 @@ class Curves(NullTracker):
     """Keeps the curve of one metric."""
 
     def __init__(self, run_dir: Path) -> None:
-        super().__init__(run_dir)
+        super().__init__("", run_dir)
         self.met: list[tuple[int, float]] = []
 
-    def metrics(self, values: dict[str, float], step: int) -> None:  # type: ignore[override]
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.met += [(step, value) for name, value in values.items() if name == "perf/met"]
 
 
@@ -240,7 +240,7 @@ def test_a_run_that_only_got_worse_names_the_model_before_training_the_best(poli
             self.kept.update(values)
 
     events: Events = []
-    parts = replace(parts_of(policy, tmp_path, events), task=Worse(), tracker=Tags(tmp_path))
+    parts = replace(parts_of(policy, tmp_path, events), task=Worse(), tracker=Tags("", tmp_path))
     ended = Trainer(parts).run()
     assert (ended.best_iteration, ended.best_score) == (0, 1.0)
     assert list(ended.watch.told) == ["worse"]
@@ -281,7 +281,7 @@ def test_an_iteration_of_flat_groups_has_every_key_and_no_nan(policy: Policy, tm
     collected = Collected(groups, groups)
     metrics |= collected.metrics() | {"bad": float("nan"), "large": float("inf")}
     done = Iteration(3, collected, metrics, 0.0, {"generate": 1.0, "update": 1.0}, 2.0)
-    track(Files(tmp_path), done, {"mfu": 0.5}, keep_rollouts=False)
+    track(Files("", tmp_path), done, {"mfu": 0.5}, keep_rollouts=False)
     content, curves = kept["metrics/train_iter_003.json"], kept["curves 3 perf"]
     assert isinstance(content, dict)
     assert isinstance(curves, dict)

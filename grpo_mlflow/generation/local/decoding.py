@@ -1,8 +1,8 @@
 """From prompts to next-token logits, one token after another for K rows of each prompt.
 
 `Branches` computes what rows have in common once: K rows begin as one, and part where they draw different tokens. Below
-it one of two ways. `PackedDecoder` keeps keys and values in buffers of its own (`row_cache`): nothing is concatenated
-or masked anew for a token, prompts are prefilled without padding, what they share once, and grouped key heads are never
+it one of two ways. `PackedDecoder` keeps keys and values in buffers of its own (`kv_cache`): nothing is concatenated or
+masked anew for a token, prompts are prefilled without padding, what they share once, and grouped key heads are never
 repeated. `CacheDecoder` uses the model's own cache and serves every architecture. Both give the same logits up to
 rounding, in the type of the autocast block around them.
 """

@@ -1,4 +1,9 @@
-"""How often, how long, and how patiently a failing server is asked again."""
+"""How often, how long, and how patiently a failing server is asked again.
+
+Written here and not taken from `tenacity` or `backoff`, because most of it is what these leave to callbacks: the time
+counts from the first failure and not from the call (an answer may take minutes), the server may name the pause, a
+repair that can fail itself comes before each further try, and a batch whose requests all fail at once warns once.
+"""
 
 from __future__ import annotations
 

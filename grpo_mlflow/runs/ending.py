@@ -1,0 +1,64 @@
+"""How a run ends that does not reach its end: its status in MLflow, and what is said of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+from grpo_mlflow import tracking
+from grpo_mlflow.config import Config
+from grpo_mlflow.errors import Pruned, UserError, one_line
+from grpo_mlflow.runs import messages
+from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.runtime.console import Console
+from grpo_mlflow.runtime.processes import Processes
+from grpo_mlflow.tracking import Tracker
+
+
+@dataclass
+class Ending:
+    """Marks a run by what it raised. Without a tracker, before the run is open, there is nothing to mark."""
+
+    config: Config
+    kind: str
+    processes: Processes
+    console: Console
+    tracker: Tracker | None = None
+
+    def not_begun(self) -> None:
+        """Mark the run KILLED that a signal stopped while it was opened."""
+        if self.tracker is not None:
+            self.tracker.finish("KILLED")
+
+    def raised(self, tracker: Tracker, error: BaseException) -> None:
+        """Mark the run by its error, and say how to go on.
+
+        Raises:
+            UserError: instead of an error of a full disk.
+        """
+        if isinstance(error, Pruned):
+            tracker.tags({"optuna.state": "PRUNED"})
+            tracker.finish("KILLED")
+        elif isinstance(error, (interrupts.Interrupted, KeyboardInterrupt)):
+            tracker.finish("KILLED")
+            self.console.say(messages.how_to_resume(self.config, self.kind, tracker, "stopped"))
+        else:
+            self.failed()
+            full = os.strerror(errno.ENOSPC) in str(error)  # also in what other libraries make of it
+            if full and not isinstance(error, UserError):
+                raise UserError(f"the disk is full: {one_line(error)}") from error
+
+    def failed(self) -> None:
+        """Mark the run FAILED and say how to go on; where the process that tracks it is gone, the second does."""
+        tracker, console = self.tracker, self.console
+        if tracker is None:
+            return
+        if self.processes.first_lost and self.processes.rank == 1:
+            console = Console()
+            tracking.set_failed(self.config.tracking.uri, tracker.run_id)
+        try:
+            tracker.finish("FAILED")
+        except OSError as error:  # a full disk, of which the run may have failed: what failed first is told
+            console.warn(f"run {tracker.run_id} could not be marked FAILED: {one_line(error)}")
+        console.say(messages.how_to_resume(self.config, self.kind, tracker, "failed"))

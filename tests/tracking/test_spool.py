@@ -1,0 +1,103 @@
+"""What waits on the disk for a store that is away: its format stays, and each version sends what earlier ones left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import mlflow
+import pytest
+
+from grpo_mlflow import tracking
+from grpo_mlflow.config.schema import TrackingConfig
+from tests.support.artifacts import Artifacts, serving
+
+# As version 0.1 wrote it: every kind of line. RUN_ID and TIME stand for what differs between runs.
+SPOOL = """\
+["publish", "config/resolved.yaml"]
+["params", {"train.lr": "1e-05", "seed": "0"}]
+["metrics", [[{"train/a_b": NaN, "train/loss_total": 0.5}, 3, TIME]]]
+["publish", "samples/eval.json"]
+["tags", {"mlflow.loggedArtifacts": "[{\\"path\\": \\"samples/eval.json\\", \\"type\\": \\"table\\"}]"}]
+["remove", "checkpoints/iter_001"]
+["register", "study", "champion", "RUN_ID", "checkpoints/iter_002", {"trial": "3"}]
+["tags", {"grpo.ended": "FAILED"}]
+["status", "FAILED"]
+"""
+TIME = 1795985248493
+
+
+class Recording(Artifacts):
+    """A server of artifacts that notes what it is asked for."""
+
+    asked: ClassVar[list[tuple[str, str, bytes]]] = []
+
+    def _note(self) -> None:
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.asked.append((self.command, self.path.removeprefix("/mlflow-artifacts/artifacts/"), sent))
+        self.send_response(200)
+        self.end_headers()
+
+    do_PUT = do_DELETE = _note
+
+
+def test_what_waits_is_on_the_disk_as_before(
+    shared_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tracking.connect(shared_store).create_experiment("away", "http://127.0.0.1:9/mlflow-artifacts/artifacts")
+    tracker = tracking.start(TrackingConfig(uri=shared_store, experiment="away"), "train")
+    tracker.text("config/resolved.yaml", "seed: 0")  # the first thing that the store does not take
+    tracker.params({"train.lr": 1e-5, "seed": 0})
+    tracker.metrics({"train/a@b": float("nan"), "train/loss_total": 0.5}, 3)
+    tracker.table("samples/eval.json", {"prompt": ["1+1="]})
+    tracker.remove("checkpoints/iter_001")
+    tracker.register("study", "champion", tracker.run_id, "checkpoints/iter_002", {"trial": "3"})
+    tracker.finish("FAILED")
+    kept = (tracker.run_dir / "spool.jsonl").read_text()
+    time = json.loads(kept.splitlines()[2])[1][0][2]
+    assert kept == SPOOL.replace("RUN_ID", tracker.run_id).replace("TIME", str(time))
+
+
+def test_what_an_earlier_version_kept_is_sent(
+    shared_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    client, config = tracking.connect(shared_store), TrackingConfig(uri=shared_store, experiment="earlier")
+    with serving(Recording) as address:
+        client.create_experiment("earlier", address)
+        first = tracking.start(config, "train")
+        for name in ("config/resolved.yaml", "samples/eval.json"):
+            (first.run_dir / name).parent.mkdir()
+            (first.run_dir / name).write_text(name)
+        spool = first.run_dir / "spool.jsonl"
+        spool.write_text(SPOOL.replace("RUN_ID", first.run_id).replace("TIME", str(TIME)))
+        tracking.start(config, "train", resume=first.run_id)
+    assert {path.name for path in first.run_dir.iterdir()} == {"config", "samples"}  # none waits, none was refused
+    run = client.get_run(first.run_id)
+    assert run.data.params == {"train.lr": "1e-05", "seed": "0"}
+    points = client.get_metric_history(first.run_id, "train/loss_total")
+    assert [(point.value, point.step, point.timestamp) for point in points] == [(0.5, 3, TIME)]
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "samples/eval.json", "type": "table"}]
+    assert (run.data.tags["grpo.ended"], run.info.status) == ("FAILED", "FAILED")
+    home = f"{first.run_id}/artifacts"
+    assert Recording.asked == [
+        ("PUT", f"{home}/config/resolved.yaml", b"config/resolved.yaml"),
+        ("PUT", f"{home}/samples/eval.json", b"samples/eval.json"),
+        ("DELETE", f"{home}/checkpoints/iter_001", b""),
+    ]
+    version = mlflow.MlflowClient(shared_store).get_model_version_by_alias("study", "champion")
+    assert (version.run_id, version.tags) == (first.run_id, {"trial": "3"})
+    assert version.source.endswith(f"{home}/checkpoints/iter_002")
+
+
+@pytest.mark.parametrize("line", [["later", "what only a newer version knows"], ["status"]])
+def test_a_line_that_this_version_does_not_know_is_set_aside(shared_store: str, line: list[str]) -> None:
+    first = tracking.start(TrackingConfig(uri=shared_store), "train")
+    kept = [line, ["tags", {"after": "it"}]]
+    (first.run_dir / "spool.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in kept))
+    tracking.start(TrackingConfig(uri=shared_store), "train", resume=first.run_id)
+    assert mlflow.MlflowClient(shared_store).get_run(first.run_id).data.tags["after"] == "it"
+    assert not (first.run_dir / "spool.jsonl").exists()
+    assert json.loads((first.run_dir / "refused.jsonl").read_text()) == line
