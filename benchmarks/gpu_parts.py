@@ -163,8 +163,8 @@ def _side(folder: Path, device: torch.device, dtype: str, groups: Sequence[Group
         scorer.reason or "packed",
         packed.cpu()[mask],
         padded.cpu()[mask],
-        metrics["loss_total"],
-        metrics["grad_norm"],
+        metrics["loss_total"] or 0.0,
+        metrics["grad_norm"] or 0.0,
         {name: (p.detach() - before[name]).cpu() / _LR for name, p in policy.model.named_parameters()},
     )
 

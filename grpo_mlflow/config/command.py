@@ -14,13 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from grpo_mlflow.config.keys import TRAITS, summary
-from grpo_mlflow.config.layers import DEFAULT, presets
+from grpo_mlflow.config.layers import presets
 from grpo_mlflow.config.overrides import parse_overrides, split_overrides
 from grpo_mlflow.errors import ConfigError
 
 _RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
-_ON_RESUME = summary({key for key, traits in TRAITS.items() if traits.resume})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,7 @@ class Arguments:
         """Return the run id or checkpoint folder to continue, or None.
 
         Raises:
-            ConfigError: it is neither, or other settings are named that cannot change on resume.
+            ConfigError: it is neither.
         """
         overrides = parse_overrides(self.overrides)
         name = overrides.get("resume")
@@ -47,20 +45,7 @@ class Arguments:
             return None
         if run_id_of(name) is None and not os.path.isdir(os.path.expanduser(name)):
             raise ConfigError(f"resume = {name!r} (override): neither a run id (32 hex digits) nor a checkpoint folder")
-        fixed = [key for key in overrides if not _may_change(key)]
-        if fixed:
-            allowed = ", ".join(key + ("*" if key.endswith(".") else "") for key in _ON_RESUME)
-            raise ConfigError(
-                f"{fixed[0]} = {overrides[fixed[0]]!r} (override): cannot change on resume; allowed: {allowed}"
-            )
-        if self.config not in ("", DEFAULT):
-            raise ConfigError(f"config = {self.config!r}: with resume = {name!r} the config comes from the run")
         return str(name)
-
-
-def _may_change(key: str) -> bool:
-    """Return whether a key may be given on resume, or is unknown in a section that may change: `resolve` refuses it."""
-    return any(key.startswith(name) if name.endswith(".") else key == name for name in _ON_RESUME)
 
 
 def run_id_of(name: str) -> str | None:
@@ -108,7 +93,7 @@ def parse_arguments(
         epilog="Every setting: --print-config. Values are YAML: train.lr=5e-6 eval.ks='[1,4]' train.grad_clip=null",
     )
     parser.add_argument(
-        "--config", default="", help=f"preset ({', '.join(presets())}) or YAML file; tiny where nothing else says"
+        "--config", default="", help=f"preset ({', '.join(presets())}) or YAML file; empty: as the model needs"
     )
     parser.add_argument("--overrides", default="", help='several overrides in one argument: "a.b=1 c.d=2"')
     parser.add_argument("--print-config", action="store_true", help="show each setting and its origin, and stop")

@@ -2,6 +2,8 @@
 
 Later layers win: defaults < preset or file (a file may name a `base` of its own) < overrides. In a layer that names a
 `train.method`, what the method sets comes first, so that the layer's own keys win over it and it over the layers below.
+Where no preset or file is named, the model decides what is below the overrides (`model_defaults`). In the end values of
+presets and defaults that contradict what was set give way (`adapt`).
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from grpo_mlflow.config import checks, idle, layers, yaml12
+from grpo_mlflow.config import adapt, checks, idle, layers, model_defaults, yaml12
 from grpo_mlflow.config.keys import KEYS, MAPPINGS, flatten, nest, short, unknown_line
-from grpo_mlflow.config.layers import DEFAULT, Layer
+from grpo_mlflow.config.layers import Layer
 from grpo_mlflow.config.overrides import parse_overrides
 from grpo_mlflow.config.schema import Config
 from grpo_mlflow.errors import ConfigError
@@ -22,7 +24,7 @@ from grpo_mlflow.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A checked config, the origin of each dotted key, and what is legal but cannot work as meant."""
+    """A checked config, the origin of each dotted key, and lines: what gave way, what cannot work as meant."""
 
     config: Config
     origins: Mapping[str, str]
@@ -84,19 +86,51 @@ def _validate(layer: Layer) -> Config:
 def resolve(
     config: str = "", overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None, origin: str = ""
 ) -> Resolved:
-    """Resolve a preset name or file path (empty: `tiny`) and `key=value` overrides into a checked config.
+    """Resolve a preset name or file path (empty: as the model needs) and `key=value` overrides into a checked config.
 
     `base` (nested, with its `origin`) takes the place of the preset or file, for a config that was stored in a run.
 
     Raises:
         ConfigError: a key is unknown, a value has the wrong type or range, or values contradict each other.
     """
-    layer: Layer = layers.read(config or DEFAULT) if base is None else layers.layer_of(flatten(base), origin)
-    layer |= layers.layer_of(parse_overrides(overrides), "override")
+    given = parse_overrides(overrides)
+    if base is not None:
+        layer = layers.layer_of(flatten(base), origin)
+    else:
+        layer = layers.read(config) if config else model_defaults.start(given)
+    layer |= layers.layer_of(given, "override")
     resume, named_by = layer.get("resume", (None, ""))
     if base is None and resume is not None and named_by != "override":
         raise ConfigError(f"resume = {resume!r} ({named_by}): allowed on the command line only")
-    return _finish(layer)
+    _require_known(layer)
+    return _finish(*_adapted(layer))
+
+
+def _require_known(layer: Layer) -> None:
+    unknown = [unknown_line(key, value, where) for key, (value, where) in layer.items() if key not in KEYS]
+    if unknown:
+        raise ConfigError("\n".join(unknown))
+
+
+def _adapted(layer: Layer) -> tuple[Layer, list[str]]:
+    """Return the layer with values that gave way to what was set, and a line for each."""
+    layer, told = dict(layer), []
+
+    def free(key: str) -> bool:
+        origin = _origin(layer, key)
+        return origin == "default" or origin.startswith("preset ")
+
+    for rule in adapt.RULES:
+        config = _validate(layer)
+        for change in rule(config, free):
+            old, origin = flatten(config.model_dump(mode="json"))[change.key], _origin(layer, change.key)
+            layer[change.key] = (change.value, f"adapted from {short(old)} ({origin})")
+            told.append(f"{change.key} = {short(change.value)}, not {short(old)} ({origin}): {change.why}")
+    return layer, told
+
+
+def _origin(layer: Layer, key: str) -> str:
+    return layer[key][1] if key in layer else "default"
 
 
 def overlay(resolved: Resolved, values: Mapping[str, Any], origin: str) -> Resolved:
@@ -111,19 +145,18 @@ def overlay(resolved: Resolved, values: Mapping[str, Any], origin: str) -> Resol
     layer: Layer = {key: (value, resolved.origins[key]) for key, value in known.items()}
     changed = layers.layer_of(values, origin)
     given = {key for key in changed if key not in values and resolved.origins[key] == "override"}
-    return _finish(layer | {key: value for key, value in changed.items() if key not in given})
+    layer |= {key: value for key, value in changed.items() if key not in given}
+    _require_known(layer)
+    return _finish(layer)
 
 
-def _finish(layer: Layer) -> Resolved:
-    unknown = [unknown_line(key, value, where) for key, (value, where) in layer.items() if key not in KEYS]
-    if unknown:
-        raise ConfigError("\n".join(unknown))
+def _finish(layer: Layer, told: Sequence[str] = ()) -> Resolved:
     config = _validate(layer)
     errors = checks.errors(config)
     if errors:
         raise ConfigError("\n".join(errors))
-    origins = {key: layer[key][1] if key in layer else "default" for key in KEYS}
-    return Resolved(config, origins, tuple(idle.warnings(config, _chosen(config, origins))))
+    origins = {key: _origin(layer, key) for key in KEYS}
+    return Resolved(config, origins, (*told, *idle.warnings(config, _chosen(config, origins))))
 
 
 def _chosen(config: Config, origins: Mapping[str, str]) -> list[str]:

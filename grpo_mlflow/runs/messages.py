@@ -53,11 +53,12 @@ def conclude(config: Config, ended: Progress, tracker: Tracker) -> str:
             if change.half_width > 0
             else "change            none: every problem scored as before",
         ]
-    if ended.best_iteration > 0 and ended.best_score is not None:
-        lines.append(
-            f"best              {ended.best_score:.3f} at iteration {ended.best_iteration} "
-            "(picked on these problems, so a little optimistic)"
-        )
+    if ended.best_score is not None:
+        what = "(picked on these problems, so a little optimistic)"
+        if ended.best_iteration == 0:
+            what = "(the model before training; no checkpoint is better)"
+        lines.append(f"best              {ended.best_score:.3f} at iteration {ended.best_iteration} {what}")
+    lines += [f"look at           {text}" for text in ended.watch.told.values()]
     lines += [
         f"training time     {ended.seconds:.0f}s",
         f"run               {tracker.run_id}",

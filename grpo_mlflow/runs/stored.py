@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mlflow import tracking
-from grpo_mlflow.config import Arguments, Resolved, parse_overrides, resolve, yaml12
+from grpo_mlflow.config import Arguments, Resolved, parse_overrides, resolve, resuming, yaml12
 from grpo_mlflow.config.command import run_id_of
 from grpo_mlflow.errors import StoreAway, UserError
 from grpo_mlflow.training.checkpoint import Checkpoint, read
@@ -119,7 +119,7 @@ def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Store
     """Resolve the config of a training run that continues `resume`: that of the run, and the overrides.
 
     Raises:
-        UserError: as `find`, or the run is no training run.
+        UserError: as `find`, the run is no training run, or a setting that cannot change differs from the run's.
     """
     uri = parse_overrides(arguments.overrides).get("tracking.uri")
     if run_id := run_id_of(resume):
@@ -128,7 +128,8 @@ def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Store
             instead = _INSTEAD.get(kind, "a training run")
             raise UserError(f"resume = {resume!r}: is a run of {kind}, not of train; allowed: {instead}")
     stored = find(resume, uri)
-    return resolve("", arguments.overrides, base=stored.config, origin=f"resume {resume}"), stored
+    overrides = resuming.changes(arguments, stored.config)
+    return resolve("", overrides, base=stored.config, origin=f"resume {resume}"), stored
 
 
 def resolve_evaluation(arguments: Arguments, model: str, checkpoint: str) -> tuple[Resolved, str | Path]:

@@ -33,13 +33,13 @@ class Phases:
 class Iteration:
     """What an iteration did.
 
-    `metrics` are those of the update and of the rollouts (`docs/metrics.md`); `phases` are the seconds of `generate`
-    and of `update`, `seconds` those of the whole.
+    `metrics` are those of the update and of the rollouts (`docs/metrics.md`), None where undefined; `phases` are the
+    seconds of `generate` and of `update`, `seconds` those of the whole.
     """
 
     version: int
     collected: Collected
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float | None]
     tokens_trained: float
     phases: Mapping[str, float]
     seconds: float
@@ -64,21 +64,30 @@ class Iteration:
     def line(self) -> str:
         """Return the main figures in one line."""
         metrics = self.metrics
+        entropy = metrics.get("entropy_mean")
         return (
             f"iter {self.version:>4}  reward {metrics['reward_mean']:.3f}  solved {metrics['success_rate']:.3f}  "
-            f"flat {metrics['flat_group_frac']:.2f}  entropy {metrics.get('entropy_mean', math.nan):.3f}  "
+            f"flat {metrics['flat_group_frac']:.2f}  entropy {'-' if entropy is None else f'{entropy:.3f}'}  "
             f"grad {metrics['grad_norm']:.2f}  len {metrics['completion_length_mean']:.1f}  "
             f"{self.seconds:.2f}s (generate {self.phases['generate']:.2f}, update {self.phases['update']:.2f})"
         )
 
 
 def track(tracker: Tracker, done: Iteration, perf: Mapping[str, float], keep_rollouts: bool) -> None:
-    """Log an iteration: metrics, its JSON file, and with `keep_rollouts` the groups that were trained on."""
-    name, metrics = name_of(done.version), done.metrics
-    values = {f"train/{key}": value for key, value in metrics.items()}
+    """Log an iteration: metrics, its JSON file, and with `keep_rollouts` the groups that were trained on.
+
+    The file holds every key, with null where there is no finite value; the curves leave such points out.
+    """
+    name, metrics = name_of(done.version), {key: _finite(value) for key, value in done.metrics.items()}
+    values = {f"train/{key}": value for key, value in metrics.items() if value is not None}
     tracker.metrics(values | {f"perf/{key}": value for key, value in perf.items()}, done.version)
     content = {"iteration": done.version, **metrics, **perf}
     tracker.text(f"metrics/train_{name}.json", json.dumps(content, indent=1))
     if keep_rollouts:
         rollout_files.write(tracker.run_dir / f"rollouts/{name}.jsonl", done.collected.groups)
         tracker.publish(f"rollouts/{name}.jsonl")
+
+
+def _finite(value: float | None) -> float | None:
+    """Return None in place of NaN and infinities, which JSON has no words for."""
+    return value if value is not None and math.isfinite(value) else None

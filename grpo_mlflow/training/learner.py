@@ -66,10 +66,11 @@ class Learner:
         self.step = 0
         self.kl_coef = config.kl_coef
 
-    def update(self, groups: Sequence[Group], seed: int, iteration: int) -> dict[str, float]:
+    def update(self, groups: Sequence[Group], seed: int, iteration: int) -> dict[str, float | None]:
         """Take this iteration's optimizer steps and return its training metrics (docs/metrics.md).
 
-        Every process is given all groups, and does its share of each step.
+        What is measured on tokens is None where all groups are flat, so that there are none to train on. Every process
+        is given all groups, and does its share of each step.
 
         Raises:
             UserError: the gradient is not finite; the weights are left as they were before that step.
@@ -93,10 +94,9 @@ class Learner:
             totals.step(self._apply())
         metrics = totals.means(self._accelerator, steps)
         metrics["kl_coef"] = self.kl_coef
-        if self._config.kl_target is not None and self.kl_coef > 0 and "kl_divergence" in metrics:
-            self.kl_coef = adapt_kl_coef(
-                self.kl_coef, metrics["kl_divergence"], self._config.kl_target, self._config.kl_horizon
-            )
+        kl = metrics.get("kl_divergence")
+        if self._config.kl_target is not None and self.kl_coef > 0 and kl is not None:
+            self.kl_coef = adapt_kl_coef(self.kl_coef, kl, self._config.kl_target, self._config.kl_horizon)
         return metrics
 
     def save(self, path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from grpo_mlflow.training.evaluation import Evaluation
+from grpo_mlflow.training.observations import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,8 @@ class Progress:
     """Where a run stands; saved in every checkpoint.
 
     `iteration` is the version of the weights; `evaluated` says whether that version was. The rates are pass@1 per
-    problem. `seconds` of training and `tokens` sampled are counted since the first iteration, over all resumes.
+    problem; version 0 is a candidate for the best. `seconds` of training and `tokens` sampled are counted since the
+    first iteration, over all resumes. `watch` is what the run has seen and told.
     """
 
     iteration: int = 0
@@ -25,11 +27,13 @@ class Progress:
     last_rates: tuple[float, ...] = ()
     best_score: float | None = None
     best_iteration: int = 0
+    watch: Watch = field(default_factory=Watch)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Progress:
         """Return the progress whose fields were written as JSON, which knows no tuples."""
-        return cls(**{**content, **{name: tuple(content[name]) for name in ("first_rates", "last_rates")}})
+        rates = {name: tuple(content[name]) for name in ("first_rates", "last_rates")}
+        return cls(**{**content, **rates, "watch": Watch(**content.get("watch", {}))})  # older checkpoints have none
 
     def after_iteration(self, tokens: int, seconds: float) -> Progress:
         """Return the progress after one more iteration, which sampled `tokens` and took `seconds`."""

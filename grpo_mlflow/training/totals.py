@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -39,19 +40,18 @@ class Totals:
         self._grad_norm += applied.grad_norm
         self._lr = applied.lr
 
-    def means(self, accelerator: Accelerator, steps: int) -> dict[str, float]:
+    def means(self, accelerator: Accelerator, steps: int) -> dict[str, float | None]:
         """Return means: losses and gradient norm over optimizer steps, the others over the tokens trained on.
 
-        Where all groups were flat there are no such tokens, and what would be measured on them is left out.
+        Where all groups were flat there are no such tokens, and what would be measured on them is None.
         """
         terms, sums = self._terms.over(accelerator, steps), self._sums.over(accelerator)
         tokens = float(accelerator.reduce(self._tokens, "sum"))
-        metrics = {"loss_total": sum(terms.values()), **terms}
+        metrics: dict[str, float | None] = {"loss_total": sum(terms.values()), **terms}
         metrics |= {"grad_norm": self._grad_norm / steps, "lr": self._lr, "tokens_trained": tokens}
-        if tokens:
-            means = {name: value / tokens for name, value in sums.items()}
-            metrics |= self._summary(means) if self._summary else means
-        return metrics
+        means = {name: value / tokens if tokens else math.nan for name, value in sums.items()}
+        summary = self._summary(means) if self._summary else means  # of NaNs too: it names the metrics
+        return metrics | (summary if tokens else dict.fromkeys(summary))
 
 
 class _Sums:

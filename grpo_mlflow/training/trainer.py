@@ -20,6 +20,7 @@ One turn of `run`, where each name without an underscore is a part (`parts.Parts
     source.begin(version + 1)                       sampled during the update with generation.async_rollouts=1
     metrics = learner.update(collected.groups)      phase `update`: the weights are those of version + 1
     iteration.track(tracker, metrics)
+    observations.of_iteration(metrics)              told once each, as those of evaluations
     progress = progress.after_iteration()
 """
 
@@ -27,13 +28,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from grpo_mlflow.algorithm.statistics import mean
 from grpo_mlflow.errors import PeerLost, ServerFailed, StoreAway
 from grpo_mlflow.runtime import interrupts
-from grpo_mlflow.training import evaluation, iteration, state
+from grpo_mlflow.training import evaluation, iteration, observations, state
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.iteration import Iteration, Phases
+from grpo_mlflow.training.observations import Watch
 from grpo_mlflow.training.parts import Parts
 from grpo_mlflow.training.progress import Progress
 from grpo_mlflow.training.throughput import Meter
@@ -110,12 +113,15 @@ class Trainer:
             self._whole = False
             with phases.measure("update"), processes.collective():
                 metrics = learner.update(collected.groups, self._config.seed, version)
-            trained = metrics.pop("tokens_trained")
+            trained = metrics.pop("tokens_trained") or 0.0
             metrics |= collected.metrics()
             done = Iteration(version, collected, metrics, trained, phases.seconds, time.perf_counter() - start)
             if processes.is_first:
                 self._track(done)
-            self.progress = self.progress.after_iteration(done.tokens_sampled, time.perf_counter() - start)
+            watch = self.progress.watch.after_iteration(observations.of_iteration(metrics), version)
+            self._tell(watch)
+            after = self.progress.after_iteration(done.tokens_sampled, time.perf_counter() - start)
+            self.progress = replace(after, watch=watch)
             self._whole = True
 
     # Evaluation
@@ -134,9 +140,13 @@ class Trainer:
         if (hook := self._on_evaluation) is not None:
             parts.processes.decided(lambda: hook(evaluated, found))
         # Only now: a run stopped before its study has heard of the evaluation repeats it, with the same outcome.
-        self.progress = evaluated
-        self._saved = None  # a checkpoint of this version saved before lacks the score
         parts.console.say(f"eval {version:>4}  {found.summary()}  {seconds:.1f}s")
+        at_the_end = version >= self._config.train.iterations
+        seen = observations.of_evaluation(evaluated.first_rates, evaluated.last_rates, at_the_end)
+        watch = evaluated.watch.after_evaluation(seen, version)
+        self._tell(watch)
+        self.progress = replace(evaluated, watch=watch)
+        self._saved = None  # a checkpoint of this version saved before lacks the score
 
     def _measure(self, version: int) -> Evaluation:
         parts = self._parts
@@ -168,9 +178,16 @@ class Trainer:
         for name in store.prune():
             tracker.remove(f"checkpoints/{name}")
         best = store.best()
-        tracker.tags({"grpo.last_checkpoint": path.name, "grpo.best_checkpoint": best.path.name if best else ""})
+        tags = {"grpo.last_checkpoint": path.name, "grpo.best_checkpoint": best.path.name if best else ""}
+        if self.progress.first_rates:  # the model before training is a candidate, too, but no checkpoint
+            tags["grpo.best_beats_start"] = "true" if self.progress.best_iteration > 0 else "false"
+        tracker.tags(tags)
 
     # Tracking
+
+    def _tell(self, watch: Watch) -> None:
+        for text in watch.news(self.progress.watch):
+            self._parts.console.warn(text)
 
     def _track(self, done: Iteration) -> None:
         parts = self._parts

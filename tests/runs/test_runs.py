@@ -18,7 +18,7 @@ import torch
 
 from grpo_mlflow import runs, tracking
 from grpo_mlflow.config import dump, parse_arguments, resolve
-from grpo_mlflow.errors import StoreAway, UserError
+from grpo_mlflow.errors import ConfigError, StoreAway, UserError
 from grpo_mlflow.runs import stored
 from grpo_mlflow.training.rollout_files import read
 from tests.support.paths import ROOT
@@ -102,6 +102,14 @@ def test_a_checkpoint_folder_can_be_resumed_and_a_finished_run_extended(store: s
     assert extended.run_id == short.run_id
     first, second = weights(whole, 5), weights(extended, 5)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_command_of_a_run_goes_on_with_resume_added(store: str) -> None:
+    first = runs.train(small(store, "train.iterations=2", "train.lr_warmup_steps=0"))
+    repeated = resume(store, first.run_id, *SMALL, "train.iterations=3", "train.lr_warmup_steps=0")
+    assert (repeated.run_id, repeated.progress.iteration) == (first.run_id, 3)
+    with pytest.raises(ConfigError, match=r"train\.lr_warmup_steps = 1 .*the run has 0, which cannot change on resume"):
+        resume(store, first.run_id, "train.lr_warmup_steps=1")
 
 
 def test_a_resume_from_an_older_checkpoint_keeps_the_new_branch(store: str) -> None:

@@ -19,6 +19,14 @@ def learner(policy: Policy, rollouts: int, reference: Policy | None = None, **se
     return Learner(policy, reference, Accelerator(cpu=True), config, Sizes(0.8, 16, rollouts, 100))
 
 
+def measured(made: Learner, groups: list[Group], iteration: int = 0) -> dict[str, float]:
+    """The metrics of an update in which every one of them has a value."""
+    metrics = made.update(groups, 0, iteration)
+    found = {name: value for name, value in metrics.items() if value is not None}
+    assert found.keys() == metrics.keys()
+    return found
+
+
 def gradient(groups: list[Group], **settings: Any) -> torch.Tensor:
     """The gradient of one optimizer step, before clipping, read off plain gradient descent: Adam's first moment."""
     policy, reference = fresh(), fresh(seed=4)

@@ -13,7 +13,7 @@ from grpo_mlflow.forward.padded import completion_logprobs
 from grpo_mlflow.training import rollout_files
 from grpo_mlflow.types import Completion, Group, Rollout
 from tests.support.groups import ALL_TERMS, K, fresh, make_groups
-from tests.support.updates import gradient, learner
+from tests.support.updates import gradient, learner, measured
 
 MASKS = {"the first": lambda n: n > 0, "every other": lambda n: n % 2 == 1, "none but the first": lambda n: n == 0}
 
@@ -64,7 +64,7 @@ def test_what_is_not_trained_is_not_measured() -> None:
     groups = masked(make_groups(3), "every other")
     settings = {**ALL_TERMS, "ratio_level": "sequence"}
     made = learner(fresh(), 3 * K, fresh(seed=4), **settings)
-    metrics = made.update(groups, seed=0, iteration=0)
+    metrics = measured(made, groups)
     assert all(math.isfinite(value) for value in metrics.values()), metrics
     assert metrics["tokens_trained"] == sum(sum(r.completion.trained or ()) for g in groups for r in g.rollouts)
     assert torch.isfinite(gradient(groups, **settings)).all()

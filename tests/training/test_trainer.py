@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from accelerate import Accelerator
@@ -12,6 +15,7 @@ from grpo_mlflow.config import Config, resolve
 from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.generation import Sampling
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runs import messages
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Task
@@ -19,7 +23,9 @@ from grpo_mlflow.tracking import NullTracker
 from grpo_mlflow.training import state
 from grpo_mlflow.training.checkpoint import CheckpointStore, read
 from grpo_mlflow.training.evaluation import Evaluation
+from grpo_mlflow.training.iteration import Iteration, track
 from grpo_mlflow.training.learner import Learner, Sizes
+from grpo_mlflow.training.observations import Watch
 from grpo_mlflow.training.parts import Parts
 from grpo_mlflow.training.progress import Progress
 from grpo_mlflow.training.sources import Collected
@@ -97,7 +103,7 @@ class Updates(Learner):
 
     events: Events
 
-    def update(self, groups: Sequence[Group], seed: int, iteration: int) -> dict[str, float]:
+    def update(self, groups: Sequence[Group], seed: int, iteration: int) -> dict[str, float | None]:
         self.events.append(("update", iteration))
         return super().update(groups, seed, iteration)
 
@@ -209,3 +215,78 @@ def test_progress_keeps_the_first_rates_and_the_earliest_best() -> None:
     assert (third.iteration, third.tokens, third.seconds) == (3, 30, 7.5)
     assert third.evaluated
     assert not third.after_iteration(1, 1.0).evaluated
+
+
+def test_a_run_that_only_got_worse_names_the_model_before_training_the_best(policy: Policy, tmp_path: Path) -> None:
+    class Worse(Task):
+        """Answers are right until the first update."""
+
+        name = "worse"
+
+        def problem(self, split: Split, seed: int) -> Problem:
+            return Problem(f"worse/{seed}", seed, ({"role": "user", "content": "1"},))
+
+        def verify(self, problem: Problem, text: str) -> Verdict:
+            right = ("update", 0) not in events
+            return Verdict(float(right), {}, right, text)
+
+        def reference_answer(self, problem: Problem) -> str:
+            return "1"
+
+    class Tags(NullTracker):
+        kept: ClassVar[dict[str, str]] = {}
+
+        def tags(self, values: Mapping[str, str]) -> None:
+            self.kept.update(values)
+
+    events: Events = []
+    parts = replace(parts_of(policy, tmp_path, events), task=Worse(), tracker=Tags("", tmp_path))
+    ended = Trainer(parts).run()
+    assert (ended.best_iteration, ended.best_score) == (0, 1.0)
+    assert list(ended.watch.told) == ["worse"]
+    best = Tags.kept["grpo.best_checkpoint"]
+    assert Tags.kept == {
+        **{"grpo.last_checkpoint": "iter_002", "grpo.best_checkpoint": best, "grpo.best_beats_start": "false"},
+    }
+    assert (tmp_path / "checkpoints" / best).is_dir()
+    text = messages.conclude(parts.config, ended, parts.tracker)
+    assert "best              1.000 at iteration 0 (the model before training; no checkpoint is better)" in text
+    assert "look at           iteration 2: pass@1 is 1.000 +- 0.000 below that of the model before training" in text
+
+
+def test_what_was_told_is_not_told_again_after_a_resume(policy: Policy, tmp_path: Path) -> None:
+    parts = parts_of(policy, tmp_path, [])
+    told = Watch({"kl": "iteration 0: it runs away"}, {"flat": 2})
+    state_of = Progress(watch=told)
+    assert Progress.from_json(json.loads(json.dumps(asdict(state_of)))) == state_of
+    before = {key: value for key, value in asdict(Progress()).items() if key != "watch"}
+    assert Progress.from_json(before) == Progress()  # of a checkpoint that an older version wrote
+    assert Trainer(parts, state_of).run().watch.told == told.told
+
+
+def test_an_iteration_of_flat_groups_has_every_key_and_no_nan(policy: Policy, tmp_path: Path) -> None:
+    kept: dict[str, object] = {}
+
+    class Files(NullTracker):
+        def text(self, name: str, content: str) -> None:
+            kept[name] = json.loads(content, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+        def metrics(self, values: Mapping[str, float], step: int) -> None:
+            kept[f"curves {step} {sorted(values)[0].split('/')[0]}"] = values
+
+    groups = make_groups(2, flat=(0, 1))
+    learner = parts_of(policy, tmp_path, []).learner
+    metrics = learner.update(groups, 0, 0)
+    del metrics["tokens_trained"]
+    collected = Collected(groups, groups)
+    metrics |= collected.metrics() | {"bad": float("nan"), "large": float("inf")}
+    done = Iteration(3, collected, metrics, 0.0, {"generate": 1.0, "update": 1.0}, 2.0)
+    track(Files("", tmp_path), done, {"mfu": 0.5}, keep_rollouts=False)
+    content, curves = kept["metrics/train_iter_003.json"], kept["curves 3 perf"]
+    assert isinstance(content, dict)
+    assert isinstance(curves, dict)
+    assert content.keys() == {"iteration", "mfu", *metrics}
+    nothing = {"entropy_mean", "kl_divergence", "sampler_ratio_mean", "ratio_mean", "bad", "large"}
+    assert nothing <= {name for name, value in content.items() if value is None}
+    assert curves.keys() == {"perf/mfu"} | {f"train/{name}" for name in metrics if content[name] is not None}
+    assert "  entropy -  " in done.line()

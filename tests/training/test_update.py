@@ -12,7 +12,7 @@ import torch
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.forward.padded import completion_logprobs
 from tests.support.groups import ALL_TERMS, K, fresh, make_groups
-from tests.support.updates import gradient, learner
+from tests.support.updates import gradient, learner, measured
 
 
 @pytest.mark.parametrize("aggregation", ["grpo", "dapo", "dr_grpo"])
@@ -100,7 +100,13 @@ def test_only_flat_groups_give_an_exactly_zero_gradient() -> None:
     metrics = made.update(groups, 0, 0)
     assert metrics["grad_norm"] == 0
     assert metrics["loss_total"] == 0
-    assert "kl_divergence" not in metrics  # nothing was measured
+    taught = learner(fresh(), 12).update(make_groups(3), 0, 0)
+    assert metrics.keys() == taught.keys()
+    undefined = {name for name, value in metrics.items() if value is None}  # nothing was measured
+    assert undefined == {
+        *("kl_divergence", "entropy_mean", "sampler_ratio_mean", "sampler_correction_mean"),
+        *("ratio_mean", "ratio_std", "ratio_clip_frac", "clip_low_frac", "clip_high_frac"),
+    }
     assert made.step == 1
 
 
@@ -143,11 +149,11 @@ def test_a_model_that_cannot_share_prompts_learns_the_same_and_says_so_once(capl
 def test_steps_and_epochs_are_counted_and_the_ratio_moves_only_after_the_first() -> None:
     groups = make_groups(4)
     one = learner(fresh(), 16)
-    first = one.update(groups, 0, 0)
+    first = measured(one, groups)
     assert (one.step, first["ratio_std"], first["ratio_clip_frac"]) == (1, 0.0, 0.0)
     assert first["ratio_mean"] == 1.0
     many = learner(fresh(), 8, epochs=3, lr=1e-2, clip_low=0.01, clip_high=0.02)
-    metrics = many.update(groups, 0, 0)
+    metrics = measured(many, groups)
     assert many.step == 6
     assert metrics["ratio_std"] > 0.01
     assert metrics["ratio_clip_frac"] == pytest.approx(metrics["clip_low_frac"] + metrics["clip_high_frac"])
@@ -157,12 +163,12 @@ def test_steps_and_epochs_are_counted_and_the_ratio_moves_only_after_the_first()
 def test_kl_is_zero_against_itself_and_adapts_the_coefficient() -> None:
     groups = make_groups(4)
     made = learner(fresh(), 16, reference=fresh(), kl_coef=0.1, kl_target=0.5, kl_horizon=1.0)
-    metrics = made.update(groups, 0, 0)
+    metrics = measured(made, groups)
     assert metrics["kl_divergence"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["kl_coef"] == 0.1
     assert made.kl_coef == pytest.approx(0.08)  # far below the target: a fifth less
     away = learner(fresh(), 16, reference=fresh(seed=9), kl_coef=0.1, kl_target=1e-4, kl_horizon=1.0)
-    metrics = away.update(groups, 0, 0)
+    metrics = measured(away, groups)
     assert metrics["loss_kl"] > 0
     assert away.kl_coef == pytest.approx(0.12)
 
@@ -170,10 +176,10 @@ def test_kl_is_zero_against_itself_and_adapts_the_coefficient() -> None:
 def test_the_sampler_correction_reads_the_behaviour_logprobs() -> None:
     groups = make_groups(4)
     policy = fresh()
-    capped = learner(policy, 16, lr=1e-9).update(groups, 0, 0)
+    capped = measured(learner(policy, 16, lr=1e-9), groups)
     assert capped["sampler_correction_mean"] <= 2.0
     assert capped["sampler_ratio_mean"] != pytest.approx(1.0, abs=1e-3)
-    off = learner(fresh(), 16, lr=1e-9, sampler_correction_cap=None).update(groups, 0, 0)
+    off = measured(learner(fresh(), 16, lr=1e-9, sampler_correction_cap=None), groups)
     assert off["sampler_correction_mean"] == 1.0
     assert off["sampler_ratio_mean"] == pytest.approx(capped["sampler_ratio_mean"])
 
@@ -181,7 +187,7 @@ def test_the_sampler_correction_reads_the_behaviour_logprobs() -> None:
 def test_losses_add_up_and_gradients_are_clipped() -> None:
     groups = make_groups(4)
     made = learner(fresh(), 16, reference=fresh(seed=9), grad_clip=1e-6, lr=1e-3, **ALL_TERMS)
-    metrics = made.update(groups, 0, 0)
+    metrics = measured(made, groups)
     assert metrics["loss_total"] == pytest.approx(metrics["loss_pg"] + metrics["loss_kl"] + metrics["loss_entropy"])
     assert metrics["grad_norm"] > 0.01  # the norm before clipping
     moments = [entry["exp_avg"] for entry in made.optimizer.state_dict()["state"].values()]
