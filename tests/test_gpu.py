@@ -21,7 +21,7 @@ import torch
 
 from grpo_mlflow import runs, tasks
 from grpo_mlflow.config import Resolved, resolve
-from grpo_mlflow.generation import Generators
+from grpo_mlflow.generation import Generators, training_sampling
 from grpo_mlflow.model import loading, policy
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.training import evaluation, rollouts
@@ -73,7 +73,7 @@ def test_the_server_samples_rollouts(resolved: Resolved, actor: Policy, generato
     generator = generators.training()
     generator.sync(0)
     problems = [task.problem("train", seed) for seed in range(4)]
-    sampling = rollouts.training_sampling(config.generation)
+    sampling = training_sampling(config.generation)
     groups = rollouts.collect(task, actor, generator, problems, k=4, sampling=sampling, seed=0, key=("gpu",))
     assert [len(group) for group in groups] == [4] * 4
     assert all(r.completion.token_ids and r.completion.text is not None for group in groups for r in group)

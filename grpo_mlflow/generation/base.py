@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from grpo_mlflow.config import GenerationConfig
 from grpo_mlflow.types import Completion, Prompt
 
 
@@ -18,6 +19,17 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = -1
     repetition_penalty: float = 1.0
+
+
+def training_sampling(config: GenerationConfig) -> Sampling:
+    """Return how training completions are drawn."""
+    return Sampling(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        repetition_penalty=config.repetition_penalty,
+    )
 
 
 class Generator(Protocol):

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from grpo_mlflow.config import Config
-from grpo_mlflow.generation.base import Generator
+from grpo_mlflow.generation.base import Generator, training_sampling
 from grpo_mlflow.generation.local.generator import LocalGenerator
 from grpo_mlflow.generation.server.client import Client
 from grpo_mlflow.generation.server.generator import ServerGenerator
@@ -77,12 +77,16 @@ class Generators:
 
     def _server(self, backend: str, base_url: str | None) -> PolicyServer:
         settings = self._config.generation
-        managed = settings.server.manage and (backend, base_url) == (settings.backend, settings.base_url)
+        trained_on = (backend, base_url) == (settings.backend, settings.base_url)
+        managed = settings.server.manage and trained_on
         process = self._managed() if managed else None
         address = process.url if process else str(base_url)
         if (backend, address) not in self._servers:
             engine = engine_class(backend)(Client(address, settings.timeout))
-            self._servers[backend, address] = PolicyServer(engine, self._policy, settings, self._load_initial, process)
+            priced = training_sampling(settings) if trained_on and settings.behaviour_logprobs == "server" else None
+            self._servers[backend, address] = PolicyServer(
+                engine, self._policy, settings, self._load_initial, process, priced
+            )
         return self._servers[backend, address]
 
     def _load_initial(self) -> Policy:

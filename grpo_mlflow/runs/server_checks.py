@@ -6,12 +6,12 @@ import torch
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import UserError, one_line
-from grpo_mlflow.generation import Sampling
+from grpo_mlflow.generation import Sampling, training_sampling
 from grpo_mlflow.generation.server.canary import TOLERANCE
 from grpo_mlflow.generation.server.generator import ServerGenerator
+from grpo_mlflow.generation.server.pricing import WrongLogprobs
 from grpo_mlflow.generation.server.recompute import behaviour_logprobs
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.training.rollouts import training_sampling
 from grpo_mlflow.types import Completion, Prompt
 
 _TEXT = "What is 12 + 34? (x1 OR NOT x2)\n<SOLUTION>01</SOLUTION> naïve 東京"
@@ -32,6 +32,7 @@ class ServerCheckup:
         self._config, self._actor, self._generator, self._prompt = config, actor, generator, prompt
         self._remedies = generator.server.remedies
         self._drawn: list[Completion] = []
+        self._mispriced: WrongLogprobs | None = None
 
     def connect(self) -> str:
         server = self._generator.server
@@ -62,6 +63,8 @@ class ServerCheckup:
     def weights(self) -> str:
         try:
             self._generator.sync(0)
+        except WrongLogprobs as error:
+            self._mispriced = error  # the weights are right
         except UserError as error:
             raise Trouble(
                 one_line(error),
@@ -84,6 +87,11 @@ class ServerCheckup:
         return f"{len(found)} of {', '.join(str(len(c.token_ids)) for c in found)} tokens"
 
     def logprobs(self) -> str:
+        if self._mispriced is not None:
+            raise Trouble(
+                one_line(self._mispriced),
+                _joined(self._remedies.logprobs, "or set generation.behaviour_logprobs=recompute"),
+            )
         prompt, found = self._prompt, self._drawn
         sampling = training_sampling(self._config.generation)
         anew = behaviour_logprobs(self._actor, prompt.token_ids, [c.token_ids for c in found], sampling)
@@ -113,18 +121,16 @@ class ServerCheckup:
         return "repeat completions; different ones differ"
 
     def new_weights(self) -> str:
-        """Give the server other weights and the old ones again; both times it must prove them."""
-        model = self._actor.model
-        if self._actor.has_adapter:
-            weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        else:
-            weights = [model.get_input_embeddings().weight]
-        before = [weight.detach().clone() for weight in weights]
+        """Give the server the weights after a step of the run's size and the old ones again; it must prove both."""
+        weights = [parameter for parameter in self._actor.model.parameters() if parameter.requires_grad]
+        before = [weight.detach().to("cpu", copy=True) for weight in weights]
+        chance = torch.Generator().manual_seed(0)
         try:
             try:
                 with torch.no_grad():
-                    for weight in weights:
-                        weight.mul_(1.05).add_(0.01)  # half of an untrained adapter is zero
+                    for weight in weights:  # as AdamW's first step: by the learning rate, up or down
+                        signs = torch.randint(0, 2, weight.shape, generator=chance) * 2 - 1
+                        weight.add_(self._config.train.lr * signs.to(weight.device))
                 self._generator.sync(1)
             finally:
                 with torch.no_grad():

@@ -2,13 +2,44 @@
 
 vLLM's own `reload_weights` has two gaps: a path that does not exist ends the engine, and on a CPU the output layer of a
 model with tied embeddings keeps its old weights, because they were packed for the matrix kernel at start. This loader
-checks the path first, and packs the output layer again.
+checks the path first, and packs the output layer again. And it tells which weights the worker computes with, as sums
+that the trainer compares with its own.
 """
 
 from __future__ import annotations
 
 import os
 from typing import Any
+
+import torch
+from torch import Tensor
+
+_MIX, _PLACE = -7046029254386353131, -4417276706812531889  # odd 64-bit constants (of xxHash), as signed integers
+_AT_ONCE = 1 << 22  # weights; each takes 8 bytes three times over while it is summed
+_COLUMNS = 64
+_WORD = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def checksum(weight: Tensor, first: int = 0, step: int = 1) -> int:
+    """Return a sum over the bits of a tensor (rows, ...), in whole numbers modulo 2**64.
+
+    Each weight's bits are scrambled and multiplied by a factor of their column, so that neither two changes of opposite
+    sign nor swapped columns cancel. Whole numbers make it exact in any order of summation, on any device. The sum
+    over rows makes it additive: that of a fused layer is the sum of its parts', and rows of zeros, with which
+    vocabularies are padded, add nothing. -0 counts as 0, which a product with zeros and ones cannot tell from it.
+
+    Args:
+        weight: floating-point numbers; the columns `first`, `first` + `step`, ... of a larger tensor.
+        first: which column of that tensor is the first.
+        step: their distance.
+    """
+    table = weight.detach().reshape(weight.shape[0], -1)
+    columns = torch.arange(table.shape[1], device=table.device) * step + first + 1
+    factors, total = columns * _PLACE | 1, 0
+    for part in torch.split(table, max(1, _AT_ONCE // max(1, table.shape[1]))):
+        bits = (part + 0).contiguous().view(_WORD[part.element_size()]).to(torch.int64) * _MIX
+        total += int(((bits ^ (bits >> 29)) * factors).sum())
+    return total % 2**64
 
 
 class WeightLoader:
@@ -28,3 +59,59 @@ class WeightLoader:
         except Exception as error:
             return {"ok": False, "error": f"{type(error).__name__}: {error}"}
         return {"ok": True}
+
+    def grpo_checksums(self, seed: int) -> dict[str, Any]:
+        """Return a `checksum` of every tensor that the worker computes with, or an error.
+
+        On a CPU the layers' weights are packed for the matrix kernel, and nothing else is kept. What a layer computes
+        with is read through it: its product with unit vectors is, exactly, columns of its weights. `seed` chooses
+        which, other ones each time; all of them would cost as much as scoring a text of thousands of tokens.
+
+        Each worker tells of its own part. With tensor parallelism the sums over workers are those of the whole for
+        layers that are split by rows; columns would have to count from the first of the worker's part, and what every
+        worker holds whole would count once for each. Until that is done the trainer compares one worker only.
+
+        Returns:
+            `tensors`: for each name the sum, the number format, and which columns it covers (first, step); `parts`:
+            the layers that were fused, each with the names of its parts; `dtype`: what the weights were rounded to.
+        """
+        worker: Any = self
+        try:
+            model = worker.model_runner.get_model()
+            return {
+                "tensors": _checksums(model, seed),
+                "parts": {name: list(parts) for name, parts in getattr(model, "packed_modules_mapping", {}).items()},
+                "dtype": str(worker.model_runner.model_config.dtype).removeprefix("torch."),
+            }
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _checksums(model: Any, seed: int) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for name, module in model.named_modules():
+        if ".lora_" in name:
+            continue
+        plain = f"{name}.".replace(".base_layer.", ".")  # as it is called without --enable-lora
+        for kind, parameter in module.named_parameters(recurse=False):
+            if parameter.numel():
+                found[f"{plain}{kind}"] = _described(parameter, 0, 1)
+            elif kind == "weight" and hasattr(module, "cpu_linear"):
+                found[f"{plain}{kind}"] = _packed(module, module.input_size_per_partition, seed)
+    head: Any = getattr(model, "lm_head", None)
+    if hasattr(head, "cpu_linear"):  # its plain weights are kept for the embedding, but it computes with packed ones
+        found["lm_head.weight"] = _packed(head, head.weight.shape[1], seed)
+    return found
+
+
+def _packed(module: Any, width: int, seed: int) -> list[Any]:
+    step = max(1, width // _COLUMNS)
+    first = seed % step
+    places = torch.arange(first, width, step)
+    units = torch.zeros(len(places), width, dtype=module.weight.dtype)
+    units[torch.arange(len(places)), places] = 1
+    return _described(module.cpu_linear(units, module.weight, None).t(), first, step)
+
+
+def _described(weight: Tensor, first: int, step: int) -> list[Any]:
+    return [checksum(weight, first, step), str(weight.dtype).removeprefix("torch."), first, step]

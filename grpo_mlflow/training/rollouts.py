@@ -9,23 +9,11 @@ import numpy as np
 from grpo_mlflow import seeding
 from grpo_mlflow.algorithm.advantages import group_advantages
 from grpo_mlflow.algorithm.names import Scale
-from grpo_mlflow.config import GenerationConfig
 from grpo_mlflow.generation import Generator, Sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.tasks import Posed, Task
 from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout, Verdict
-
-
-def training_sampling(config: GenerationConfig) -> Sampling:
-    """Return how training completions are drawn."""
-    return Sampling(
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        repetition_penalty=config.repetition_penalty,
-    )
 
 
 def seeds_of_iteration(first: int, count: int, per_iteration: int, iteration: int, seed: int) -> list[int]:

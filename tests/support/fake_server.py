@@ -76,6 +76,7 @@ class Quirks:
     """Ways in which a server can be the wrong one."""
 
     keeps_old_weights: bool = False
+    keeps_tensors: str = ""  # those whose name starts so
     raw_logprobs: bool = False
     without_development: bool = False
     without_extension: bool = False
@@ -98,6 +99,7 @@ class FakeServer:
     faults: list[Fault] = field(default_factory=list)
     quirks: Quirks = field(default_factory=Quirks)
     port: int = 0
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
@@ -196,7 +198,7 @@ class FakeServer:
 
     def _take(self, folder: Path) -> None:
         with self._model_lock:
-            self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).eval()
             self.root = str(folder)
 
     # HTTP
@@ -233,6 +235,10 @@ class FakeServer:
         handler.send_header("content-length", str(len(raw) + (100 if content is Truncated else 0)))
         if status == 429:
             handler.send_header("retry-after", "0.2")
+        if handler.headers.get("connection") == "close":
+            handler.send_header("connection", "close")
+        elif status == 500:  # as uvicorn does after an exception: closed, though nothing said so
+            handler.close_connection = True
         handler.end_headers()
         handler.wfile.write(raw)
         if content is Truncated:
@@ -249,8 +255,15 @@ class FakeServer:
 
     def reload(self, folder: Path) -> None:
         self.loads.append(folder.name)
+        before, kept = self.model.state_dict(), self.quirks.keeps_tensors
         if not self.quirks.keeps_old_weights:
             self._take(folder)
+        if kept:
+            self.model.load_state_dict({n: w for n, w in before.items() if n.startswith(kept)}, strict=False)
+
+    def weights(self) -> list[tuple[str, torch.Tensor]]:
+        """Return the tensors that it computes with, in its number format."""
+        return [(name, weight.to(self.dtype)) for name, weight in self.model.state_dict().items()]
 
     def flush(self) -> None:
         if not self.quirks.keeps_prefixes:
@@ -276,7 +289,7 @@ class FakeServer:
     @torch.inference_mode()
     def score(self, prompt: list[int], adapter: str | None) -> list[float]:
         with self._model_lock:
-            logprobs = self._of(adapter)(input_ids=torch.tensor([prompt])).logits[0].log_softmax(-1)
+            logprobs = self._of(adapter)(input_ids=torch.tensor([prompt])).logits[0].float().log_softmax(-1)
         return [float(logprobs[place - 1, token]) for place, token in enumerate(prompt) if place]
 
     @torch.inference_mode()
@@ -307,7 +320,7 @@ class FakeServer:
             with self._model_lock:
                 given = {cache_name(self.model): cache}
                 out = self._of(adapter)(input_ids=torch.tensor([ids[-1:]]), use_cache=True, **given)
-            cache, logits = getattr(out, cache_name(self.model)), out.logits[:, -1]
+            cache, logits = getattr(out, cache_name(self.model)), out.logits[:, -1].float()
             distribution = processed_logprobs(logits, sampling, seen)
             token = int(draw(distribution, torch.tensor([uniform])) if sampling.temperature else distribution.argmax())
             shown = distribution

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grpo_mlflow.serverside.grpo_vllm_worker import checksum
 from tests.support.dialect import Answer
 
 if TYPE_CHECKING:
     from tests.support.fake_server import FakeServer
+
+FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+EXTENSION = ("grpo_load_weights", "grpo_checksums")
 
 
 class VLLM:
@@ -86,15 +90,30 @@ class VLLM:
             if body["method"] == "reload_weights":
                 server.reload(Path(body["kwargs"]["weights_path"]))
                 return 200, {"results": [None]}
-            if body["method"] != "grpo_load_weights" or server.quirks.without_extension:
+            if body["method"] not in EXTENSION or server.quirks.without_extension:
                 message = f"Worker failed with error ''CPUWorker' object has no attribute '{body['method']}''"
                 return 500, {"error": {"message": message, "type": "InternalServerError", "code": 500}}
+            if body["method"] == "grpo_checksums":
+                return 200, {"results": [self._sums(server, body["kwargs"]["seed"])]}
             folder = Path(body["kwargs"]["path"])
             if not (folder / "config.json").is_file():
                 return 200, {"results": [{"ok": False, "error": f"no model folder at {folder}"}]}
             server.reload(folder)
             return 200, {"results": [{"ok": True}]}
         return None
+
+    def _sums(self, server: FakeServer, seed: int) -> dict[str, Any]:
+        """Sums over the model's tensors, those of the layers that vLLM fuses together under one name."""
+        tensors: dict[str, list[Any]] = {}
+        for name, weight in server.weights():
+            fused = next((whole for whole, parts in FUSED.items() if name.split(".")[-2] in parts), None)
+            shown = name if fused is None else ".".join([*name.split(".")[:-2], fused, name.split(".")[-1]])
+            step = max(1, weight.shape[1] // 8) if weight.ndim == 2 else 1
+            first = seed % step
+            total = checksum(weight[:, first::step] if weight.ndim == 2 else weight, first, step)
+            total += tensors[shown][0] if shown in tensors else 0
+            tensors[shown] = [total % 2**64, str(weight.dtype).removeprefix("torch."), first, step]
+        return {"tensors": tensors, "parts": FUSED, "dtype": str(server.dtype).removeprefix("torch.")}
 
     def _completions(self, server: FakeServer, body: dict[str, Any]) -> Answer:
         if body["model"] not in (server.name, *server.adapters):

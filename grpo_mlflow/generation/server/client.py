@@ -62,9 +62,16 @@ class Client:
         """
         return await self._decoded(path, self._sdk.get(f"{self.root}{path}", cast_to=str))
 
-    async def post(self, path: str, body: Any = None, query: dict[str, object] | None = None) -> Any:
-        """As `get`; None where a successful answer has no body, its text where it is not meant as JSON."""
+    async def post(
+        self, path: str, body: Any = None, query: dict[str, object] | None = None, last: bool = False
+    ) -> Any:
+        """As `get`; None where a successful answer has no body, its text where it is not meant as JSON.
+
+        `last`: the connection is not used again. A server that answers 500 closes it, and what is sent meanwhile fails.
+        """
         options: Any = {"params": query} if query else {}
+        if last:
+            options["headers"] = {"Connection": "close"}
         return await self._decoded(path, self._sdk.post(f"{self.root}{path}", cast_to=str, body=body, options=options))
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from grpo_mlflow.generation.base import Sampling
+from grpo_mlflow.generation.server.checksums import WeightSums
 from grpo_mlflow.generation.server.client import Client, Fault, Refusal
 from grpo_mlflow.types import FinishReason
 
@@ -119,6 +120,13 @@ class Engine(Protocol):
 
     async def label(self) -> str | None:
         """Return the label of the weights that completions come from, or None where the server cannot say."""
+        ...
+
+    async def sums(self, seed: int) -> WeightSums | None:
+        """Return sums over the weights that the server computes with, None where it cannot say.
+
+        Where it is too much to sum all columns of a tensor, `seed` chooses some.
+        """
         ...
 
     async def tokenize(self, text: str) -> list[int]:

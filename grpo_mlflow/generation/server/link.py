@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from grpo_mlflow.errors import ServerFailed
+from grpo_mlflow.generation.server.checksums import WeightSums
 from grpo_mlflow.generation.server.client import Fault
 from grpo_mlflow.generation.server.engine import Ask, Draw, Engine, check, shaped
 from grpo_mlflow.generation.server.process import ServerProcess
@@ -62,6 +63,15 @@ class Link:
     async def score(self, token_ids: Sequence[int]) -> list[float]:
         """Return the log-probability of each token but the first; one try."""
         return await shaped(self.engine.score(token_ids))
+
+    async def sums(self) -> WeightSums | None:
+        """Return sums over the weights that the server computes with, None where it cannot say.
+
+        Raises:
+            ServerFailed: the time for retries is spent.
+        """
+        seed = self.loads  # other columns after each load
+        return await self.ask("summing weights", lambda: shaped(self.engine.sums(seed)))
 
     async def load(self) -> None:
         """Let the server take on the weights of `given`."""

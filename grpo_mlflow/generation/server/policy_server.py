@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from grpo_mlflow.config import GenerationConfig
 from grpo_mlflow.errors import ServerFailed
-from grpo_mlflow.generation.server import canary
+from grpo_mlflow.generation.base import Sampling
+from grpo_mlflow.generation.server import canary, pricing
 from grpo_mlflow.generation.server.batches import Batches
 from grpo_mlflow.generation.server.client import Loop, Refusal
 from grpo_mlflow.generation.server.delivery import deliver
@@ -42,6 +43,7 @@ class PolicyServer:
         settings: sync, timeouts, retries.
         initial: loads the policy of version 0, which a server that is sent no weights keeps serving.
         process: the server, if this run started it, with what `sync.Sync.starts_with` says.
+        priced_sampling: how completions are drawn whose log-probabilities are trained on; None: there are none such.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class PolicyServer:
         settings: GenerationConfig,
         initial: Callable[[], Policy],
         process: ServerProcess | None = None,
+        priced_sampling: Sampling | None = None,
     ) -> None:
         self._engine, self._policy, self._initial, self._process = engine, policy, initial, process
         self._sync, self._weights = SYNCS[settings.sync], WeightsFolder(settings.sync_dir)
@@ -58,6 +61,8 @@ class PolicyServer:
         self._link = Link(engine, vocabulary, settings.retry_seconds, process)
         self._proof = Proof(self._link, policy, settings.behaviour_logprobs == "server")
         self._batches = Batches(self._link, self._proof)
+        self._priced_sampling = priced_sampling
+        self._loads = -1  # that were known when the server's log-probabilities were last checked
         self._loop = Loop()
         self.version: int | None = None
         self._reported_retries, self._seconds = 0, 0.0
@@ -100,11 +105,30 @@ class PolicyServer:
         began = time.perf_counter()
         if self.version is None:
             self.connect()
-        before = self._proof.expect(self._policy if wanted == version else self._initial())
+        policy = self._policy if wanted == version else self._initial()
+        before = self._proof.expect(policy)
         self._link.given = self._sync.pack(self._policy, self._weights, version)
         self._run(lambda: self._give(before))
         self.version = wanted
+        self._check_logprobs(policy)
         self._seconds += time.perf_counter() - began
+
+    def _check_logprobs(self, policy: Policy) -> None:
+        """Check how the server prices what it draws, at first and where it may have been started again since.
+
+        Raises:
+            ServerFailed: not as the run needs it.
+        """
+        known, self._loads = self._loads, self._link.loads
+        if self._priced_sampling is None or (known >= 0 and self._link.loads <= known + 1):
+            return
+        ask = pricing.question(policy, self._priced_sampling)
+        draws = self._run(lambda: self._link.ask("drawing a few tokens", lambda: self._link.complete(ask)))
+        ways = [self.remedies.logprobs, "set generation.behaviour_logprobs=recompute"]
+        try:
+            pricing.check(policy, ask, draws, f"To mend it, {' or '.join(filter(None, ways))}")
+        except pricing.WrongLogprobs as wrong:
+            raise pricing.WrongLogprobs(f"the server at {self.url}: {wrong}") from None
 
     def start(self, asks: Sequence[Ask], at_once: int) -> Future[list[list[Draw]]]:
         """Begin to sample, `at_once` prompts in flight; the future holds the draws in the order of `asks`."""

@@ -1,12 +1,17 @@
-"""A server's proof that it samples from the weights that it should (see `canary` for what is compared)."""
+"""A server's proof that it samples from the weights that it should: by what `checksums` and `canary` compare."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 from grpo_mlflow.generation.base import Sampling
-from grpo_mlflow.generation.server import canary
+from grpo_mlflow.generation.server import canary, checksums
 from grpo_mlflow.generation.server.engine import Ask
 from grpo_mlflow.generation.server.link import Link
 from grpo_mlflow.model.policy import Policy
+
+log = logging.getLogger(__name__)
 
 
 class WrongWeights(Exception):
@@ -14,7 +19,7 @@ class WrongWeights(Exception):
 
 
 class Proof:
-    """Compares what one server says of fixed tokens with what the trainer does.
+    """Compares what one server says of its weights and of fixed tokens with what the trainer does.
 
     `error` is the mean absolute difference of the log-probabilities that was found last.
 
@@ -28,8 +33,11 @@ class Proof:
         self._link, self._dtype = link, policy.dtype
         self._tokens = canary.tokens(policy)
         self._ask = Ask(self._tokens, 1, Sampling(1), 1, policy.eos_ids, priced)
+        self._comparison = checksums.Comparison(policy.device)
         self._expected: canary.Expected | None = None
         self._reading: canary.Reading | None = None
+        self._digest: int | None = None
+        self._doubted = False
         self.error = 0.0
 
     def expect(self, policy: Policy) -> canary.Expected | None:
@@ -41,7 +49,7 @@ class Proof:
         """Let the server prove its weights.
 
         Raises:
-            WrongWeights: it does not score the tokens as the trainer does, or still as `before`.
+            WrongWeights: it has others, does not score the tokens as the trainer does, or still as `before`.
         """
         assert self._expected is not None
         await self._check_label()
@@ -49,8 +57,8 @@ class Proof:
         self.error = canary.error(reading, self._expected)
         if found := canary.trouble(reading, self._expected, self._dtype):
             raise WrongWeights(found)
-        if before and self._reading and canary.stayed(before, self._expected, self._reading, reading):
-            raise WrongWeights("its log-probabilities of fixed tokens stayed where they were with the old weights")
+        if not await self._check_sums():
+            await self._check_scores(reading, before)
         self._reading = reading
 
     async def prove_still(self) -> None:
@@ -75,3 +83,45 @@ class Proof:
         if label != wanted:
             raise WrongWeights(f"it serves weights labelled {label!r} instead of {wanted!r}")
         return True
+
+    async def _check_sums(self) -> bool:
+        """Return whether all its tensors are those that it was given, False if that cannot be told.
+
+        Raises:
+            WrongWeights: some are not.
+        """
+        given = self._link.given
+        if given is None or given.model is None:
+            return False
+        sums = await self._link.sums()
+        wrong = None if sums is None else await asyncio.to_thread(self._comparison.wrong, given.model, sums)
+        if sums is None or wrong is None:
+            return False
+        if wrong:
+            raise WrongWeights(f"{len(wrong)} of its {len(sums.tensors)} tensors are not what was sent: {_some(wrong)}")
+        return True
+
+    async def _check_scores(self, reading: canary.Reading, before: canary.Expected | None) -> None:
+        """Raise WrongWeights if the scores are beyond doubt those of the weights before; warn once if they may be."""
+        if self._link.given is None:
+            return
+        digest = await asyncio.to_thread(checksums.digest, self._link.given.folder, self._dtype)
+        moved, self._digest = digest != self._digest, digest
+        if before is None or self._reading is None or not moved:
+            return
+        assert self._expected is not None
+        standing = canary.standing(before, self._expected, self._reading, reading)
+        if standing == "old":
+            self._digest = None  # they have not arrived: what is proven next has moved, too
+            raise WrongWeights("its log-probabilities of fixed tokens stayed where they were with the old weights")
+        if standing == "unclear" and not self._doubted:
+            self._doubted = True
+            log.warning(
+                "new weights and old ones are not distinguishable by the server's log-probabilities: the steps are "
+                "smaller than the rounding of %s; whether sampler_ratio_mean stays near 1 shows it in the long run",
+                str(self._dtype).removeprefix("torch."),
+            )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -10,7 +10,7 @@ from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.sampling import processed_logprobs
 from grpo_mlflow.model.policy import Policy
 
-_FLOOR = -50.0  # a token that rounding put outside top-k or top-p here, but not on the server
+FLOOR = -50.0  # a token that rounding put outside top-k or top-p here, but not on the server
 
 
 @torch.no_grad()
@@ -30,5 +30,5 @@ def behaviour_logprobs(
         chosen = ids[:, place : place + 1]
         found.append(processed_logprobs(logits[:, place - 1], sampling, seen).gather(1, chosen))
         seen.scatter_(1, chosen, True)
-    values = torch.cat(found, dim=1).clamp(min=_FLOOR).tolist()
+    values = torch.cat(found, dim=1).clamp(min=FLOOR).tolist()
     return [tuple(row[: len(completion)]) for row, completion in zip(values, completions, strict=True)]

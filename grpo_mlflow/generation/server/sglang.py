@@ -137,6 +137,9 @@ class SGLang:
             return await adapter_label(self.client, self._adapter)
         return str((await self.client.get("/model_info"))["weight_version"])
 
+    async def sums(self, seed: int) -> None:
+        """Return None: it has no request for it."""
+
     async def tokenize(self, text: str) -> list[int]:
         answer = await self.client.post("/tokenize", {"prompt": text, "add_special_tokens": False})
         return [int(i) for i in answer["tokens"]]

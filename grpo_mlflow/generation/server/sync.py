@@ -25,12 +25,14 @@ class Package:
     """Weights that were written for a server.
 
     `load` gives them to it. `label` is what it must say that it serves afterwards; None where it is given no label.
-    `model` is what it is started with if it died; None: what it was started with before.
+    `model` is what it is started with if it died; None: what it was started with before. `folder` holds what was
+    written, a whole model or an adapter.
     """
 
     load: Callable[[Engine, StartAgain], Awaitable[None]]
     label: str | None
     model: Path | None
+    folder: Path
 
 
 class Sync(Protocol):
@@ -83,7 +85,7 @@ class Reload(_Sending):
 
     def pack(self, policy: Policy, weights: WeightsFolder, version: int) -> Package:
         folder = weights.write(policy.save_plain, version)
-        return Package(lambda engine, _: engine.load(folder, folder.name), folder.name, folder)
+        return Package(lambda engine, _: engine.load(folder, folder.name), folder.name, folder, folder)
 
 
 class Adapter(_Sending):
@@ -94,7 +96,7 @@ class Adapter(_Sending):
 
     def pack(self, policy: Policy, weights: WeightsFolder, version: int) -> Package:
         folder = weights.write(policy.save, version)
-        return Package(lambda engine, _: engine.load_adapter(folder, folder.name), folder.name, None)
+        return Package(lambda engine, _: engine.load_adapter(folder, folder.name), folder.name, None, folder)
 
 
 class Restart(_Sending):
@@ -105,7 +107,7 @@ class Restart(_Sending):
 
     def pack(self, policy: Policy, weights: WeightsFolder, version: int) -> Package:
         folder = weights.write(policy.save_plain, version)
-        return Package(lambda _, start_again: start_again(folder), None, folder)
+        return Package(lambda _, start_again: start_again(folder), None, folder, folder)
 
 
 class Static:

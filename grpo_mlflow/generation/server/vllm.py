@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from grpo_mlflow.generation.server.checksums import TensorSum, WeightSums
 from grpo_mlflow.generation.server.client import Client, Fault, Refusal
 from grpo_mlflow.generation.server.engine import (
     NO_SCORES,
@@ -31,7 +32,8 @@ _LORA = (
 )
 _DEV_MODE = (
     "it was started without its development endpoints, which load new weights; start it with VLLM_SERVER_DEV_MODE=1, "
-    "or choose generation.sync=none (rollouts stay those of the initial weights)"
+    "PYTHONPATH=grpo_mlflow/serverside, --worker-extension-cls grpo_vllm_worker.WeightLoader and --logprobs-mode "
+    "processed_logprobs, or choose generation.sync=none (rollouts stay those of the initial weights)"
 )
 
 
@@ -74,6 +76,8 @@ class VLLM:
     def __init__(self, client: Client) -> None:
         self.client, self._model = client, ""
         self._adapter: str | None = None
+        self._salt: dict[str, str] = {}
+        self._extended = True  # it has our worker extension, as far as is known
 
     async def connect(self) -> str:
         served = (await self.client.get("/v1/models"))["data"]
@@ -101,6 +105,7 @@ class VLLM:
             "skip_special_tokens": False,
             "return_token_ids": True,
             "logprobs": 0 if ask.logprobs else None,
+            **self._salt,
         }
 
     async def complete(self, ask: Ask) -> list[Draw]:
@@ -128,13 +133,17 @@ class VLLM:
 
     async def score(self, token_ids: Sequence[int]) -> list[float]:
         served = self._adapter or self._model
-        body = {"model": served, "prompt": list(token_ids), "echo": True, "max_tokens": 0, "logprobs": 0}
+        body: dict[str, Any] = {"model": served, "prompt": list(token_ids), "echo": True, "max_tokens": 0}
+        body |= {"logprobs": 0, **self._salt}
         logprobs = (await self._completions(body))[0].get("logprobs")
         if logprobs is None:
             raise Incapable(NO_SCORES)
         return [float(value) for value in logprobs["token_logprobs"][1 : len(token_ids)]]
 
     async def load(self, folder: Path, label: str) -> None:
+        # Prefixes cached under another salt are never read. In bfloat16 those of the weights before one small step
+        # could not be told by their log-probabilities if the cache were not forgotten.
+        self._salt = {"cache_salt": label}
         try:
             await self._develop("/pause", query={"mode": "wait"})
             await self._load(folder)
@@ -146,16 +155,37 @@ class VLLM:
 
     async def _load(self, folder: Path) -> None:
         """Load through our worker extension; a server without it has vLLM's own loader."""
-        try:
-            answer = await self._rpc("grpo_load_weights", {"path": str(folder)})
-        except Fault as fault:
-            if "has no attribute" not in str(fault):
-                raise
+        answer = await self._extension("grpo_load_weights", {"path": str(folder)})
+        if answer is None:
             await self._rpc("reload_weights", {"weights_path": str(folder)})
             return
         failed = [result["error"] for result in answer["results"] if not result["ok"]]
         if failed:
             raise Refusal(f"it cannot load the weights: {failed[0]}; it must see the folder generation.sync_dir")
+
+    async def sums(self, seed: int) -> WeightSums | None:
+        """See `Engine.sums`; with tensor parallelism None, see the worker extension."""
+        try:
+            answer = await self._extension("grpo_checksums", {"seed": seed})
+        except Refusal:  # no development endpoints
+            return None
+        workers = [] if answer is None else answer["results"]
+        if len(workers) != 1 or "error" in workers[0]:
+            return None
+        tensors = {name: TensorSum(*values) for name, values in workers[0]["tensors"].items()}
+        return WeightSums(tensors, workers[0]["parts"], workers[0]["dtype"])
+
+    async def _extension(self, method: str, kwargs: dict[str, Any]) -> Any:
+        """Return the answer of a method of our worker extension, None where the server lacks it."""
+        if not self._extended:
+            return None
+        try:
+            return await self._rpc(method, kwargs)
+        except Fault as fault:
+            if "has no attribute" not in str(fault):
+                raise
+            self._extended = False
+            return None
 
     async def load_adapter(self, folder: Path, label: str) -> None:
         """See `Engine.load_adapter`. A name of its own for each version: the prefix cache goes by name and path.
@@ -176,12 +206,15 @@ class VLLM:
             with suppress(Refusal):  # a server that was restarted has forgotten it
                 await self.client.post("/v1/unload_lora_adapter", {"lora_name": before})
 
-    async def _rpc(self, method: str, kwargs: dict[str, str]) -> Any:
-        return await self._develop("/collective_rpc", {"method": method, "kwargs": kwargs})
+    async def _rpc(self, method: str, kwargs: dict[str, Any]) -> Any:
+        # An unknown method is answered by 500, after which the server closes the connection.
+        return await self._develop("/collective_rpc", {"method": method, "kwargs": kwargs}, last=True)
 
-    async def _develop(self, path: str, body: Any = None, query: dict[str, object] | None = None) -> Any:
+    async def _develop(
+        self, path: str, body: Any = None, query: dict[str, object] | None = None, last: bool = False
+    ) -> Any:
         try:
-            return await self.client.post(path, body, query)
+            return await self.client.post(path, body, query, last)
         except Refusal as refusal:
             if refusal.status == 404:
                 raise Refusal(_DEV_MODE) from refusal

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from grpo_mlflow.config import Config
-from grpo_mlflow.generation import Begun, Generator, Overlapping
+from grpo_mlflow.generation import Begun, Generator, Overlapping, training_sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Task
@@ -55,7 +55,7 @@ class Sampler:
                 self.generator,
                 self._processes.own(problems),
                 k=self._config.data.rollouts_per_problem,
-                sampling=rollouts.training_sampling(self._config.generation),
+                sampling=training_sampling(self._config.generation),
                 seed=self._config.seed,
                 key=key,
             )
@@ -65,7 +65,7 @@ class Sampler:
     def begin(self, prompts: Sequence[Prompt], key: tuple[str | int, ...]) -> Begun:
         """Begin to sample what `sample` would, in this process's generator, and return at once."""
         generator = cast(Overlapping, self.generator)  # `config.checks` allows async_rollouts with servers only
-        sampling = rollouts.training_sampling(self._config.generation)
+        sampling = training_sampling(self._config.generation)
         return generator.begin(prompts, self._config.data.rollouts_per_problem, sampling, self._config.seed, key)
 
     def judge(

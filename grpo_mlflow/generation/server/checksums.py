@@ -1,0 +1,150 @@
+"""The weights that a server computes with, compared tensor by tensor with those that it was sent.
+
+Exact in every number format: the sent weights are rounded to the server's, and sums of bits are compared. That tells a
+layer that kept its old weights even where one step moves log-probabilities by less than rounding does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from grpo_mlflow.serverside.grpo_vllm_worker import checksum
+
+_OUTER = ("model.", "transformer.", "language_model.")  # what models are wrapped in, here and there
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSum:
+    """A `checksum` of a server's tensor: number format, and the columns `first`, `first` + `step`, ... it covers."""
+
+    total: int
+    dtype: str
+    first: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSums:
+    """What a server computes with.
+
+    `tensors` by name; `parts`: the layers that are fused there, with the names of those that they were fused of;
+    `dtype`: the number format that weights are rounded to when they are loaded.
+    """
+
+    tensors: Mapping[str, TensorSum]
+    parts: Mapping[str, Sequence[str]]
+    dtype: str
+
+
+class Comparison:
+    """Compares one server's sums with folders of weights. What cannot be compared is said once, and left out."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._strange: set[str] | None = None  # kinds of tensors that this server keeps in another layout
+        self._said = False
+
+    def wrong(self, folder: Path, sums: WeightSums) -> list[str] | None:
+        """Return the names of the server's tensors that are not those of a model folder; None: they do not compare."""
+        sent = _Folder(folder, self._device)
+        wrong, kinds = [], dict[str, list[bool]]()
+        with sent:
+            for name, found in sums.tensors.items():
+                parts = sent.parts_of(name, sums.parts)
+                if parts is None:
+                    self._say(f"{name} is called otherwise here")
+                    return None
+                expected = sum(sent.total(part, found, sums.dtype) for part in parts) % 2**64
+                kinds.setdefault(_kind(name), []).append(expected == found.total)
+                wrong += [name] if expected != found.total else []
+            if sent.left:
+                self._say(f"it has no {min(sent.left)}")
+                return None
+        if self._strange is None:
+            self._learn(kinds)
+        return [name for name in wrong if _kind(name) not in (self._strange or ())]
+
+    def _learn(self, kinds: Mapping[str, Sequence[bool]]) -> None:
+        """Leave out what differs in all layers alike while the rest is right: another layout, not old weights."""
+        strange = {kind for kind, right in kinds.items() if len(right) > 1 and not any(right)}
+        self._strange = strange if any(any(right) for right in kinds.values()) else set()
+        if self._strange:
+            log.warning("the server keeps %s in a layout of its own: not compared", ", ".join(sorted(self._strange)))
+
+    def _say(self, why: str) -> None:
+        if not self._said:
+            self._said = True
+            log.warning("the server's tensors cannot be compared with the trainer's (%s): its scores are", why)
+
+
+class _Folder:
+    """The tensors of a model folder, by names without what models are wrapped in; `left` were not asked for."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._folder, self._device = folder, device
+
+    def __enter__(self) -> None:
+        files: list[Any] = [safe_open(path, framework="pt") for path in sorted(self._folder.glob("*.safetensors"))]
+        self._files = {_bare(name): (file, name) for file in files for name in file.keys()}  # noqa: SIM118
+        self.left = set(self._files)
+        config = json.loads((self._folder / "config.json").read_text())
+        if config.get("tie_word_embeddings") and "lm_head.weight" not in self._files:
+            outer = next((name for name in self._files if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
+            if outer is not None:
+                self._files["lm_head.weight"] = self._files[outer]
+
+    def __exit__(self, *_: object) -> None:
+        self._files.clear()
+
+    def parts_of(self, name: str, fused: Mapping[str, Sequence[str]]) -> list[str] | None:
+        """Return the tensors here that a server's tensor is made of; None: there are none."""
+        found = [_bare(name)]
+        if found[0] not in self._files:
+            words = found[0].split(".")
+            layer = words[-2] if len(words) > 1 else ""
+            found = [".".join([*words[:-2], part, words[-1]]) for part in fused.get(layer, ())]
+        self.left -= set(found)
+        return found if found and all(part in self._files for part in found) else None
+
+    def total(self, part: str, like: TensorSum, dtype: str) -> int:
+        file, name = self._files[part]
+        weight: Tensor = file.get_tensor(name).to(self._device)
+        chosen = weight if weight.ndim < 2 else weight.reshape(len(weight), -1)[:, like.first :: like.step]
+        return checksum(chosen.to(getattr(torch, dtype)).to(getattr(torch, like.dtype)), like.first, like.step)
+
+
+def digest(folder: Path, dtype: torch.dtype) -> int:
+    """Return a sum over all weights in a folder, rounded to `dtype`: equal for weights that a server cannot tell."""
+    total = 0
+    for weight in _tensors(folder):
+        total = (31 * total + checksum(weight.to(dtype))) % 2**64
+    return total
+
+
+def _tensors(folder: Path) -> Iterator[Tensor]:
+    for path in sorted(folder.glob("*.safetensors")):
+        file: Any = safe_open(path, framework="pt")
+        for name in sorted(file.keys()):
+            yield file.get_tensor(name)
+
+
+def _bare(name: str) -> str:
+    while outer := next((each for each in _OUTER if name.startswith(each)), None):
+        name = name.removeprefix(outer)
+    return name
+
+
+def _kind(name: str) -> str:
+    """Return a name without the number of the layer."""
+    return re.sub(r"\.\d+\.", ".*.", name)
