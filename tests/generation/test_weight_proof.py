@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,20 @@ def test_a_server_without_sums_that_keeps_all_weights_is_caught_at_that_load(
         server.quirks.keeps_old_weights = True
         with pytest.raises(ServerFailed, match="stayed where they were with the old weights"):
             generator.sync(2)
+
+
+@pytest.mark.parametrize("name", ["output layer old", "one block old"])
+def test_without_sums_a_part_that_stays_old_is_caught_in_float32(folder: Path, name: str) -> None:
+    policy = replace(untied(folder), dtype=torch.float32)
+    plain = FakeServer("vllm", folder, quirks=Quirks(without_extension=True))
+    with plain as server, served(policy, server) as generators:
+        generator = generators.training()
+        for version in range(12):
+            generator.sync(version)
+            step(policy, 1e-5, version)
+        server.quirks.keeps_tensors = PLANTED[name].keeps_tensors
+        with pytest.raises(ServerFailed, match="a part of the new weights is missing"):
+            generator.sync(12)
 
 
 def test_the_extension_is_asked_for_once(policy: Policy, folder: Path) -> None:

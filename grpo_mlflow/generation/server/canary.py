@@ -28,6 +28,7 @@ _LENGTH = 160  # more than a block of a prefix cache, 128 tokens in vLLM on a CP
 # Measured on vLLM: fp32 agrees with transformers to 1.4e-5; bf16 is .022 apart on average and .19 at most.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 _ONE_TOKEN = 4.0  # a single log-probability may be this much further off than the mean of many
+_OUTSTANDING, _PART = 4.0, 0.1
 _MOVED = 1e-5  # less is float32's rounding
 _SURE, _LIKELY = 6.0, 3.0  # standard errors: to stop a run, and to be content
 
@@ -109,6 +110,15 @@ def standing(was: Expected, now: Expected, before: Reading, after: Reading) -> S
         return "old"
     found_new = preference(found, new, old)
     return "new" if found_new > _LIKELY else "old" if found_new < -_SURE else "unclear"
+
+
+def partly_old(was: Expected, now: Expected, after: Reading, noise: float) -> bool:
+    """Return whether a part of the trainer's change did not arrive, an output layer that kept its weights, say.
+
+    `noise` is the largest `error` so far. What remains must stand out of it, and be a good part of the change.
+    """
+    change = sum(abs(a - b) for a, b in zip(was.scores, now.scores, strict=True)) / len(now.scores)
+    return error(after, now) > max(_OUTSTANDING * noise, _PART * change, _MOVED)
 
 
 def preference(found: Tensor, one: Tensor, other: Tensor) -> float:

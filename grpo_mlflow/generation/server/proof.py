@@ -37,7 +37,7 @@ class Proof:
         self._expected: canary.Expected | None = None
         self._reading: canary.Reading | None = None
         self._digest: int | None = None
-        self._doubted = False
+        self._noise, self._doubted = 0.0, False
         self.error = 0.0
 
     def expect(self, policy: Policy) -> canary.Expected | None:
@@ -59,7 +59,7 @@ class Proof:
             raise WrongWeights(found)
         if not await self._check_sums():
             await self._check_scores(reading, before)
-        self._reading = reading
+        self._reading, self._noise = reading, max(self._noise, self.error)
 
     async def prove_still(self) -> None:
         """As `prove`, after a batch. Only a load can change weights, and it sets a label: that one is enough."""
@@ -114,6 +114,12 @@ class Proof:
         if standing == "old":
             self._digest = None  # they have not arrived: what is proven next has moved, too
             raise WrongWeights("its log-probabilities of fixed tokens stayed where they were with the old weights")
+        if canary.partly_old(before, self._expected, reading, self._noise):
+            self._digest = None
+            raise WrongWeights(
+                f"its log-probabilities of fixed tokens are {self.error:.2g} from the trainer's on average, and were "
+                f"within {self._noise:.2g}: a part of the new weights is missing"
+            )
         if standing == "unclear" and not self._doubted:
             self._doubted = True
             log.warning(
