@@ -156,7 +156,7 @@ class VLLM:
     async def _load(self, folder: Path) -> None:
         """Load through our worker extension; a server without it has vLLM's own loader."""
         answer = await self._extension("grpo_load_weights", {"path": str(folder)})
-        if answer is None:
+        if not self._extended:
             await self._rpc("reload_weights", {"weights_path": str(folder)})
             return
         failed = [result["error"] for result in answer["results"] if not result["ok"]]
@@ -169,14 +169,14 @@ class VLLM:
             answer = await self._extension("grpo_checksums", {"seed": seed})
         except Refusal:  # no development endpoints
             return None
-        workers = [] if answer is None else answer["results"]
+        workers = answer["results"] if self._extended else []
         if len(workers) != 1 or "error" in workers[0]:
             return None
         tensors = {name: TensorSum(*values) for name, values in workers[0]["tensors"].items()}
         return WeightSums(tensors, workers[0]["parts"], workers[0]["dtype"])
 
     async def _extension(self, method: str, kwargs: dict[str, Any]) -> Any:
-        """Return the answer of a method of our worker extension, None where the server lacks it."""
+        """Return the answer of a method of our worker extension; if the server lacks it, `_extended` is False after."""
         if not self._extended:
             return None
         try:
