@@ -21,6 +21,8 @@ import pytest
 from mlflow.entities import Run
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
 
 from grpo_mlflow.search import owners, rights
 from grpo_mlflow.search import study as studies
@@ -52,6 +54,21 @@ run(main)
 def _server() -> Iterator[postgres.Server]:
     with postgres.server() as found:
         yield found
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """Close the connections of every storage that a test has opened: each keeps some for its next call."""
+    engines: list[Engine] = []
+
+    def connected(connection: Connection) -> None:
+        engines.append(connection.engine)
+
+    event.listen(Engine, "engine_connect", connected)
+    yield
+    event.remove(Engine, "engine_connect", connected)
+    for engine in engines:
+        engine.dispose()
 
 
 @pytest.fixture
