@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from statistics import stdev
 
 import psutil
 import pytest
 
 from grpo_mlflow import runs
-from grpo_mlflow.algorithm.statistics import paired_difference
+from grpo_mlflow.algorithm.statistics import mean, paired_difference, t_quantile
 from grpo_mlflow.config import Resolved, resolve
 from tests.support.paths import ROOT
 
@@ -23,6 +24,7 @@ pytestmark = [
     pytest.mark.server,
     pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: make .venv-vllm/.installed"),
 ]
+SEEDS = range(5)
 LEARNER = (
     "train.iterations=10",
     "train.lr_warmup_steps=2",
@@ -34,8 +36,9 @@ LEARNER = (
 
 
 @pytest.fixture(scope="module")
-def local(shared_store: str) -> runs.Finished:
-    return runs.train(resolve("tiny", [*LEARNER, f"tracking.uri={shared_store}"]))
+def local(shared_store: str) -> list[runs.Finished]:
+    """The same run in this process under several seeds: what its outcome owes to the draws."""
+    return [runs.train(resolve("tiny", [*LEARNER, f"tracking.uri={shared_store}", f"seed={seed}"])) for seed in SEEDS]
 
 
 def served(shared_store: str, *overrides: str) -> Resolved:
@@ -44,16 +47,21 @@ def served(shared_store: str, *overrides: str) -> Resolved:
 
 
 def test_training_learns_as_in_process_though_the_server_is_killed(
-    local: runs.Finished, shared_store: str, monkeypatch: pytest.MonkeyPatch
+    local: list[runs.Finished], shared_store: str
 ) -> None:
-    """Two things in one run, since a start takes long: the same learning, and a killed server that is replaced."""
+    """Two things in one run, since a start takes long: the same learning, and a killed server that is replaced.
+
+    A server draws other completions than this process, so its run is one more of those under other seeds: its outcome
+    lies in their prediction interval (99%).
+    """
     killed: list[int] = []
+    in_process = {run.run_dir for run in local}
 
     def kill() -> None:
         while not killed:
             time.sleep(0.1)
             for metrics in Path(shared_store.removeprefix("sqlite:///")).parent.rglob("train_iter_003.json"):
-                if metrics.parent.parent != local.run_dir:
+                if metrics.parent.parent not in in_process:
                     children = psutil.Process().children(recursive=True)
                     for process in children:
                         if "api_server" in " ".join(process.cmdline()) and "warden.py" not in process.cmdline()[1]:
@@ -66,14 +74,16 @@ def test_training_learns_as_in_process_though_the_server_is_killed(
     perf = [json.loads(path.read_text()) for path in sorted((finished.run_dir / "metrics").glob("train_iter_*.json"))]
     assert len(perf) == 10
     assert sum(each["server_restarts"] for each in perf) >= 1
-    difference = paired_difference(finished.progress.last_rates, local.progress.last_rates)
-    print(f"after 10 iterations, server minus in-process: {difference.value:+.3f} +- {difference.half_width:.3f}")
-    assert abs(difference.value) <= difference.half_width
+    outcomes = [mean(run.progress.last_rates) for run in local]
+    difference = mean(finished.progress.last_rates) - mean(outcomes)
+    allowed = t_quantile(0.995, len(outcomes) - 1) * stdev(outcomes) * (1 + 1 / len(outcomes)) ** 0.5
+    print(f"after 10 iterations, server minus in-process: {difference:+.3f} (of {outcomes}; allowed +- {allowed:.3f})")
+    assert abs(difference) <= allowed
     gain = paired_difference(finished.progress.last_rates, finished.progress.first_rates)
     assert gain.value > gain.half_width  # it did learn
 
 
-def test_no_process_outlives_a_killed_trainer(tmp_path: Path, local: runs.Finished) -> None:
+def test_no_process_outlives_a_killed_trainer(tmp_path: Path, local: list[runs.Finished]) -> None:
     log = tmp_path / "out"
     command = [sys.executable, "-m", "entrypoints.train", *LEARNER, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     command += ["generation.backend=vllm_server", "generation.server.manage=true", "train.iterations=1000"]
