@@ -33,7 +33,7 @@ def checksum(weight: Tensor, first: int = 0, step: int = 1) -> int:
         first: which column of that tensor is the first.
         step: their distance.
     """
-    table = weight.detach().reshape(weight.shape[0], -1)
+    table = weight.detach().reshape(weight.shape[0] if weight.ndim else 1, -1)
     columns = torch.arange(table.shape[1], device=table.device) * step + first + 1
     factors, total = columns * _PLACE | 1, 0
     for part in torch.split(table, max(1, _AT_ONCE // max(1, table.shape[1]))):

@@ -70,7 +70,7 @@ class MlflowTracker:
         self._do(Params({key: redact(str(value)) for key, value in values.items()}))
 
     def tags(self, values: Mapping[str, str]) -> None:
-        self._do(Tags(dict(values)))
+        self._do(Tags({key: redact(value) for key, value in values.items()}))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log all values at one step, unless a run before its resume logged the same.

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -117,8 +118,23 @@ def _try(loss: Loss, config: TrainConfig) -> None:
         _check_scalar(value, f"{start}: {name}")
     if not any(term.requires_grad for term in parts.terms.values()):
         raise ConfigError(f"{start}: no term has a gradient; allowed: terms made of inputs.policy, not detached")
+    if parts.summary is not None:
+        _try_summary(parts.summary, list(parts.sums), start)
     if any(bool(term != 0) for term in unweighted.terms.values()):
         raise ConfigError(f"{start}: is not 0 where all weights are 0; allowed: terms from inputs.weighted_sum")
+
+
+def _try_summary(summary: Callable[[dict[str, float]], dict[str, float]], names: Sequence[str], start: str) -> None:
+    """Call it as the learner does: with means, and with NaNs if all groups were flat."""
+    for mean in (0.5, math.nan):
+        try:
+            found = summary(dict.fromkeys(names, mean))
+        except Exception as error:  # whatever the user's function does
+            raise ConfigError(
+                f"{start}: its summary fails where each mean is {mean}: {type(error).__name__}: {one_line(error)}"
+            ) from error
+        if not isinstance(found, dict) or not all(isinstance(value, (int, float)) for value in found.values()):
+            raise ConfigError(f"{start}: its summary returns {found!r}; allowed: a dict of names to numbers")
 
 
 def _check_scalar(value: object, start: str) -> None:

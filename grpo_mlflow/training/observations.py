@@ -58,9 +58,13 @@ class Watch:
         return {**self.told, **new}
 
 
-def of_iteration(metrics: Mapping[str, float | None]) -> list[Observation]:
-    """Return what the training metrics of one iteration show; a metric that is None or absent shows nothing."""
-    found = [_not_finite(metrics), _flat(metrics), _kl(metrics), _truncated(metrics), _sampler(metrics)]
+def of_iteration(metrics: Mapping[str, float | None], own_rollouts: bool = True) -> list[Observation]:
+    """Return what the training metrics of one iteration show; a metric that is None or absent shows nothing.
+
+    Without `own_rollouts` the rollouts are another policy's by design, and the ratio to the sampler shows nothing.
+    """
+    found = [_not_finite(metrics), _flat(metrics), _kl(metrics), _truncated(metrics)]
+    found += [_sampler(metrics)] if own_rollouts else []
     return [each for each in found if each is not None]
 
 

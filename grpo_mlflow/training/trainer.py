@@ -27,7 +27,7 @@ One turn of `run`, where each name without an underscore is a part (`parts.Parts
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from grpo_mlflow.algorithm.statistics import mean
@@ -36,7 +36,6 @@ from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.training import evaluation, iteration, observations, state
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.iteration import Iteration, Phases
-from grpo_mlflow.training.observations import Watch
 from grpo_mlflow.training.parts import Parts
 from grpo_mlflow.training.progress import Progress
 from grpo_mlflow.training.throughput import Meter
@@ -118,8 +117,9 @@ class Trainer:
             done = Iteration(version, collected, metrics, trained, phases.seconds, time.perf_counter() - start)
             if processes.is_first:
                 self._track(done)
-            watch = self.progress.watch.after_iteration(observations.of_iteration(metrics), version)
-            self._tell(watch)
+            seen = observations.of_iteration(metrics, self._own_rollouts)
+            watch = self.progress.watch.after_iteration(seen, version)
+            self._tell(watch.news(self.progress.watch))
             after = self.progress.after_iteration(done.tokens_sampled, time.perf_counter() - start)
             self.progress = replace(after, watch=watch)
             self._whole = True
@@ -140,13 +140,13 @@ class Trainer:
         if (hook := self._on_evaluation) is not None:
             parts.processes.decided(lambda: hook(evaluated, found))
         # Only now: a run stopped before its study has heard of the evaluation repeats it, with the same outcome.
-        parts.console.say(f"eval {version:>4}  {found.summary()}  {seconds:.1f}s")
         at_the_end = version >= self._config.train.iterations
         seen = observations.of_evaluation(evaluated.first_rates, evaluated.last_rates, at_the_end)
-        watch = evaluated.watch.after_evaluation(seen, version)
-        self._tell(watch)
+        before, watch = evaluated.watch, evaluated.watch.after_evaluation(seen, version)
         self.progress = replace(evaluated, watch=watch)
         self._saved = None  # a checkpoint of this version saved before lacks the score
+        parts.console.say(f"eval {version:>4}  {found.summary()}  {seconds:.1f}s")
+        self._tell(watch.news(before))
 
     def _measure(self, version: int) -> Evaluation:
         parts = self._parts
@@ -185,8 +185,13 @@ class Trainer:
 
     # Tracking
 
-    def _tell(self, watch: Watch) -> None:
-        for text in watch.news(self.progress.watch):
+    @property
+    def _own_rollouts(self) -> bool:
+        """Whether rollouts come from the policy that is trained, and not from an earlier one by design."""
+        return self._config.data.source == "live" and self._config.generation.sync != "none"
+
+    def _tell(self, news: Sequence[str]) -> None:
+        for text in news:
             self._parts.console.warn(text)
 
     def _track(self, done: Iteration) -> None:

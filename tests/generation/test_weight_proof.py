@@ -19,7 +19,8 @@ from grpo_mlflow.generation.server.checksums import Comparison, TensorSum, Weigh
 from grpo_mlflow.model import policy as policies
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.serverside.grpo_vllm_worker import checksum
-from tests.support.fake_server import DIALECTS, FakeServer, Quirks
+from grpo_mlflow.types import Prompt
+from tests.support.fake_server import DIALECTS, SAMPLE, Answer, Dropped, FakeServer, Fault, Quirks
 from tests.support.served import served
 
 EACH_DIALECT = pytest.mark.parametrize("dialect", DIALECTS)
@@ -261,3 +262,21 @@ def test_a_server_started_again_is_asked_again_how_it_prices(policy: Policy, fol
         step(policy, 1e-3, 0)
         with pytest.raises(ServerFailed, match="--logprobs-mode processed_logprobs"):
             generators.training().sync(1)
+
+
+def test_weights_that_a_repair_loads_in_mid_batch_are_proven(folder: Path) -> None:
+    def restart(server: FakeServer, _: Answer) -> Answer:
+        server.restart()
+        server.quirks = PLANTED["output layer old"]
+        raise Dropped
+
+    policy = untied(folder)
+    fault = Fault(SAMPLE["vllm"], restart, loads=2, nth=0)
+    with FakeServer("vllm", folder, faults=[fault], dtype=HALF) as server, served(policy, server) as generators:
+        generator = generators.training()
+        generator.sync(0)
+        step(policy, 2e-5, 0)
+        generator.sync(1)
+        prompt = Prompt("a", (), tuple(policy.tokenizer("12 + 34", add_special_tokens=False).input_ids))
+        with pytest.raises(ServerFailed, match="tensors are not what was sent"):
+            generator.generate([prompt], 2, Sampling(4), 0, ())

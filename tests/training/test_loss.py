@@ -251,6 +251,21 @@ def returning(text: str) -> str:
         (returning(f"LossParts({{'loss_pg': {PG} / 0}}, {{}})"), {}, ["loss_pg is", "inf", "allowed: finite numbers"]),
         (returning(f"LossParts({{'loss_pg': {PG}.detach()}}, {{}})"), {}, ["no term has a gradient"]),
         (returning("LossParts({'loss_pg': inputs.policy.mean()}, {})"), {}, ["is not 0 where all weights are 0"]),
+        (
+            returning(f"LossParts({{'loss_pg': {PG}}}, {{}}, lambda means: {{'a': means['b']}})"),
+            {},
+            ["its summary fails where each mean is 0.5: KeyError: 'b'"],
+        ),
+        (
+            returning(f"LossParts({{'loss_pg': {PG}}}, {{'b': inputs.mask.sum()}}, lambda m: {{'a': int(m['b'])}})"),
+            {},
+            ["its summary fails where each mean is nan: ValueError"],
+        ),
+        (
+            returning(f"LossParts({{'loss_pg': {PG}}}, {{}}, lambda means: 1.0)"),
+            {},
+            ["its summary returns 1.0; allowed: a dict of names to numbers"],
+        ),
     ],
 )
 def test_what_is_refused_is_one_line(

@@ -67,6 +67,12 @@ def test_what_stands_at_its_limit_is_not_told(changed: dict[str, float | None]) 
     assert of_iteration(HEALTHY | changed) == []
 
 
+def test_the_ratio_to_another_policys_rollouts_shows_nothing() -> None:
+    off: dict[str, float | None] = {"sampler_ratio_mean": 3.0}
+    assert [each.kind for each in of_iteration(off)] == ["sampler_ratio"]
+    assert of_iteration(off, own_rollouts=False) == []
+
+
 def test_what_may_be_chance_once_is_told_when_it_lasts() -> None:
     flat: dict[str, float | None] = {"flat_group_frac": 1.0}
     off: dict[str, float | None] = {"sampler_ratio_mean": 1.3}

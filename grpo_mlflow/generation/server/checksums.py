@@ -55,6 +55,11 @@ class Comparison:
         self._strange: set[str] | None = None  # kinds of tensors that this server keeps in another layout
         self._said = False
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether no kind of tensor was left out so far."""
+        return not self._strange
+
     def wrong(self, folder: Path, sums: WeightSums) -> list[str] | None:
         """Return the names of the server's tensors that are not those of a model folder; None: they do not compare."""
         sent = _Folder(folder, self._device)

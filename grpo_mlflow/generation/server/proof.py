@@ -38,6 +38,7 @@ class Proof:
         self._reading: canary.Reading | None = None
         self._digest: int | None = None
         self._noise, self._doubted = 0.0, False
+        self._proven = -1  # the number of loads when the weights were proven last
         self.error = 0.0
 
     def expect(self, policy: Policy) -> canary.Expected | None:
@@ -60,10 +61,14 @@ class Proof:
         if not await self._check_sums():
             await self._check_scores(reading, before)
         self._reading, self._noise = reading, max(self._noise, self.error)
+        self._proven = self._link.loads
 
     async def prove_still(self) -> None:
-        """As `prove`, after a batch. Only a load can change weights, and it sets a label: that one is enough."""
-        if not await self._check_label():
+        """As `prove`, after a batch. Only a load can change weights, and it sets a label: a proven load's is enough.
+
+        A load that repaired the server in the middle of the batch is not proven yet.
+        """
+        if not await self._check_label() or self._proven != self._link.loads:
             await self.prove()
 
     async def read(self) -> canary.Reading:
@@ -99,7 +104,7 @@ class Proof:
             return False
         if wrong:
             raise WrongWeights(f"{len(wrong)} of its {len(sums.tensors)} tensors are not what was sent: {_some(wrong)}")
-        return True
+        return self._comparison.is_complete
 
     async def _check_scores(self, reading: canary.Reading, before: canary.Expected | None) -> None:
         """Raise WrongWeights if the scores are beyond doubt those of the weights before; warn once if they may be."""

@@ -7,6 +7,7 @@ proves nothing, which is why every load is followed by the canary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,13 @@ _DEV_MODE = (
 
 _CPU_CACHE_GIB = 1.0
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be
+
+
+log = logging.getLogger(__name__)
+
+
+class _Absent(Exception):
+    """The server's worker lacks a method of our extension."""
 
 
 class VLLM:
@@ -77,7 +85,8 @@ class VLLM:
         self.client, self._model = client, ""
         self._adapter: str | None = None
         self._salt: dict[str, str] = {}
-        self._extended = True  # it has our worker extension, as far as is known
+        self._absent: set[str] = set()  # methods of our worker extension that the server's worker lacks
+        self._said_why = False
 
     async def connect(self) -> str:
         served = (await self.client.get("/v1/models"))["data"]
@@ -85,6 +94,7 @@ class VLLM:
         if not base:
             raise Fault("/v1/models lists no model")
         self._model = base[0]["id"]
+        self._absent.clear()  # it may have been started again, with the extension
         await self._resume_if_paused()
         return f"{base[0].get('root') or self._model}"
 
@@ -155,8 +165,9 @@ class VLLM:
 
     async def _load(self, folder: Path) -> None:
         """Load through our worker extension; a server without it has vLLM's own loader."""
-        answer = await self._extension("grpo_load_weights", {"path": str(folder)})
-        if not self._extended:
+        try:
+            answer = await self._extension("grpo_load_weights", {"path": str(folder)})
+        except _Absent:
             await self._rpc("reload_weights", {"weights_path": str(folder)})
             return
         failed = [result["error"] for result in answer["results"] if not result["ok"]]
@@ -167,25 +178,34 @@ class VLLM:
         """See `Engine.sums`; with tensor parallelism None, see the worker extension."""
         try:
             answer = await self._extension("grpo_checksums", {"seed": seed})
-        except Refusal:  # no development endpoints
+        except (_Absent, Refusal):  # or no development endpoints
             return None
-        workers = answer["results"] if self._extended else []
-        if len(workers) != 1 or "error" in workers[0]:
+        workers = answer["results"]
+        if len(workers) != 1:
+            return None
+        if "error" in workers[0]:
+            if not self._said_why:
+                self._said_why = True
+                log.warning("the server cannot sum its weights, so its scores prove them: %s", workers[0]["error"])
             return None
         tensors = {name: TensorSum(*values) for name, values in workers[0]["tensors"].items()}
         return WeightSums(tensors, workers[0]["parts"], workers[0]["dtype"])
 
     async def _extension(self, method: str, kwargs: dict[str, Any]) -> Any:
-        """Return the answer of a method of our worker extension; if the server lacks it, `_extended` is False after."""
-        if not self._extended:
-            return None
+        """Return the answer of a method of our worker extension.
+
+        Raises:
+            _Absent: the server's worker lacks it. It is not asked again: such a request costs the connection.
+        """
+        if self._absent & {method, "grpo_load_weights"}:  # without the first of its methods, it has none
+            raise _Absent
         try:
             return await self._rpc(method, kwargs)
         except Fault as fault:
-            if "has no attribute" not in str(fault):
+            if "has no attribute" not in str(fault) or method not in str(fault):
                 raise
-            self._extended = False
-            return None
+            self._absent.add(method)
+            raise _Absent from fault
 
     async def load_adapter(self, folder: Path, label: str) -> None:
         """See `Engine.load_adapter`. A name of its own for each version: the prefix cache goes by name and path.
