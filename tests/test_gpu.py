@@ -97,7 +97,8 @@ def test_training_on_the_servers_rollouts(finished: runs.Finished) -> None:
         metrics = json.loads(path.read_text())
         assert math.isfinite(metrics["loss_total"])
         assert metrics["grad_norm"] > 0 or metrics["flat_group_frac"] == 1
-        assert abs(metrics.get("sampler_ratio_mean", 1.0) - 1) < 0.2  # both sides agree on the sampled tokens
+        if metrics["flat_group_frac"] < 1:  # else nothing was trained on, and the ratio is null
+            assert abs(metrics["sampler_ratio_mean"] - 1) < 0.2  # both sides agree on the sampled tokens
 
 
 def test_end_to_end(finished: runs.Finished) -> None:
