@@ -4,11 +4,16 @@ vLLM's own `reload_weights` has two gaps: a path that does not exist ends the en
 model with tied embeddings keeps its old weights, because they were packed for the matrix kernel at start. This loader
 checks the path first, and packs the output layer again. And it tells which weights the worker computes with, as sums
 that the trainer compares with its own.
+
+With adapters, vLLM 0.32's CPU build has two more gaps, which are mended when a worker imports this module
+(`mend_adapters`).
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from typing import Any
 
 import torch
@@ -115,3 +120,81 @@ def _packed(module: Any, width: int, seed: int) -> list[Any]:
 
 def _described(weight: Tensor, first: int, step: int) -> list[Any]:
     return [checksum(weight, first, step), str(weight.dtype).removeprefix("torch."), first, step]
+
+
+def mend_adapters(wrapper: Any, mapping: Any) -> list[str]:
+    """Mend what adds adapters to a batch's rows on a CPU, as far as trying it shows that it needs it.
+
+    - A row without an adapter has the index -1, and gets the last adapter: a request for the base model that shares a
+      batch with one for an adapter is answered by the adapter.
+    - The output layer's part takes the rows that are sampled from. Those of a prompt that is scored are others, and the
+      engine dies as soon as another request shares the batch. An adapter without an output layer adds nothing there, so
+      such rows are left alone. One with an output layer still meets it.
+
+    Args:
+        wrapper: vLLM's `PunicaWrapperCPU`, which is changed in place.
+        mapping: vLLM's `LoRAMapping`.
+
+    Returns:
+        What was mended.
+    """
+    shrink, add_logits, mended = wrapper._apply_shrink, wrapper.add_lora_logits, []
+
+    def _apply_shrink(self: Any, y: Tensor, x: Tensor, w_t_all: Tensor, scale: float) -> None:
+        shrink(self, y, x, w_t_all, scale)
+        if not self.no_lora:  # else nothing was written
+            y.view(-1, y.shape[-1])[self.token_lora_indices < 0] = 0
+
+    def add_lora_logits(self: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, **others: Any) -> None:
+        if x.numel() // x.shape[-1] == len(self.sampler_indices) or b.any():
+            add_logits(self, y, x, a, b, scale, **others)
+
+    if _reaches_rows_without(wrapper, mapping):
+        wrapper._apply_shrink = _apply_shrink
+        mended.append("requests without an adapter")
+    if _dies_of_other_rows(wrapper, mapping):
+        wrapper.add_lora_logits = add_lora_logits
+        mended.append("scores of prompts")
+    return mended
+
+
+def _tried(wrapper: Any, mapping: Any) -> Any:
+    """Return one that has a batch of two requests of one token, the second without an adapter."""
+    tried = wrapper(8, 2, torch.device("cpu"))
+    tried.update_metadata(mapping((1, 0), (1, 0), is_prefill=True), [1], 2, 1)
+    return tried
+
+
+def _reaches_rows_without(wrapper: Any, mapping: Any) -> bool:
+    rows, one = torch.zeros(2, 1), torch.ones(1, 1, 1, 1)
+    _tried(wrapper, mapping).add_lora_linear(rows, torch.ones(2, 1), (one,), (one,), 1.0, (1,))
+    return bool(rows[1] != 0)
+
+
+def _dies_of_other_rows(wrapper: Any, mapping: Any) -> bool:
+    nothing = torch.zeros(1, 1, 1, 1)
+    try:
+        _tried(wrapper, mapping).add_lora_logits(torch.zeros(3, 1), torch.ones(3, 1), nothing, nothing, 1.0)
+    except RuntimeError:
+        return True
+    return False
+
+
+def _mend_worker() -> None:
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    note = logging.getLogger("vllm.grpo")
+    try:
+        from vllm.lora.layers import LoRAMapping
+        from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+        if mended := mend_adapters(PunicaWrapperCPU, LoRAMapping):
+            note.info("mended for adapters on a CPU: %s", ", ".join(mended))
+    except Exception as error:  # another version's: not worth a server that does not start
+        note.warning("adapters on a CPU are as vLLM has them: %s: %s", type(error).__name__, error)
+
+
+if "vllm" in sys.modules:  # in a worker; the trainer takes `checksum` from here, and has no vLLM
+    _mend_worker()

@@ -6,21 +6,26 @@ Whole runs stand in test_real_vllm_runs.py, which may run at the same time.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from transformers import Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
 
 from grpo_mlflow.config import Config, LoraConfig, ServerConfig, TinyConfig, resolve
 from grpo_mlflow.generation import Generator, Generators, Sampling
+from grpo_mlflow.generation.server.client import Client, Loop
+from grpo_mlflow.generation.server.engine import Ask, Draw
 from grpo_mlflow.generation.server.generator import ServerGenerator
+from grpo_mlflow.generation.server.vllm import VLLM
 from grpo_mlflow.model import lora, tiny
 from grpo_mlflow.model import policy as policies
 from grpo_mlflow.model.policy import Policy
@@ -47,6 +52,14 @@ def build(tied: bool) -> Policy:
         head = model.get_output_embeddings().weight
         head.copy_(0.05 * torch.randn(head.shape, generator=torch.Generator().manual_seed(1)))
     return Policy(model, policy.tokenizer, policy.device, policy.dtype, policy.eos_ids, policy.pad_id)
+
+
+def llama(plain: Policy) -> Policy:
+    """The same weights as a Llama's, in which vLLM makes room for adapters of the output layer."""
+    settings = plain.model.config.to_dict() | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    model = LlamaForCausalLM(LlamaConfig(**settings)).eval()
+    model.load_state_dict(plain.model.state_dict(), strict=False)  # it has no biases
+    return replace(plain, model=model)
 
 
 def serving(policy: Policy, folder: Path, *words: str) -> Generators:
@@ -77,7 +90,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A server of the configuration that the test is marked with."""
     folder, words = tmp_path_factory.mktemp("served"), []
     policy = build(tied=request.param != "untied")
-    if request.param == "adapter":
+    if "adapter" in request.param:
+        policy = llama(policy) if "llama" in request.param else policy
         policy, words = with_adapter(policy, folder / "base"), ["model.lora.rank=4", "generation.sync=lora"]
     with serving(policy, folder, *words) as generators:
         found = generators.training()
@@ -98,6 +112,7 @@ def generator(served: Served) -> Generator:
 TIED, UNTIED, ADAPTER = (
     pytest.mark.parametrize("served", [name], indirect=True) for name in ("tied", "untied", "adapter")
 )
+ADAPTERS = pytest.mark.parametrize("served", ["adapter", "llama adapter"], indirect=True)
 
 
 def _three_syncs(policy: Policy, generator: Generator) -> None:
@@ -149,6 +164,48 @@ def test_an_adapter_arrives_beside_the_base_model(policy: Policy, generator: Gen
     Conformance().test_behaviour_logprobs_are_the_trainers(policy, generator, 1.0)
     _three_syncs(policy, generator)
     Conformance().test_behaviour_logprobs_are_the_trainers(policy, generator, 1.0)
+
+
+async def _scores_and_draws(url: str, adapter: str, asks: list[Ask], at_once: bool) -> list[list[float] | list[Draw]]:
+    """What two clients of one server get: one asks for the base model, the other for an adapter."""
+    engines = [VLLM(Client(url, 120.0)) for _ in range(2)]
+    for engine in engines:
+        await engine.connect()
+    await engines[1].load_adapter(Path(adapter), Path(adapter).name)
+    work: list[Coroutine[Any, Any, Any]] = []
+    for engine in engines:
+        for ask in asks:
+            work += [engine.score(ask.token_ids), engine.complete(ask)]
+    found = await asyncio.gather(*work) if at_once else [await each for each in work]
+    for engine in engines:
+        await engine.client.close()
+    return found
+
+
+@ADAPTERS
+def test_two_clients_share_batches(served: Served) -> None:
+    """Scores and draws, with and without an adapter: all as if each had been asked for alone."""
+    assert isinstance(served.generator, ServerGenerator)
+    server = served.generator.server
+    move(served.policy, 1)
+    served.generator.sync(1)
+    ids = served.policy.tokenizer("12 + 34 = 46, and 70 - 25 = 45.", add_special_tokens=False).input_ids
+    asks = [Ask(ids[: 2 + seed % (len(ids) - 2)], 1, Sampling(6), seed, served.policy.eos_ids) for seed in range(60)]
+    loop = Loop()
+    try:
+        alone, together = (
+            loop.run(_scores_and_draws(server.url, str(server.folder), asks, at_once)) for at_once in (False, True)
+        )
+    finally:
+        loop.close()
+    assert alone[: len(alone) // 2] != alone[len(alone) // 2 :]
+    for one, other in zip(alone, together, strict=True):
+        if isinstance(one[0], Draw):
+            assert isinstance(other[0], Draw)
+            assert one[0].token_ids == other[0].token_ids
+            assert one[0].logprobs == pytest.approx(other[0].logprobs, abs=1e-4)
+        else:
+            assert one == pytest.approx(other, abs=1e-4)
 
 
 @TIED
