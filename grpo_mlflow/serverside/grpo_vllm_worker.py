@@ -91,6 +91,41 @@ class WeightLoader:
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}
 
+    def grpo_adapter_checksums(self) -> dict[str, Any]:
+        """Return a `checksum` of every tensor of the adapters that the worker computes with, or an error.
+
+        vLLM copies an adapter into a slot of each layer's stack when it is loaded or asked for, rounded to the stack's
+        number format, B times the adapter's scaling. These stacks are what is summed; the zeros that fill them up to
+        the largest rank add nothing.
+
+        Returns:
+            `adapters`: for each slot in use, for each layer (those that are fused by their parts' names) and A and B
+            the sum, the number format, and which columns it covers (all of them); `dtype`: what they were rounded to.
+        """
+        worker: Any = self
+        try:
+            manager = worker.model_runner.lora_manager._adapter_manager
+            slots = [slot for slot, adapter in enumerate(manager.lora_index_to_id) if adapter is not None]
+            return {
+                "adapters": [_adapter_checksums(manager, slot) for slot in slots],
+                "dtype": str(manager.lora_config.lora_dtype).removeprefix("torch."),
+            }
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _adapter_checksums(manager: Any, slot: int) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for name, layer in manager.modules.items():
+        parts = manager.packed_modules.get(name, [name])
+        for kind, given in (("lora_A", layer.lora_a_stacked), ("lora_B", layer.lora_b_stacked)):
+            stacks = [given] if isinstance(given, Tensor) else list(given)
+            if len(stacks) != len(parts) or any(len(stack) != manager.lora_slots for stack in stacks):
+                raise ValueError(f"{name} keeps adapters in a layout of its own")
+            for part, stack in zip(parts, stacks, strict=True):
+                found[f"{part}.{kind}.weight"] = _described(stack[slot].reshape(-1, stack.shape[-1]), 0, 1)
+    return found
+
 
 def _checksums(model: Any, seed: int) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}

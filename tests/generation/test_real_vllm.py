@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
 
 from grpo_mlflow.config import Config, LoraConfig, ServerConfig, TinyConfig, resolve
 from grpo_mlflow.generation import Generator, Generators, Sampling
+from grpo_mlflow.generation.server.checksums import Comparison, WeightSums
 from grpo_mlflow.generation.server.client import Client, Loop
 from grpo_mlflow.generation.server.engine import Ask, Draw
 from grpo_mlflow.generation.server.generator import ServerGenerator
@@ -206,6 +207,31 @@ def test_two_clients_share_batches(served: Served) -> None:
             assert one[0].logprobs == pytest.approx(other[0].logprobs, abs=1e-4)
         else:
             assert one == pytest.approx(other, abs=1e-4)
+
+
+async def _adapter_sums(url: str) -> Sequence[WeightSums] | None:
+    engine = VLLM(Client(url, 120.0))
+    await engine.connect()
+    found = await engine.adapter_sums()
+    await engine.client.close()
+    return found
+
+
+@ADAPTERS
+def test_an_adapters_tensors_are_compared(served: Served, tmp_path: Path) -> None:
+    assert isinstance(served.generator, ServerGenerator)
+    server, loop, comparison = served.generator.server, Loop(), Comparison(served.policy.device)
+    move(served.policy, 2)
+    served.policy.save(tmp_path / "older")
+    move(served.policy, 3)
+    served.generator.sync(2)
+    try:
+        (sums,) = loop.run(_adapter_sums(server.url)) or ()
+    finally:
+        loop.close()
+    assert server.folder is not None
+    assert comparison.wrong_adapter(server.folder, sums) == []
+    assert len(comparison.wrong_adapter(tmp_path / "older", sums) or ()) == 2 * 2 * 7  # A and B of each linear layer
 
 
 @TIED

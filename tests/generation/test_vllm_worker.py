@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from grpo_mlflow.serverside.grpo_vllm_worker import mend_adapters
+from grpo_mlflow.serverside.grpo_vllm_worker import WeightLoader, checksum, mend_adapters
 
 
 class Mapping:
@@ -112,3 +114,49 @@ def test_a_version_without_the_gaps_is_left_alone() -> None:
     methods = dict(vars(Newer))
     assert mend_adapters(Newer, Mapping) == []
     assert dict(vars(Newer)) == methods
+
+
+class Worker(WeightLoader):
+    """A worker with a manager of adapters whose stacks have a slot more than adapters, and room for rank 4."""
+
+    def __init__(self, modules: dict[str, Any], packed: dict[str, list[str]]) -> None:
+        manager = SimpleNamespace(
+            modules=modules,
+            packed_modules=packed,
+            lora_index_to_id=[None, 5],
+            lora_slots=2,
+            lora_config=SimpleNamespace(lora_dtype=torch.bfloat16),
+        )
+        self.model_runner = SimpleNamespace(lora_manager=SimpleNamespace(_adapter_manager=manager))
+
+
+def layer(a: Sequence[Tensor], b: Sequence[Tensor]) -> SimpleNamespace:
+    """A layer whose second slot holds an adapter, each slice filled up to rank 4; the first holds an older one."""
+    stacks: dict[str, list[Tensor]] = {"a": [], "b": []}
+    for one, other in zip(a, b, strict=True):
+        stacks["a"].append(torch.ones(2, 1, 4, one.shape[1]))
+        stacks["b"].append(torch.ones(2, 1, len(other), 4))
+        stacks["a"][-1][1], stacks["b"][-1][1] = 0, 0
+        stacks["a"][-1][1, 0, : len(one)] = one
+        stacks["b"][-1][1, 0, :, : other.shape[1]] = other
+    return SimpleNamespace(lora_a_stacked=tuple(stacks["a"]), lora_b_stacked=tuple(stacks["b"]))
+
+
+def test_adapters_are_summed_where_they_are_computed_with() -> None:
+    a, b = [random(3, 8), random(3, 9)[:, :8], random(3, 10)[:, :8]], [random(6, 3), random(2, 3), random(2, 4)[:, :3]]
+    packed = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    told = Worker({"qkv_proj": layer(a, b), "o_proj": layer(a[:1], b[:1])}, packed).grpo_adapter_checksums()
+    assert told["dtype"] == "bfloat16"
+    (found,) = told["adapters"]  # of the slot in use
+    wanted = {}
+    for name, place in (("q_proj", 0), ("k_proj", 1), ("v_proj", 2), ("o_proj", 0)):
+        wanted[f"{name}.lora_A.weight"] = [checksum(a[place]), "float32", 0, 1]
+        wanted[f"{name}.lora_B.weight"] = [checksum(b[place]), "float32", 0, 1]
+    assert found == wanted
+
+
+def test_an_unknown_layout_and_no_adapters_at_all_are_said() -> None:
+    odd = Worker({"experts": layer([random(3, 8)], [random(6, 3)])}, {"experts": ["w1", "w2"]})
+    assert odd.grpo_adapter_checksums() == {"error": "ValueError: experts keeps adapters in a layout of its own"}
+    odd.model_runner = SimpleNamespace()
+    assert "lora_manager" in odd.grpo_adapter_checksums()["error"]

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from tests.support.fake_server import FakeServer
 
 FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
-EXTENSION = ("grpo_load_weights", "grpo_checksums")
+RANK = 16
+EXTENSION = ("grpo_load_weights", "grpo_checksums", "grpo_adapter_checksums")
 
 
 class VLLM:
@@ -95,6 +96,8 @@ class VLLM:
                 return 500, {"error": {"message": message, "type": "InternalServerError", "code": 500}}
             if body["method"] == "grpo_checksums":
                 return 200, {"results": [self._sums(server, body["kwargs"]["seed"])]}
+            if body["method"] == "grpo_adapter_checksums":
+                return 200, {"results": [self._adapter_sums(server)]}
             folder = Path(body["kwargs"]["path"])
             if not (folder / "config.json").is_file():
                 return 200, {"results": [{"ok": False, "error": f"no model folder at {folder}"}]}
@@ -114,6 +117,19 @@ class VLLM:
             total += tensors[shown][0] if shown in tensors else 0
             tensors[shown] = [total % 2**64, str(weight.dtype).removeprefix("torch."), first, step]
         return {"tensors": tensors, "parts": FUSED, "dtype": str(server.dtype).removeprefix("torch.")}
+
+    def _adapter_sums(self, server: FakeServer) -> dict[str, Any]:
+        """Sums over each adapter, which is kept with zeros up to the largest rank, the output layer's too."""
+        dtype, adapters = str(server.dtype).removeprefix("torch."), []
+        for weights in server.adapter_weights():
+            tensors: dict[str, list[Any]] = {"lm_head.lora_A.weight": [0, dtype, 0, 1]}
+            for name, weight in weights:
+                rows, columns = weight.shape
+                stack = weight.new_zeros((RANK, columns) if ".lora_A." in name else (rows, RANK))
+                stack[:rows, :columns] = weight
+                tensors[name] = [checksum(stack), dtype, 0, 1]
+            adapters.append(tensors)
+        return {"adapters": adapters, "dtype": dtype}
 
     def _completions(self, server: FakeServer, body: dict[str, Any]) -> Answer:
         if body["model"] not in (server.name, *server.adapters):

@@ -129,6 +129,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def adapter_sums(self) -> Sequence[WeightSums] | None:
+        """Return as `sums` those over each adapter that it computes with, None where it cannot say."""
+        ...
+
     async def tokenize(self, text: str) -> list[int]:
         """Return the server's own tokens of a text, without special ones added."""
         ...

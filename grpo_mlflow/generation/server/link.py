@@ -73,6 +73,10 @@ class Link:
         seed = self.loads  # other columns after each load
         return await self.ask("summing weights", lambda: shaped(self.engine.sums(seed)))
 
+    async def adapter_sums(self) -> Sequence[WeightSums] | None:
+        """Return as `sums` those over each adapter that the server computes with, None where it cannot say."""
+        return await self.ask("summing adapters", lambda: shaped(self.engine.adapter_sums()))
+
     async def load(self) -> None:
         """Let the server take on the weights of `given`."""
         await self._patience.ask("loading weights", self._load, self._reconnect)

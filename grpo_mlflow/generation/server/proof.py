@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.server import canary, checksums
@@ -30,7 +31,7 @@ class Proof:
     """
 
     def __init__(self, link: Link, policy: Policy, priced: bool) -> None:
-        self._link, self._dtype = link, policy.dtype
+        self._link, self._dtype, self._model = link, policy.dtype, policy.model
         self._tokens = canary.tokens(policy)
         self._ask = Ask(self._tokens, 1, Sampling(1), 1, policy.eos_ids, priced)
         self._comparison = checksums.Comparison(policy.device)
@@ -38,6 +39,7 @@ class Proof:
         self._reading: canary.Reading | None = None
         self._digest: int | None = None
         self._noise, self._doubted = 0.0, False
+        self._based = -1  # as `_proven`, of the base model below an adapter
         self._proven = -1  # the number of loads when the weights were proven last
         self.error = 0.0
 
@@ -96,8 +98,10 @@ class Proof:
             WrongWeights: some are not.
         """
         given = self._link.given
-        if given is None or given.model is None:
+        if given is None:
             return False
+        if given.model is None:
+            return await self._check_adapter(given.folder)
         sums = await self._link.sums()
         wrong = None if sums is None else await asyncio.to_thread(self._comparison.wrong, given.model, sums)
         if sums is None or wrong is None:
@@ -105,6 +109,35 @@ class Proof:
         if wrong:
             raise WrongWeights(f"{len(wrong)} of its {len(sums.tensors)} tensors are not what was sent: {_some(wrong)}")
         return self._comparison.is_complete
+
+    async def _check_adapter(self, folder: Path) -> bool:
+        """As `_check_sums`, for an adapter beside the base model.
+
+        Several runs may have theirs on one server: one of those that it computes with has to be this one.
+        """
+        adapters = await self._link.adapter_sums()
+        if not adapters:
+            return False
+        wrong = [await asyncio.to_thread(self._comparison.wrong_adapter, folder, sums) for sums in adapters]
+        found = [names for names in wrong if names is not None]
+        if not found:
+            return False
+        if best := min(found, key=len):
+            count = len(adapters[0].tensors)
+            raise WrongWeights(f"{len(best)} of its adapter's {count} tensors are not what was sent: {_some(best)}")
+        await self._check_base()
+        return True
+
+    async def _check_base(self) -> None:
+        """Raise WrongWeights if the adapter stands on another base model; not again while nothing but adapters came."""
+        known, self._based = self._based, self._link.loads
+        sums = await self._link.sums() if known < 0 or self._link.loads > known + 1 else None
+        wrong = None if sums is None else await asyncio.to_thread(self._comparison.wrong_base, self._model, sums)
+        if sums is not None and wrong:
+            self._based = -1
+            raise WrongWeights(
+                f"{len(wrong)} of its base model's {len(sums.tensors)} tensors are not the trainer's: {_some(wrong)}"
+            )
 
     async def _check_scores(self, reading: canary.Reading, before: canary.Expected | None) -> None:
         """Raise WrongWeights if the scores are beyond doubt those of the weights before; warn once if they may be."""

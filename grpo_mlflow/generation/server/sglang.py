@@ -140,6 +140,9 @@ class SGLang:
     async def sums(self, seed: int) -> None:
         """Return None: it has no request for it."""
 
+    async def adapter_sums(self) -> None:
+        """Return None: it has no request for it."""
+
     async def tokenize(self, text: str) -> list[int]:
         answer = await self.client.post("/tokenize", {"prompt": text, "add_special_tokens": False})
         return [int(i) for i in answer["tokens"]]

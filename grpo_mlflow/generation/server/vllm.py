@@ -176,8 +176,18 @@ class VLLM:
 
     async def sums(self, seed: int) -> WeightSums | None:
         """See `Engine.sums`; with tensor parallelism None, see the worker extension."""
+        told = await self._told("grpo_checksums", {"seed": seed})
+        return None if told is None else _sums_of(told["tensors"], told["parts"], told["dtype"])
+
+    async def adapter_sums(self) -> Sequence[WeightSums] | None:
+        """See `Engine.adapter_sums`. An adapter is where it can be summed once it was loaded or asked for."""
+        told = await self._told("grpo_adapter_checksums", {})
+        return None if told is None else [_sums_of(tensors, {}, told["dtype"]) for tensors in told["adapters"]]
+
+    async def _told(self, method: str, kwargs: dict[str, Any]) -> Any:
+        """Return what the one worker says of its weights, None where there are several or it cannot say."""
         try:
-            answer = await self._extension("grpo_checksums", {"seed": seed})
+            answer = await self._extension(method, kwargs)
         except (_Absent, Refusal):  # or no development endpoints
             return None
         workers = answer["results"]
@@ -188,8 +198,7 @@ class VLLM:
                 self._said_why = True
                 log.warning("the server cannot sum its weights, so its scores prove them: %s", workers[0]["error"])
             return None
-        tensors = {name: TensorSum(*values) for name, values in workers[0]["tensors"].items()}
-        return WeightSums(tensors, workers[0]["parts"], workers[0]["dtype"])
+        return workers[0]
 
     async def _extension(self, method: str, kwargs: dict[str, Any]) -> Any:
         """Return the answer of a method of our worker extension.
@@ -263,3 +272,7 @@ class VLLM:
         if not choices:
             raise Fault("/v1/completions answers without completions")
         return list(choices)
+
+
+def _sums_of(tensors: dict[str, list[Any]], parts: dict[str, list[str]], dtype: str) -> WeightSums:
+    return WeightSums({name: TensorSum(*values) for name, values in tensors.items()}, parts, dtype)
