@@ -12,7 +12,7 @@ from grpo_mlflow.generation.base import Generator, training_sampling
 from grpo_mlflow.generation.local.generator import LocalGenerator
 from grpo_mlflow.generation.server.client import Client
 from grpo_mlflow.generation.server.generator import ServerGenerator
-from grpo_mlflow.generation.server.launch import Launch, engine_class, launch
+from grpo_mlflow.generation.server.launch import Launch, engine_class, launch_as
 from grpo_mlflow.generation.server.policy_server import PolicyServer
 from grpo_mlflow.generation.server.process import ServerProcess
 from grpo_mlflow.generation.server.sync import SYNCS
@@ -94,12 +94,10 @@ class Generators:
 
     def _managed(self) -> ServerProcess:
         if self._process is None:
-            settings, dtype = self._config.generation, self._config.model.dtype
-
-            rank = self._sync.lora_rank(self._config.model.lora)
+            settings = self._config.generation
 
             def start(model: str | Path, port: int) -> Launch:
-                return launch(settings.backend, settings.server, model, port, dtype, rank)
+                return launch_as(self._config, settings.backend, model, port)
 
             self._process = ServerProcess(start, settings.server, self._log, self._say)
             self._process.start(self._sync.starts_with(self._source, self._initial))

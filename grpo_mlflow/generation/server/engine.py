@@ -14,6 +14,7 @@ from grpo_mlflow.generation.server.client import Client, Fault, Refusal
 from grpo_mlflow.types import FinishReason
 
 T = TypeVar("T")
+SERVERSIDE = Path(__file__).resolve().parents[2] / "serverside"  # what runs in the server's environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Start:
     """What a server of our own is started with.
 
     `memory` is in the unit of `generation.server.memory`, None: the server's default. `lora_rank` is the rank of the
-    adapters that it has to take, None or 0: none.
+    adapters that it has to take, None or 0: none. `host` is the address that it listens at.
     """
 
     model: str
@@ -51,6 +52,8 @@ class Start:
     on_cpu: bool
     memory: float | None
     lora_rank: int | None
+    host: str = "127.0.0.1"
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class EngineClass(Protocol):
     def __call__(self, client: Client) -> Engine: ...
 
     def command(self, start: Start) -> Command:
-        """Return how a server is started on 127.0.0.1."""
+        """Return how a server is started."""
         ...
 
 

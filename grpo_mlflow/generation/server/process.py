@@ -16,7 +16,8 @@ from pathlib import Path
 
 from grpo_mlflow.config import ServerConfig
 from grpo_mlflow.errors import ServerFailed, UserError
-from grpo_mlflow.generation.server.launch import SERVERSIDE, Launch
+from grpo_mlflow.generation.server.engine import SERVERSIDE
+from grpo_mlflow.generation.server.launch import Launch
 
 _NEWS_SECONDS = 15.0
 _STOP_SECONDS = 20.0

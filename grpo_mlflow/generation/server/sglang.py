@@ -46,8 +46,10 @@ class SGLang:
     @staticmethod
     def command(start: Start) -> Command:
         """See `EngineClass.command`."""
-        words = ["-m", "sglang.launch_server", "--model-path", start.model, "--host", "127.0.0.1"]
+        words = ["-m", "sglang.launch_server", "--model-path", start.model, "--host", start.host]
         words += ["--port", str(start.port), "--dtype", start.dtype, "--enable-deterministic-inference"]
+        if start.trust_remote_code:
+            words.append("--trust-remote-code")
         if start.on_cpu:
             words += ["--device", "cpu"]
         if start.memory is not None:

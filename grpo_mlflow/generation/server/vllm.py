@@ -17,6 +17,7 @@ from grpo_mlflow.generation.server.checksums import TensorSum, WeightSums
 from grpo_mlflow.generation.server.client import Client, Fault, Refusal
 from grpo_mlflow.generation.server.engine import (
     NO_SCORES,
+    SERVERSIDE,
     Ask,
     Command,
     Draw,
@@ -66,9 +67,11 @@ class VLLM:
     def command(start: Start) -> Command:
         """See `EngineClass.command`."""
         words = ["-m", "vllm.entrypoints.openai.api_server", "--model", start.model, "--served-model-name", "policy"]
-        words += ["--host", "127.0.0.1", "--port", str(start.port), "--dtype", start.dtype]
+        words += ["--host", start.host, "--port", str(start.port), "--dtype", start.dtype]
         words += ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", "grpo_vllm_worker.WeightLoader"]
-        environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(SERVERSIDE)}
+        if start.trust_remote_code:
+            words.append("--trust-remote-code")
         if start.on_cpu:
             environment["VLLM_CPU_KVCACHE_SPACE"] = f"{start.memory or _CPU_CACHE_GIB:g}"
             # Compiling costs a minute at each start. A prefill in chunks together with a seed ends vLLM's CPU engine.
