@@ -38,7 +38,7 @@ def serve(config: Config, log: Path) -> None:
             print(f"train with: generation.backend={backend} generation.base_url={server.url}", flush=True)
             while server.alive:
                 time.sleep(1.0)
-            raise ServerFailed(f"the server ended; the end of {log}:\n{server.tail()}")
+            raise ServerFailed(server.ended() or "the server ended")
         finally:
             server.close()
 

@@ -64,7 +64,7 @@ def test_the_extension_is_found_from_every_folder(tmp_path: Path, monkeypatch: p
         ("generation.base_url=http://[::1]:8123", "--host ::1 --port 8123"),
         ("model.dtype=bfloat16", "--dtype bfloat16"),
         ("model.trust_remote_code=true", "--trust-remote-code"),
-        ("generation.server.arguments=[--max-model-len, 512]", "--max-model-len 512"),
+        ("generation.server.arguments=[--max-model-len, '512']", "--max-model-len 512"),
     ],
 )
 @pytest.mark.parametrize("backend", SERVERS)

@@ -68,17 +68,15 @@ class Command:
 class Remedies:
     """What a person can do about a server of one kind, as parts of messages; empty: nothing particular to the kind.
 
-    `install` makes its environment, `run` starts one, `reload` are the options for new weights in place, `old_weights`
-    says when they do not arrive, `logprobs` and `seeds` are the options that make these right, `context` is that for a
-    longer context.
+    `install` makes its environment, `run` starts one, `old_weights` says when new weights do not arrive, `seeds` when
+    it ignores seeds, `context` is the option for a longer context. Every other option is part of the start command
+    (`launch.start_command`), which messages end with.
     """
 
     install: str
     context: str
     run: str = ""
-    reload: str = ""
     old_weights: str = ""
-    logprobs: str = ""
     seeds: str = ""
 
 
@@ -103,6 +101,17 @@ class Engine(Protocol):
 
     async def connect(self) -> str:
         """Find out what the server serves, and return its name for it."""
+        ...
+
+    async def require_loads(self, tied: bool) -> None:
+        """Make sure that the server can take whole weights in place, before any are written for it.
+
+        Args:
+            tied: the model's output layer is its embedding.
+
+        Raises:
+            Unfit: it was started without what that takes.
+        """
         ...
 
     async def complete(self, ask: Ask) -> list[Draw]:
@@ -137,6 +146,7 @@ class Engine(Protocol):
         ...
 
 
+WITHOUT_LOADS = "generation.sync=none generation.behaviour_logprobs=recompute eval.backend=local"
 NO_SCORES = "it does not score the tokens of a prompt, which is how it proves whose weights it serves"
 
 
@@ -210,9 +220,9 @@ async def shaped(answer: Awaitable[T]) -> T:
     """Await what an engine makes of an answer.
 
     Raises:
-        Fault: the answer's JSON is not of the expected shape (cut, or a proxy's).
+        Incapable: the answer's JSON is not of the expected shape (another kind of server's, or a proxy's).
     """
     try:
         return await answer
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise Fault(f"an answer of unexpected shape ({type(error).__name__}: {error})") from error
+        raise Incapable(f"an answer of unexpected shape ({type(error).__name__}: {error})") from error
