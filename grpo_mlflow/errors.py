@@ -20,6 +20,14 @@ class ServerFailed(UserError):
     """The inference server gives no usable answer. No rollout is lost: the run can be resumed."""
 
 
+class ServerUnfit(ServerFailed):
+    """The server was started without something that the run needs: what was `found`, and the `remedy` at the end."""
+
+    def __init__(self, found: str, remedy: str = "") -> None:
+        super().__init__(f"{found}. {remedy}" if remedy else found)
+        self.found, self.remedy = found, remedy
+
+
 class PeerLost(UserError):
     """Another process of the run failed or is gone. The run can be resumed."""
 

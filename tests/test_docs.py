@@ -136,6 +136,9 @@ def run_ours(words: Sequence[str], world: World) -> None:
         given[given.index("--output") + 1] = str(world.folder / f"merged-{len(list(world.folder.glob('merged-*')))}")
         call(module, given)
         return
+    if "--print-command" in given:
+        assert "-m vllm." in call(module, given)
+        return
     config = printed_config(module, given)
     if module == "entrypoints.server" or "--print-config" in given:
         return  # the one stays until it is stopped, the other has done all that it does
@@ -318,6 +321,23 @@ def test_a_server_computes_as_the_presets_for_its_model_do(command: Command) -> 
     assert {config.model.dtype for config in configs} == {given.get("--dtype")}
     ranks = [config.model.lora.rank or 0 for config in configs if config.generation.sync == "lora"]
     assert all("--enable-lora" in command.words and int(given["--max-lora-rank"]) >= rank for rank in ranks)
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if SERVER.match(shlex.join(each.words))], ids=str)
+def test_a_server_is_started_by_the_command_that_is_printed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = dict(pairwise(command.words))
+    model, backend = given.get("--model"), "vllm_server"
+    if model is None:
+        model, backend = given["--model-path"], "sglang_server"
+    preset = next(name for name in presets() if resolve(name).config.model.train_id == model)
+    words = [f"generation.backend={backend}", f"generation.base_url=http://127.0.0.1:{given['--port']}"]
+    if "--gpu-memory-utilization" in given:
+        words.append(f"generation.server.memory={given['--gpu-memory-utilization']}")
+    if "--enable-lora" in command.words:
+        words += [f"model.lora.rank={given['--max-lora-rank']}", "generation.sync=lora"]
+    monkeypatch.chdir(ROOT)
+    printed = parse(call("entrypoints.server", ["--print-command", "--config", preset, *words]), "printed")
+    assert (printed.variables, printed.words) == (command.variables, command.words)
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ def _adapter(config: Config, free: Free) -> Iterator[Change]:
 def _logprobs(config: Config, free: Free) -> Iterator[Change]:
     generation = config.generation
     kind = SERVERS.get(generation.backend)
-    older = generation.async_rollouts or generation.sync == "none"
+    older = generation.async_rollouts  # what sampled is not there any more to be asked
     shaped = generation.top_p < 1 or generation.top_k > 0 or generation.repetition_penalty != 1
     if not kind or kind.shaped_logprobs or older or not shaped or generation.behaviour_logprobs != "server":
         return

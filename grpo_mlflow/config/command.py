@@ -25,13 +25,14 @@ _RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
 class Arguments:
     """What was asked for: overrides in the order given (`--overrides` first), and the entry point's own options.
 
-    `config` is empty where none was named.
+    `config` is empty where none was named. `flags` are those of the options without a value that were given.
     """
 
     config: str
     overrides: tuple[str, ...]
     print_config: bool
     options: Mapping[str, str]
+    flags: frozenset[str] = frozenset()
 
     def resumes(self) -> str | None:
         """Return the run id or checkpoint folder to continue, or None.
@@ -59,15 +60,15 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see --help")
 
 
-def _as_overrides(argv: Sequence[str], known: set[str]) -> list[str]:
-    """Turn `--a.b value` and `--a.b=value` of unknown options into `a.b=value`."""
+def _as_overrides(argv: Sequence[str], known: set[str], alone: set[str]) -> list[str]:
+    """Turn `--a.b value` and `--a.b=value` of unknown options into `a.b=value`; those `alone` have no value."""
     words, rest = [], list(argv)
     while rest:
         word = rest.pop(0)
         name = word.partition("=")[0]
         if not word.startswith("--") or name in known:
             words.append(word)
-            if name in known and "=" not in word and name not in ("--help", "--print-config") and rest:
+            if name in known and "=" not in word and name not in alone and rest:
                 words.append(rest.pop(0))
         elif "=" in word:
             words.append(word[2:])
@@ -79,9 +80,13 @@ def _as_overrides(argv: Sequence[str], known: set[str]) -> list[str]:
 
 
 def parse_arguments(
-    argv: Sequence[str], prog: str, description: str, options: Mapping[str, tuple[str, str]] | None = None
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    options: Mapping[str, tuple[str, str]] | None = None,
+    flags: Mapping[str, str] | None = None,
 ) -> Arguments:
-    """Parse a command line; `options` maps further option names to (default, help).
+    """Parse a command line; `options` maps further option names to (default, help), `flags` (no value) to help.
 
     Raises:
         ConfigError: the words do not make sense. `--help` prints and exits with 0.
@@ -99,12 +104,16 @@ def parse_arguments(
     parser.add_argument("--print-config", action="store_true", help="show each setting and its origin, and stop")
     for name, (default, text) in (options or {}).items():
         parser.add_argument(f"--{name}", default=default, help=text)
+    for name, text in (flags or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_argument("override", nargs="*", metavar="KEY=VALUE", help="one override, such as train.lr=5e-6")
-    known = {"--help", "--config", "--overrides", "--print-config", *(f"--{name}" for name in options or {})}
-    parsed = parser.parse_intermixed_args(_as_overrides(argv, known))
+    alone = {"--help", "--print-config", *(f"--{name}" for name in flags or {})}
+    known = {"--config", "--overrides", *(f"--{name}" for name in options or {}), *alone}
+    parsed = parser.parse_intermixed_args(_as_overrides(argv, known, alone))
     return Arguments(
         config=parsed.config,
         overrides=(*split_overrides(parsed.overrides), *parsed.override),
         print_config=parsed.print_config,
         options={name: getattr(parsed, name) for name in options or {}},
+        flags=frozenset(name for name in flags or {} if getattr(parsed, name.replace("-", "_"))),
     )

@@ -14,16 +14,18 @@ _PACKAGE = "grpo_mlflow.generation.server"
 class Kind:
     """What a configuration has to know of a kind of server.
 
-    `title` is its name for people, `engine` the class that speaks to it, as `module:class`. `shaped_logprobs` says
-    whether its log-probabilities take top-k, top-p and penalties into account.
+    `title` is its name for people, `engine` the class that speaks to it, as `module:class`, `python` the interpreter of
+    the environment that the docs install it into. `shaped_logprobs` says whether its log-probabilities take top-k,
+    top-p and penalties into account.
     """
 
     title: str
     engine: str
+    python: str
     shaped_logprobs: bool
 
 
 SERVERS = {
-    "vllm_server": Kind("vLLM", f"{_PACKAGE}.vllm:VLLM", shaped_logprobs=True),
-    "sglang_server": Kind("SGLang", f"{_PACKAGE}.sglang:SGLang", shaped_logprobs=False),
+    "vllm_server": Kind("vLLM", f"{_PACKAGE}.vllm:VLLM", ".venv-vllm/bin/python", shaped_logprobs=True),
+    "sglang_server": Kind("SGLang", f"{_PACKAGE}.sglang:SGLang", ".venv-sglang/bin/python", shaped_logprobs=False),
 }

@@ -59,11 +59,10 @@ def _older_weights(config: Config) -> Iterator[str]:
             "generation.async_rollouts = 1: generation.backend = 'local' samples with the weights that are being "
             "trained; allowed: 0, or a server backend"
         )
-    older = "async_rollouts = 1" if generation.async_rollouts else "sync = 'none'" if generation.sync == "none" else ""
-    if older and generation.behaviour_logprobs == "recompute" and not local:
+    if generation.async_rollouts and generation.behaviour_logprobs == "recompute" and not local:
         yield (
-            f"generation.behaviour_logprobs = 'recompute': with generation.{older} the trainer's weights are not those "
-            "that sampled; allowed: server"
+            "generation.behaviour_logprobs = 'recompute': with generation.async_rollouts = 1 the trainer's weights are "
+            "not those that sampled; allowed: server"
         )
 
 

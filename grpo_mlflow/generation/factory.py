@@ -12,10 +12,11 @@ from grpo_mlflow.generation.base import Generator, training_sampling
 from grpo_mlflow.generation.local.generator import LocalGenerator
 from grpo_mlflow.generation.server.client import Client
 from grpo_mlflow.generation.server.generator import ServerGenerator
-from grpo_mlflow.generation.server.launch import Launch, engine_class, launch
+from grpo_mlflow.generation.server.launch import Launch, engine_class, launch_as, start_command
 from grpo_mlflow.generation.server.policy_server import PolicyServer
 from grpo_mlflow.generation.server.process import ServerProcess
 from grpo_mlflow.generation.server.sync import SYNCS
+from grpo_mlflow.model import lora
 from grpo_mlflow.model.policy import Policy, load_as
 
 
@@ -29,6 +30,7 @@ class Generators:
         initial: the one that version 0 was loaded from; what a server that is sent no weights has.
         log: the file for the output of a server of our own.
         say: takes lines about its progress.
+        trains: whether the policy is trained, and not only measured.
     """
 
     def __init__(
@@ -39,9 +41,12 @@ class Generators:
         initial: str | Path,
         log: Path,
         say: Callable[[str], None],
+        *,
+        trains: bool = True,
     ) -> None:
         self._config, self._policy, self._log, self._say = config, policy, log, say
-        self._source, self._initial = source, initial
+        self._source, self._initial, self._trains = source, initial, trains
+        self._frozen: Policy | None = None
         self._sync = SYNCS[config.generation.sync]
         self._process: ServerProcess | None = None
         self._servers: dict[tuple[str, str], PolicyServer] = {}
@@ -73,7 +78,8 @@ class Generators:
         if backend == "local":
             return LocalGenerator(self._policy, batch_size)
         recompute = self._config.generation.behaviour_logprobs == "recompute"
-        return ServerGenerator(self._server(backend, base_url), self._policy, batch_size, recompute)
+        pricing = self._served_policy if recompute else None
+        return ServerGenerator(self._server(backend, base_url), self._policy, batch_size, pricing)
 
     def _server(self, backend: str, base_url: str | None) -> PolicyServer:
         settings = self._config.generation
@@ -83,24 +89,43 @@ class Generators:
         address = process.url if process else str(base_url)
         if (backend, address) not in self._servers:
             engine = engine_class(backend)(Client(address, settings.timeout))
-            priced = training_sampling(settings) if trained_on and settings.behaviour_logprobs == "server" else None
+            trained_on &= self._trains and settings.behaviour_logprobs == "server"
             self._servers[backend, address] = PolicyServer(
-                engine, self._policy, settings, self._load_initial, process, priced
+                engine,
+                self._policy,
+                settings,
+                self._load_initial,
+                process,
+                training_sampling(settings) if trained_on else None,
+                source=None if self._trains else self._source,
+                start_command=lambda: start_command(self._config, backend, address, self._start_model()),
             )
         return self._servers[backend, address]
 
+    def _start_model(self) -> str | Path:
+        return self._sync.starts_with(self._source, self._initial)
+
     def _load_initial(self) -> Policy:
-        return load_as(self._config.model, self._initial, self._policy.device)
+        if self._policy.has_adapter and lora.base_of(self._initial) is None:
+            return self._policy.base()  # training started from it, with an adapter that changed nothing yet
+        found = load_as(self._config.model, self._initial, self._policy.device)
+        found.model.requires_grad_(False)
+        return found
+
+    def _served_policy(self) -> Policy:
+        """Return the policy whose weights the servers have: what is trained, or what it was at first."""
+        if self._sync.sends or not self._trains:
+            return self._policy
+        self._frozen = self._frozen or self._load_initial()
+        return self._frozen
 
     def _managed(self) -> ServerProcess:
         if self._process is None:
-            settings, dtype = self._config.generation, self._config.model.dtype
-
-            rank = self._sync.lora_rank(self._config.model.lora)
+            settings = self._config.generation
 
             def start(model: str | Path, port: int) -> Launch:
-                return launch(settings.backend, settings.server, model, port, dtype, rank)
+                return launch_as(self._config, settings.backend, model, port)
 
             self._process = ServerProcess(start, settings.server, self._log, self._say)
-            self._process.start(self._sync.starts_with(self._source, self._initial))
+            self._process.start(self._start_model())
         return self._process

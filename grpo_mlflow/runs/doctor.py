@@ -25,7 +25,7 @@ from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import loading, policy
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.runs.server_checks import ServerCheckup, Trouble
+from grpo_mlflow.runs.server_checks import Caution, ServerCheckup, Trouble
 from grpo_mlflow.types import Prompt
 
 _PACKAGES = ("torch", "transformers", "accelerate", "mlflow", "optuna", "openai")
@@ -35,10 +35,10 @@ _STATE_BYTES = 12  # per trained parameter: gradient, two moments of AdamW
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The outcome of one check; `remedy` where it failed."""
+    """The outcome of one check; `remedy` where it failed, or found what a run can be trained with."""
 
     name: str
-    state: Literal["ok", "FAILED", "skipped"]
+    state: Literal["ok", "warning", "FAILED", "skipped"]
     found: str
     remedy: str = ""
 
@@ -97,6 +97,8 @@ class Doctor:
             return Check(name, "skipped", f"needs: {missing[0]}")
         try:
             return Check(name, "ok", examine())
+        except Caution as caution:
+            return Check(name, "warning", str(caution), caution.remedy)
         except Trouble as trouble:
             found, remedy = str(trouble), trouble.remedy
         except UserError as error:
@@ -155,6 +157,10 @@ class Doctor:
         trained = sum(p.numel() for p in actor.model.parameters() if p.requires_grad)
         needed = size * _WEIGHT_BYTES + trained * _STATE_BYTES
         if self.config.train.kl_coef > 0 and not actor.has_adapter:  # without its adapter it is the reference
+            needed += size * _WEIGHT_BYTES
+        generation = self.config.generation
+        frozen = generation.sync == "none" and generation.behaviour_logprobs == "recompute"
+        if frozen and generation.backend != "local" and not actor.has_adapter:  # the weights that the server keeps
             needed += size * _WEIGHT_BYTES
         held = size * _WEIGHT_BYTES  # the model is loaded already
         if actor.device.type == "cuda":

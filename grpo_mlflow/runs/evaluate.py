@@ -24,7 +24,7 @@ def evaluate(resolved: Resolved, source: str | Path, nested: Nested | None = Non
         tracker.tags({"grpo.evaluated_model": str(source)})
         device = processes.accelerator.device
         actor = processes.one_after_first(lambda: policy.load_as(config.model, source, device))
-        with open_generators(config, actor, source, source, tracker, console) as generators:
+        with open_generators(config, actor, source, source, tracker, console, trains=False) as generators:
             generator = generators.evaluation()
             generator.sync(0)
             start = time.perf_counter()

@@ -22,11 +22,13 @@ def open_generators(
     initial: str | Path,
     tracker: Tracker,
     console: Console,
+    *,
+    trains: bool = True,
 ) -> Iterator[generation.Generators]:
     """Open what samples; the log of a server of our own is kept with the run where the server failed."""
     log = tracker.run_dir / "server.log"
     try:
-        with generation.Generators(config, actor, source, initial, log, console.say) as generators:
+        with generation.Generators(config, actor, source, initial, log, console.say, trains=trains) as generators:
             yield generators
     except ServerFailed:
         if log.exists():

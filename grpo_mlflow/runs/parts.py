@@ -64,6 +64,8 @@ def open_parts(
             recording=recording,
             ahead=read_ahead(checkpoint) if checkpoint else None,
         )
+        if recording is None and (version := progress.iteration if progress else 0) < config.train.iterations:
+            generators.training().sync(version)  # a server that cannot be trained with is refused before long work
         parts = Parts(
             config=config,
             task=task,

@@ -1,4 +1,4 @@
-"""An inference server in the foreground, for others to train with."""
+"""An inference server in the foreground, for others to train with, or the command that starts one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from pathlib import Path
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ServerFailed
-from grpo_mlflow.generation.server.launch import Launch, launch
+from grpo_mlflow.generation.server.launch import Launch, launch_as, start_command
 from grpo_mlflow.generation.server.process import ServerProcess
 from grpo_mlflow.generation.server.sync import SYNCS
-from grpo_mlflow.model import loading, lora
+from grpo_mlflow.model import loading
 from grpo_mlflow.runtime import interrupts
+
+
+def command(config: Config) -> str:
+    """Return the shell command that starts the server that `generation` describes with `model.train_id`."""
+    return start_command(config, config.generation.backend, config.generation.base_url, _model(config))
 
 
 def serve(config: Config, log: Path) -> None:
@@ -24,17 +29,20 @@ def serve(config: Config, log: Path) -> None:
     settings, backend = config.generation.server, config.generation.backend
 
     def start(model: str | Path, port: int) -> Launch:
-        rank = SYNCS[config.generation.sync].lora_rank(config.model.lora)
-        return launch(backend, settings, model, port, config.model.dtype, rank)
+        return launch_as(config, backend, model, port)
 
     server = ServerProcess(start, settings, log, lambda text: print(text, flush=True))
     with interrupts.handled():
         try:
-            source = loading.model_source(config.model.train_id, config)
-            server.start(lora.base_of(source) or source)  # a run that trains an adapter sends it itself
+            server.start(_model(config))
             print(f"train with: generation.backend={backend} generation.base_url={server.url}", flush=True)
             while server.alive:
                 time.sleep(1.0)
-            raise ServerFailed(f"the server ended; the end of {log}:\n{server.tail()}")
+            raise ServerFailed(server.ended() or "the server ended")
         finally:
             server.close()
+
+
+def _model(config: Config) -> str | Path:
+    source = loading.model_source(config.model.train_id, config)
+    return SYNCS[config.generation.sync].starts_with(source, source)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import torch
 
 from grpo_mlflow.config import Config
-from grpo_mlflow.errors import UserError, one_line
+from grpo_mlflow.errors import ServerUnfit, UserError, one_line
 from grpo_mlflow.generation import Sampling, training_sampling
-from grpo_mlflow.generation.server.canary import TOLERANCE
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.pricing import WrongLogprobs
-from grpo_mlflow.generation.server.recompute import behaviour_logprobs
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.types import Completion, Prompt
-
-_TEXT = "What is 12 + 34? (x1 OR NOT x2)\n<SOLUTION>01</SOLUTION> naïve 東京"
+from grpo_mlflow.types import Prompt
 
 
 class Trouble(Exception):
@@ -25,13 +21,17 @@ class Trouble(Exception):
         self.remedy = remedy
 
 
+class Caution(Trouble):
+    """As `Trouble`, but of a kind that a run can be trained with."""
+
+
 class ServerCheckup:
     """Each method is one check: it returns what it found, or raises `Trouble`. Call them in the order of the file."""
 
     def __init__(self, config: Config, actor: Policy, generator: ServerGenerator, prompt: Prompt) -> None:
         self._config, self._actor, self._generator, self._prompt = config, actor, generator, prompt
         self._remedies = generator.server.remedies
-        self._drawn: list[Completion] = []
+        self._recomputes = config.generation.behaviour_logprobs == "recompute"
         self._mispriced: WrongLogprobs | None = None
 
     def connect(self) -> str:
@@ -50,15 +50,10 @@ class ServerCheckup:
         return f"{server.url} serves {name}, with token ids and log-probabilities"
 
     def tokenizer(self) -> str:
-        ours: list[int] = self._actor.tokenizer(_TEXT, add_special_tokens=False).input_ids
-        theirs = self._generator.server.tokenize(_TEXT)
-        if ours != theirs:
-            place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
-            raise Trouble(
-                f"differs from the trainer's at token {place} of a test text",
-                "serve the very model that is trained: start the server with model.train_id",
-            )
-        return f"equal on {len(ours)} tokens"
+        try:
+            return f"equal on {self._generator.server.check_tokenizer()} tokens"
+        except UserError as error:
+            raise _trouble(error) from error
 
     def weights(self) -> str:
         try:
@@ -66,14 +61,7 @@ class ServerCheckup:
         except WrongLogprobs as error:
             self._mispriced = error  # the weights are right
         except UserError as error:
-            raise Trouble(
-                one_line(error),
-                _joined(
-                    "start the server with model.train_id and --dtype like model.dtype",
-                    self._remedies.reload,
-                    "it must see generation.sync_dir (docs/servers.md)",
-                ),
-            ) from error
+            raise _trouble(error, "it must see generation.sync_dir (docs/servers.md)") from error
         error_found = self._generator.metrics()["server_canary_error"]
         return f"the policy's: log-probabilities of fixed tokens differ by {error_found:.1e} on average"
 
@@ -83,40 +71,28 @@ class ServerCheckup:
             found = self._generator.generate([prompt], 2, training_sampling(self._config.generation), 0, ("doctor",))[0]
         except UserError as error:
             raise Trouble(one_line(error), "as the line says; the server's log may say more") from error
-        self._drawn = found
         return f"{len(found)} of {', '.join(str(len(c.token_ids)) for c in found)} tokens"
 
     def logprobs(self) -> str:
         if self._mispriced is not None:
-            raise Trouble(
-                one_line(self._mispriced),
-                _joined(self._remedies.logprobs, "or set generation.behaviour_logprobs=recompute"),
-            )
-        prompt, found = self._prompt, self._drawn
-        sampling = training_sampling(self._config.generation)
-        anew = behaviour_logprobs(self._actor, prompt.token_ids, [c.token_ids for c in found], sampling)
-        pairs = [
-            pair
-            for c, values in zip(found, anew, strict=True)
-            for pair in zip(c.behaviour_logprobs, values, strict=True)
-        ]
-        gap = sum(abs(a - b) for a, b in pairs) / len(pairs)
-        if gap > TOLERANCE[self._actor.dtype]:
-            raise Trouble(
-                f"those of sampled tokens differ from the trainer's by {gap:.2g} on average",
-                _joined(self._remedies.logprobs, "or set generation.behaviour_logprobs=recompute"),
-            )
+            raise _trouble(self._mispriced)
+        gap = self._generator.server.price_gap
+        if gap is None:
+            return "the trainer's own are taken" if self._recomputes else "not trained on"
         return f"those of sampled tokens differ from the trainer's by {gap:.1e} on average"
 
     def seeds(self) -> str:
         prompt, sampling = self._prompt, Sampling(min(16, self._config.generation.max_new_tokens), 1.5)
         first, again = (self._generator.generate([prompt], 8, sampling, 1, ("doctor",))[0] for _ in range(2))
         if len({c.token_ids for c in first}) == 1:
-            raise Trouble("8 completions of one prompt are all the same", "raise generation.temperature")
+            raise Caution("8 completions of one prompt are all the same", "raise generation.temperature")
         if [c.token_ids for c in first] != [c.token_ids for c in again]:
-            raise Trouble(
+            raise Caution(
                 "the same request twice gives different completions: runs cannot be repeated",
-                _joined(self._remedies.seeds, "another user of the server also changes batches"),
+                _joined(
+                    "another user of the server also changes batches",
+                    self._remedies.seeds and f"{self._remedies.seeds}. {self._generator.server.remedy()}",
+                ),
             )
         return "repeat completions; different ones differ"
 
@@ -138,8 +114,15 @@ class ServerCheckup:
                         weight.copy_(value)
             self._generator.sync(2)
         except UserError as error:
-            raise Trouble(one_line(error), "see docs/servers.md, “When weights do not arrive”") from error
+            raise _trouble(error, "see docs/servers.md, “When weights do not arrive”") from error
         return f"arrive, proven twice, in {self._generator.metrics()['seconds_sync'] / 2:.2f} s each"
+
+
+def _trouble(error: UserError, hint: str = "") -> Trouble:
+    """Return what was found and the remedy that the error names, after `hint`."""
+    if isinstance(error, ServerUnfit):
+        return Trouble(one_line(UserError(error.found)), _joined(hint, error.remedy))
+    return Trouble(one_line(error), hint or "as the line says")
 
 
 def _joined(*remedies: str) -> str:

@@ -109,8 +109,12 @@ time.sleep(600)
 @pytest.mark.parametrize(
     ("source", "settings", "message"),
     [
-        ("import sys; sys.exit('no such model')", {}, "ended while it started.*\n.*no such model"),
-        ("import time; print('loading', flush=True); time.sleep(60)", {"start_seconds": 1.0}, "start_seconds = 1;.*\n"),
+        ("import sys; sys.exit('no such model')", {}, r"ended while it started \(exit code 1\).*\n.*no such model"),
+        (
+            "import time; print('loading', flush=True); time.sleep(60)",
+            {"start_seconds": 1.0},
+            "after 1 s .*start_seconds = 1;.*\nloading",
+        ),
     ],
 )
 def test_a_start_that_fails_says_what_the_log_says(
@@ -189,6 +193,16 @@ def test_a_killed_server_is_started_again_and_the_numbers_stay(
     perf = [json.loads(path.read_text()) for path in sorted((hurt.run_dir / "metrics").glob("train_iter_*.json"))]
     assert sum(each["server_restarts"] for each in perf) == 1
     assert gone(f"--model {small_model}")
+
+
+def test_a_server_that_was_killed_is_told_as_that(
+    tmp_path: Path, shared_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_DIES_AFTER", "14")
+    monkeypatch.setenv("FAKE_DIED", str(tmp_path / "died"))
+    told = r"the server ended \(by signal 9, SIGKILL\); the end of \S+server\.log:\n(.*\n)*fake server is up"
+    with pytest.raises(ServerFailed, match=told):
+        runs.train(managed(tmp_path, shared_store, "vllm", "generation.retry_seconds=0"))
 
 
 def test_weights_can_arrive_by_a_restart(tmp_path: Path, shared_store: str) -> None:

@@ -81,6 +81,9 @@ class Quirks:
     raw_logprobs: bool = False
     without_development: bool = False
     without_extension: bool = False
+    on_cpu: bool = False  # layers are packed at start: vLLM's own loader leaves an old output layer
+    lists_no_model: bool = False
+    text_only: bool = False  # one completion whatever is asked for, as text alone
     without_token_ids: bool = False
     without_logprobs: bool = False
     without_scores: bool = False
@@ -199,6 +202,8 @@ class FakeServer:
         self.adapters[name] = taken
 
     def models(self) -> dict[str, Any]:
+        if self.quirks.lists_no_model:
+            return {"object": "list", "data": []}
         cards = [{"id": self.name, "root": self.root, "parent": None}]
         return {"object": "list", "data": [*cards, *({"id": n, "root": n, "parent": self.name} for n in self.adapters)]}
 

@@ -92,7 +92,8 @@ class VLLM:
                 server.reload(Path(body["kwargs"]["weights_path"]))
                 return 200, {"results": [None]}
             if body["method"] not in EXTENSION or server.quirks.without_extension:
-                message = f"Worker failed with error ''CPUWorker' object has no attribute '{body['method']}''"
+                kind = "CPUWorker" if server.quirks.on_cpu else "Worker"
+                message = f"Worker failed with error ''{kind}' object has no attribute '{body['method']}''"
                 return 500, {"error": {"message": message, "type": "InternalServerError", "code": 500}}
             if body["method"] == "grpo_checksums":
                 return 200, {"results": [self._sums(server, body["kwargs"]["seed"])]}
@@ -134,6 +135,8 @@ class VLLM:
     def _completions(self, server: FakeServer, body: dict[str, Any]) -> Answer:
         if body["model"] not in (server.name, *server.adapters):
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}}
+        if server.quirks.text_only:
+            return 200, {"choices": [{"index": 0, "text": "Hello", "finish_reason": "length"}]}
         prompt, choices, adapter = body["prompt"], [], body["model"] if body["model"] != server.name else None
         if body.get("echo"):
             scores = (

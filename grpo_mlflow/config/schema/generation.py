@@ -21,8 +21,8 @@ class ServerConfig(Section, resume=True, compared=False, varies=True, secret=Fal
     """A server that the run starts as its child, watches and ends."""
 
     manage: bool = setting(False, "start the server; generation.base_url then has no effect")
-    python: Annotated[str, Field(min_length=1)] = setting(
-        ".venv-vllm/bin/python", "Python of the environment that the server is installed in"
+    python: Annotated[str, Field(min_length=1)] | None = setting(
+        None, "Python of the environment that the server is installed in; null: that of .venv-vllm or .venv-sglang"
     )
     port: Annotated[int, Field(ge=0, le=65535)] = setting(0, "port on 127.0.0.1; 0: a free one")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = setting(

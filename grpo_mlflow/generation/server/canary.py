@@ -62,7 +62,7 @@ def tokens(policy: Policy) -> tuple[int, ...]:
 def expected(policy: Policy, ids: Sequence[int]) -> Expected:
     """Return the trainer's log-probabilities, at temperature 1."""
     rows = torch.tensor([list(ids)], device=policy.device)
-    with policy.autocast():
+    with policy.weights(), policy.autocast():
         logits = policy.model(input_ids=rows, use_cache=False).logits[0]
     logprobs = logits.float().log_softmax(-1)
     scores = logprobs[:-1].gather(1, rows[0, 1:, None]).squeeze(1)

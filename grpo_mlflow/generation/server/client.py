@@ -37,6 +37,14 @@ class Refusal(Exception):
         self.status = status
 
 
+class Unfit(Refusal):
+    """The server was started without something that is needed. `instead` are settings that do without it."""
+
+    def __init__(self, message: str, instead: str = "") -> None:
+        super().__init__(message)
+        self.instead = instead
+
+
 class Client:
     """Talks to the server at `base_url` (with or without a trailing /v1); use it inside one event loop."""
 

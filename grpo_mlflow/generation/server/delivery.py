@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.generation.server import canary
+from grpo_mlflow.generation.server.client import Unfit
 from grpo_mlflow.generation.server.link import Link
 from grpo_mlflow.generation.server.proof import Proof, WrongWeights
 
@@ -22,7 +22,8 @@ async def deliver(link: Link, proof: Proof, before: canary.Expected | None = Non
         is_there: the server started with these weights, so that the first load is left out.
 
     Raises:
-        ServerFailed: it cannot load them, or serves something else afterwards.
+        ServerFailed: it cannot load them.
+        Unfit: it serves something else afterwards.
     """
     for last in (False, True) if link.retries else (True,):
         if not is_there:
@@ -34,8 +35,8 @@ async def deliver(link: Link, proof: Proof, before: canary.Expected | None = Non
         except WrongWeights as wrong:
             if last:
                 own = link.engine.remedies.old_weights
-                raise ServerFailed(
-                    f"the server was given new weights, but {wrong}. Rollouts would be another policy's, so the run "
+                raise Unfit(
+                    f"it was given new weights, but {wrong}. Rollouts would be another policy's, so the run "
                     f"stops. Known causes: another run that uses the same server; {own + '; ' if own else ''}a server "
                     "of another number format (--dtype) than model.dtype"
                 ) from None

@@ -14,6 +14,7 @@ from grpo_mlflow.generation.server.client import Client, Fault, Refusal
 from grpo_mlflow.types import FinishReason
 
 T = TypeVar("T")
+SERVERSIDE = Path(__file__).resolve().parents[2] / "serverside"  # what runs in the server's environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Start:
     """What a server of our own is started with.
 
     `memory` is in the unit of `generation.server.memory`, None: the server's default. `lora_rank` is the rank of the
-    adapters that it has to take, None or 0: none.
+    adapters that it has to take, None or 0: none. `host` is the address that it listens at.
     """
 
     model: str
@@ -51,6 +52,8 @@ class Start:
     on_cpu: bool
     memory: float | None
     lora_rank: int | None
+    host: str = "127.0.0.1"
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +68,15 @@ class Command:
 class Remedies:
     """What a person can do about a server of one kind, as parts of messages; empty: nothing particular to the kind.
 
-    `install` makes its environment, `run` starts one, `reload` are the options for new weights in place, `old_weights`
-    says when they do not arrive, `logprobs` and `seeds` are the options that make these right, `context` is that for a
-    longer context.
+    `install` makes its environment, `run` starts one, `old_weights` says when new weights do not arrive, `seeds` when
+    it ignores seeds, `context` is the option for a longer context. Every other option is part of the start command
+    (`launch.start_command`), which messages end with.
     """
 
     install: str
     context: str
     run: str = ""
-    reload: str = ""
     old_weights: str = ""
-    logprobs: str = ""
     seeds: str = ""
 
 
@@ -88,7 +89,7 @@ class EngineClass(Protocol):
     def __call__(self, client: Client) -> Engine: ...
 
     def command(self, start: Start) -> Command:
-        """Return how a server is started on 127.0.0.1."""
+        """Return how a server is started."""
         ...
 
 
@@ -100,6 +101,17 @@ class Engine(Protocol):
 
     async def connect(self) -> str:
         """Find out what the server serves, and return its name for it."""
+        ...
+
+    async def require_loads(self, tied: bool) -> None:
+        """Make sure that the server can take whole weights in place, before any are written for it.
+
+        Args:
+            tied: the model's output layer is its embedding.
+
+        Raises:
+            Unfit: it was started without what that takes.
+        """
         ...
 
     async def complete(self, ask: Ask) -> list[Draw]:
@@ -138,6 +150,7 @@ class Engine(Protocol):
         ...
 
 
+WITHOUT_LOADS = "generation.sync=none generation.behaviour_logprobs=recompute eval.backend=local"
 NO_SCORES = "it does not score the tokens of a prompt, which is how it proves whose weights it serves"
 
 
@@ -211,9 +224,9 @@ async def shaped(answer: Awaitable[T]) -> T:
     """Await what an engine makes of an answer.
 
     Raises:
-        Fault: the answer's JSON is not of the expected shape (cut, or a proxy's).
+        Incapable: the answer's JSON is not of the expected shape (another kind of server's, or a proxy's).
     """
     try:
         return await answer
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise Fault(f"an answer of unexpected shape ({type(error).__name__}: {error})") from error
+        raise Incapable(f"an answer of unexpected shape ({type(error).__name__}: {error})") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -41,10 +41,20 @@ class _Begun:
 
 
 class ServerGenerator:
-    """Draws from a server, `batch_size` prompts in flight. Several generators may share one server."""
+    """Draws from a server, `batch_size` prompts in flight. Several generators may share one server.
 
-    def __init__(self, server: PolicyServer, policy: Policy, batch_size: int, recompute: bool) -> None:
-        self.server, self._policy, self._batch_size, self._recompute = server, policy, batch_size, recompute
+    Args:
+        server: that server.
+        policy: the trainer's model.
+        batch_size: prompts in flight.
+        pricing: returns the model of the weights that the server has, for log-probabilities of our own; None: the
+            server says them.
+    """
+
+    def __init__(
+        self, server: PolicyServer, policy: Policy, batch_size: int, pricing: Callable[[], Policy] | None
+    ) -> None:
+        self.server, self._policy, self._batch_size, self._pricing = server, policy, batch_size, pricing
 
     def sync(self, version: int) -> None:
         self.server.sync(version)
@@ -68,7 +78,7 @@ class ServerGenerator:
                 sampling=sampling,
                 seed=seeding.integer(seed, *key, prompt.problem_id) >> 1,  # leaves room for the replicate's number
                 stop_ids=self._policy.eos_ids,
-                logprobs=not self._recompute,
+                logprobs=self._pricing is None,
             )
             for prompt in prompts
         )
@@ -78,8 +88,8 @@ class ServerGenerator:
     def completions(self, ask: Ask, draws: Sequence[Draw], version: int) -> list[Completion]:
         """Return one prompt's draws as completions, with text decoded from the token ids."""
         ids = [draw.token_ids for draw in draws]
-        if self._recompute:
-            logprobs = behaviour_logprobs(self._policy, ask.token_ids, ids, ask.sampling)
+        if self._pricing is not None:
+            logprobs = behaviour_logprobs(self._pricing(), ask.token_ids, ids, ask.sampling)
         else:
             logprobs = [draw.logprobs or () for draw in draws]
         return [

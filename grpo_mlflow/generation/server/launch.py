@@ -1,20 +1,23 @@
-"""How a server of our own is started: what all kinds have in common, around the command of the engine's class."""
+"""How a server is started: what all kinds have in common, around the command of the engine's class."""
 
 from __future__ import annotations
 
 import os
 import pkgutil
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 
-from grpo_mlflow.config import ServerConfig
+from grpo_mlflow.config import Config, ServerConfig
 from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.generation.server.engine import EngineClass, Start
+from grpo_mlflow.generation.server.sync import SYNCS
 
-SERVERSIDE = Path(__file__).resolve().parents[2] / "serverside"
+_PORT = 30000  # where neither an address nor generation.server.port says one
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,14 @@ class Launch:
     environment: Mapping[str, str]
     install: str
 
+    def in_shell(self) -> str:
+        """Return the command as one line for a POSIX shell in the current folder."""
+        here = Path.cwd()
+        values = dict(self.environment)
+        if "PYTHONPATH" in values and Path(values["PYTHONPATH"]).is_relative_to(here):
+            values["PYTHONPATH"] = str(Path(values["PYTHONPATH"]).relative_to(here))
+        return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in values.items()), shlex.join(self.command)])
+
 
 def engine_class(backend: str) -> EngineClass:
     """Return the class that speaks to servers of this kind, a name of `config.engines.SERVERS`."""
@@ -33,11 +44,19 @@ def engine_class(backend: str) -> EngineClass:
 
 
 def launch(
-    backend: str, settings: ServerConfig, model: str | Path, port: int, dtype: str, lora_rank: int | None = None
+    backend: str,
+    settings: ServerConfig,
+    model: str | Path,
+    port: int,
+    dtype: str,
+    lora_rank: int | None = None,
+    *,
+    host: str = "127.0.0.1",
+    trust_remote_code: bool = False,
 ) -> Launch:
     """Return how a server of this kind is started with a model; with `lora_rank` it takes adapters of that rank."""
     on_cpu = settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available())
-    environment = {"PYTHONPATH": str(SERVERSIDE)}
+    environment: dict[str, str] = {}
     if Path(model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
     if settings.device.startswith("cuda:"):
@@ -45,6 +64,27 @@ def launch(
         granted = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         environment["CUDA_VISIBLE_DEVICES"] = granted[number] if number < len(granted) else str(number)
     engine = engine_class(backend)
-    own = engine.command(Start(str(model), port, dtype, on_cpu, settings.memory, lora_rank))
-    command = (settings.python, *own.arguments, *settings.arguments)
+    start = Start(str(model), port, dtype, on_cpu, settings.memory, lora_rank, host, trust_remote_code)
+    own = engine.command(start)
+    command = (settings.python or SERVERS[backend].python, *own.arguments, *settings.arguments)
     return Launch(command, {**environment, **own.environment}, engine.remedies.install)
+
+
+def launch_as(config: Config, backend: str, model: str | Path, port: int, host: str = "127.0.0.1") -> Launch:
+    """Return how a server of this kind is started with a model, for all that the config asks of it."""
+    settings, own = config.generation.server, config.model
+    if settings.device == "auto" and own.device.startswith("cuda"):  # also where the command is only shown
+        settings = settings.model_copy(update={"device": "cuda"})
+    rank = SYNCS[config.generation.sync].lora_rank(own.lora)
+    trusts = own.trust_remote_code
+    return launch(backend, settings, model, port, own.dtype, rank, host=host, trust_remote_code=trusts)
+
+
+def start_command(config: Config, backend: str, base_url: str | None, model: str | Path) -> str:
+    """Return the shell command that starts the server which `base_url` (None: this machine) is to be the address of."""
+    host, port = "127.0.0.1", config.generation.server.port or _PORT
+    if base_url is not None:
+        address = urlsplit(base_url)
+        host = address.hostname or host
+        port = address.port or (443 if address.scheme == "https" else 80)
+    return launch_as(config, backend, model, port, host).in_shell()

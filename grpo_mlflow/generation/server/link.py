@@ -49,7 +49,11 @@ class Link:
         Raises:
             ServerFailed: the time for retries is spent.
         """
-        return await self._patience.ask(what, request, self._repair)
+        return await self._patience.ask(what, lambda: self._told(request), self._repair)
+
+    async def connect(self, request: Callable[[], Awaitable[T]]) -> T:
+        """As `ask`, for the first request: there is nothing to repair but a server of our own that ended."""
+        return await self._patience.ask("connecting", lambda: self._told(request), self._revive)
 
     async def label(self) -> str | None:
         return await self.ask("asking for the weights' label", self._label)
@@ -79,7 +83,17 @@ class Link:
 
     async def load(self) -> None:
         """Let the server take on the weights of `given`."""
-        await self._patience.ask("loading weights", self._load, self._reconnect)
+        await self._patience.ask("loading weights", lambda: self._told(self._load), self._reconnect)
+
+    async def _told(self, request: Callable[[], Awaitable[T]]) -> T:
+        """Ask; a failure whose cause is that a server of our own ended is told as that."""
+        try:
+            return await request()
+        except Fault:
+            ended = await asyncio.to_thread(self._process.ended) if self._process else None
+            if ended is None:
+                raise
+            raise Fault(ended) from None
 
     async def _repair(self) -> None:
         """Before a request is repeated: bring the server back, and with it the weights that it is to have."""
@@ -99,10 +113,13 @@ class Link:
         await shaped(self.given.load(self.engine, self._start_again))
 
     async def _reconnect(self) -> None:
+        await self._revive()
+        await shaped(self.engine.connect())
+
+    async def _revive(self) -> None:
         if self._process is not None and not self._process.alive:
             model = self.given.model if self.given else None
             await self._start_again(model or self._process.model)
-        await shaped(self.engine.connect())
 
     async def _start_again(self, model: str | Path) -> None:
         assert self._process is not None

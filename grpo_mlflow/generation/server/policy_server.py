@@ -9,6 +9,7 @@ again (`link`, `delivery`) and the whole batch is drawn again (`batches`).
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from grpo_mlflow.config import GenerationConfig
-from grpo_mlflow.errors import ServerFailed
+from grpo_mlflow.errors import ServerFailed, ServerUnfit
 from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.server import canary, pricing
 from grpo_mlflow.generation.server.batches import Batches
-from grpo_mlflow.generation.server.client import Loop, Refusal
+from grpo_mlflow.generation.server.client import Loop, Refusal, Unfit
 from grpo_mlflow.generation.server.delivery import deliver
 from grpo_mlflow.generation.server.engine import Ask, Draw, Engine, Incapable, Remedies, shaped
 from grpo_mlflow.generation.server.link import Link
@@ -31,6 +32,7 @@ from grpo_mlflow.generation.server.weights import WeightsFolder
 from grpo_mlflow.model.policy import Policy
 
 T = TypeVar("T")
+_TEXT = "What is 12 + 34? (x1 OR NOT x2)\n<SOLUTION>01</SOLUTION> naïve 東京"
 log = logging.getLogger(__name__)
 
 
@@ -44,6 +46,8 @@ class PolicyServer:
         initial: loads the policy of version 0, which a server that is sent no weights keeps serving.
         process: the server, if this run started it, with what `sync.Sync.starts_with` says.
         priced_sampling: how completions are drawn whose log-probabilities are trained on; None: there are none such.
+        source: what the policy was loaded from, if it is not trained: a server started with that has its weights.
+        start_command: returns the shell command that starts the right server.
     """
 
     def __init__(
@@ -54,6 +58,9 @@ class PolicyServer:
         initial: Callable[[], Policy],
         process: ServerProcess | None = None,
         priced_sampling: Sampling | None = None,
+        *,
+        source: str | Path | None = None,
+        start_command: Callable[[], str] = str,
     ) -> None:
         self._engine, self._policy, self._initial, self._process = engine, policy, initial, process
         self._sync, self._weights = SYNCS[settings.sync], WeightsFolder(settings.sync_dir)
@@ -61,11 +68,12 @@ class PolicyServer:
         self._link = Link(engine, vocabulary, settings.retry_seconds, process)
         self._proof = Proof(self._link, policy, settings.behaviour_logprobs == "server")
         self._batches = Batches(self._link, self._proof)
-        self._priced_sampling = priced_sampling
+        self._priced_sampling, self._source, self._start_command = priced_sampling, source, start_command
         self._loads = -1  # that were known when the server's log-probabilities were last checked
         self._loop = Loop()
         self.version: int | None = None
         self._reported_retries, self._seconds = 0, 0.0
+        self.price_gap: float | None = None  # of its log-probabilities from the trainer's, when they were checked last
 
     @property
     def url(self) -> str:
@@ -87,28 +95,47 @@ class PolicyServer:
         Raises:
             ServerFailed: it cannot be reached, or lacks something.
         """
-        return self._run(lambda: self._link.ask("connecting", self._connect))
+        return self._run(lambda: self._link.connect(self._connect))
 
-    def tokenize(self, text: str) -> list[int]:
-        """Return the server's tokens of a text."""
-        return self._run(lambda: self._link.ask("tokenizing", lambda: shaped(self._engine.tokenize(text))))
+    def check_tokenizer(self) -> int:
+        """Return the number of tokens of a test text, which the server must split as the trainer does.
+
+        Raises:
+            ServerFailed: it cannot say, or differs.
+        """
+        ours: list[int] = self._policy.tokenizer(_TEXT, add_special_tokens=False).input_ids
+        theirs = self._run(lambda: self._link.ask("tokenizing", lambda: shaped(self._engine.tokenize(_TEXT))))
+        if ours != theirs:
+            pairs = zip(ours, theirs, strict=False)
+            place = next((i for i, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(ours), len(theirs)))
+            found = (
+                f"the tokenizer of the server at {self.url} differs from the trainer's at token {place} of a test text"
+            )
+            raise ServerUnfit(found, f"It has to serve the very model of model.train_id. {self.remedy()}")
+        return len(ours)
 
     def sync(self, version: int) -> None:
         """Let the server serve the policy's weights, those after `version` iterations, and prove it.
 
         Raises:
-            ServerFailed: it cannot be reached, cannot load them, or serves something else afterwards.
+            ServerFailed: it cannot be reached, cannot load them, or serves something else afterwards; as `ServerUnfit`
+                where another start of the server mends it.
         """
         wanted = version if self._sync.sends else 0
         if wanted == self.version:
             return
         began = time.perf_counter()
-        if self.version is None:
-            self.connect()
+        name = "" if self.version is not None else self.connect()
+        if name:
+            self.check_tokenizer()
         policy = self._policy if wanted == version else self._initial()
         before = self._proof.expect(policy)
-        self._link.given = self._sync.pack(self._policy, self._weights, version)
-        self._run(lambda: self._give(before))
+        if not (name and self._run(lambda: self._has_them(name))):
+            if name and self._sync.in_place:
+                tied = bool(getattr(self._policy.model.config, "tie_word_embeddings", False))
+                self._run(lambda: self._link.ask("connecting", lambda: self._engine.require_loads(tied)))
+            self._link.given = self._sync.pack(self._policy, self._weights, version)
+            self._run(lambda: self._give(before))
         self.version = wanted
         self._check_logprobs(policy)
         self._seconds += time.perf_counter() - began
@@ -124,11 +151,21 @@ class PolicyServer:
             return
         ask = pricing.question(policy, self._priced_sampling)
         draws = self._run(lambda: self._link.ask("drawing a few tokens", lambda: self._link.complete(ask)))
-        ways = [self.remedies.logprobs, "set generation.behaviour_logprobs=recompute"]
         try:
-            pricing.check(policy, ask, draws, f"To mend it, {' or '.join(filter(None, ways))}")
+            self.price_gap = pricing.check(policy, ask, draws)
         except pricing.WrongLogprobs as wrong:
-            raise pricing.WrongLogprobs(f"the server at {self.url}: {wrong}") from None
+            remedy = self.remedy("generation.behaviour_logprobs=recompute")
+            raise pricing.WrongLogprobs(f"the server at {self.url}: {wrong}", remedy) from None
+
+    def remedy(self, instead: str = "") -> str:
+        """Return a sentence that ends with the command that starts the right server, or settings `instead` of that."""
+        command = self._start_command()
+        if not command:
+            return ""
+        choice = f", or choose {instead}" if instead else ""
+        if self._process is not None:
+            return f"The run starts it with this command, which generation.server.* change{choice}: {command}"
+        return f"Start it again with this command{choice}: {command}"
 
     def start(self, asks: Sequence[Ask], at_once: int) -> Future[list[list[Draw]]]:
         """Begin to sample, `at_once` prompts in flight; the future holds the draws in the order of `asks`."""
@@ -158,12 +195,29 @@ class PolicyServer:
 
     async def _connect(self) -> str:
         """Learn what is served, and that it gives what training needs."""
-        name = await shaped(self._engine.connect())
+        name = "what it serves"
         try:
+            name = await shaped(self._engine.connect())
+            if (count := len(await shaped(self._engine.complete(self._proof.pair)))) != self._proof.pair.k:
+                raise Incapable(f"it gives {count} completions of a prompt where {self._proof.pair.k} are asked for")
             await self._proof.read()
         except Incapable as lacks:
-            raise Refusal(f"{name} cannot be trained with: {lacks}") from None
+            raise Refusal(f"{name} cannot be sampled from: {lacks}") from None
         return name
+
+    async def _has_them(self, name: str) -> bool:
+        """Return whether a server that serves `name` has the weights of a policy that is not trained, without a load.
+
+        Scores alone do not tell a model from one that was trained a little further; so it must have been started with
+        the very same, and have no endpoints through which another run could have loaded weights since.
+        """
+        if self._source is None or not _same(name, self._source) or await self._link.label() is not None:
+            return False
+        try:
+            await self._proof.prove()
+        except WrongWeights:
+            return False
+        return True
 
     async def _give(self, before: canary.Expected | None) -> None:
         if self._link.given is None:
@@ -179,11 +233,17 @@ class PolicyServer:
         """Do the work; errors name the server's address."""
         try:
             return await work()
+        except Unfit as unfit:
+            raise ServerUnfit(f"the server at {self.url}: {unfit}", self.remedy(unfit.instead)) from unfit
         except Refusal as refusal:
             raise ServerFailed(f"the server at {self.url} refuses: {refusal}") from refusal
         except WrongWeights as wrong:
-            raise ServerFailed(
-                f"the server at {self.url} does not serve the policy (model.train_id): {wrong}"
-            ) from None
+            found = f"the server at {self.url} does not serve the policy (model.train_id): {wrong}"
+            raise ServerUnfit(found, self.remedy()) from None
         except ServerFailed as failed:
             raise ServerFailed(f"the server at {self.url}: {failed}") from failed.__cause__
+
+
+def _same(name: str, source: str | Path) -> bool:
+    """Return whether a server that names a model so was started with `source`, a hub id or a folder here."""
+    return name == str(source) or (os.path.isdir(name) and os.path.isdir(source) and os.path.samefile(name, source))

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from grpo_mlflow.errors import ServerFailed
+from grpo_mlflow.errors import ServerUnfit
 from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.server import canary
 from grpo_mlflow.generation.server.engine import Ask, Draw
@@ -23,7 +23,7 @@ _PROMPT, _COUNT, _LENGTH = 16, 8, 8  # tokens, completions, tokens of each
 _SURE, _ROUNDING = 4.0, 1e-4  # standard errors; log-probabilities
 
 
-class WrongLogprobs(ServerFailed):
+class WrongLogprobs(ServerUnfit):
     """A server's log-probabilities are not those of the distribution that it draws from."""
 
 
@@ -33,11 +33,11 @@ def question(policy: Policy, sampling: Sampling) -> Ask:
     return Ask(canary.tokens(policy)[:_PROMPT], _COUNT, few, 1, policy.eos_ids)
 
 
-def check(policy: Policy, ask: Ask, draws: Sequence[Draw], remedy: str) -> None:
-    """Compare a server's prices with those of `policy`, whose weights it has.
+def check(policy: Policy, ask: Ask, draws: Sequence[Draw]) -> float:
+    """Return the mean absolute difference of a server's prices from those of `policy`, whose weights it has.
 
     Raises:
-        WrongLogprobs: they are not those of the distribution drawn from; the line ends with `remedy`.
+        WrongLogprobs: they are not those of the distribution drawn from.
     """
     ids = [draw.token_ids for draw in draws]
     plain = replace(ask.sampling, temperature=1.0, top_p=1.0, top_k=-1, repetition_penalty=1.0)
@@ -46,7 +46,8 @@ def check(policy: Policy, ask: Ask, draws: Sequence[Draw], remedy: str) -> None:
     inside = processed > FLOOR  # rounding puts a token on the edge of top-k or top-p outside on one side
     found = trouble(given[inside], processed[inside], raw[inside], canary.TOLERANCE[policy.dtype])
     if found:
-        raise WrongLogprobs(f"its log-probabilities of the tokens that it draws {found}. {remedy}")
+        raise WrongLogprobs(f"its log-probabilities of the tokens that it draws {found}")
+    return float((given - processed)[inside].abs().mean()) if inside.any() else 0.0
 
 
 def trouble(given: Tensor, processed: Tensor, raw: Tensor, allowed: float) -> str | None:

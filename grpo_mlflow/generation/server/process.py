@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from pathlib import Path
 
 from grpo_mlflow.config import ServerConfig
 from grpo_mlflow.errors import ServerFailed, UserError
-from grpo_mlflow.generation.server.launch import SERVERSIDE, Launch
+from grpo_mlflow.generation.server.engine import SERVERSIDE
+from grpo_mlflow.generation.server.launch import Launch
 
 _NEWS_SECONDS = 15.0
 _STOP_SECONDS = 20.0
+_END_SECONDS = 1.0  # from the end of a server to that of its warden
 
 
 class ServerProcess:
@@ -78,6 +81,17 @@ class ServerProcess:
             )
         self._await_health()
 
+    def ended(self) -> str | None:
+        """Return how it ended by itself, with the end of its log, or None where it runs; waits a little to know."""
+        child = self._child
+        if child is None:
+            return None
+        try:
+            code = child.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return None
+        return f"the server ended ({_how(code)}); the end of {self.log}:\n{self.tail()}"
+
     def close(self) -> None:
         """End it for good; a start that is under way in another thread gives up."""
         self._closed.set()
@@ -101,13 +115,14 @@ class ServerProcess:
         news_at = began + _NEWS_SECONDS
         while not (self._healthy() and self.alive):
             spent = time.monotonic() - began
-            if not self.alive:
-                raise ServerFailed(f"the server ended while it started; the end of {self.log}:\n{self.tail()}")
+            if self._child is not None and (code := self._child.poll()) is not None:
+                told = f"the server ended while it started ({_how(code)})"
+                raise ServerFailed(f"{told}; the end of {self.log}:\n{self.tail()}")
             if spent > self._settings.start_seconds:
                 self.stop()
                 raise ServerFailed(
-                    f"the server did not answer within generation.server.start_seconds = "
-                    f"{self._settings.start_seconds:g}; the end of {self.log}:\n{self.tail()}"
+                    f"the server runs, but was not ready after {spent:.0f} s (generation.server.start_seconds = "
+                    f"{self._settings.start_seconds:g}; it did not answer); the end of {self.log}:\n{self.tail()}"
                 )
             if time.monotonic() >= news_at:
                 news_at += _NEWS_SECONDS
@@ -144,3 +159,12 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def _how(code: int) -> str:
+    """Return what an exit code of the warden says of its server: a signal is told as a shell does, 128 + n."""
+    number = -code if code < 0 else code - 128
+    try:
+        return f"by signal {number}, {signal.Signals(number).name}"
+    except ValueError:
+        return f"exit code {code}"

@@ -12,6 +12,7 @@ from grpo_mlflow.generation.server.engine import Ask
 from grpo_mlflow.generation.server.link import Link
 from grpo_mlflow.model.policy import Policy
 
+_FEW = 16  # tokens
 log = logging.getLogger(__name__)
 
 
@@ -34,6 +35,7 @@ class Proof:
         self._link, self._dtype, self._model = link, policy.dtype, policy.model
         self._tokens = canary.tokens(policy)
         self._ask = Ask(self._tokens, 1, Sampling(1), 1, policy.eos_ids, priced)
+        self.pair = Ask(self._tokens[:_FEW], 2, Sampling(1), 1, policy.eos_ids, priced)  # to see that two are given
         self._comparison = checksums.Comparison(policy.device)
         self._expected: canary.Expected | None = None
         self._reading: canary.Reading | None = None

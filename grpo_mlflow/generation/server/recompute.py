@@ -21,7 +21,7 @@ def behaviour_logprobs(
     width = max(map(len, completions))
     rows = [[*prompt, *completion, *[policy.pad_id] * (width - len(completion))] for completion in completions]
     ids = torch.tensor(rows, device=policy.device)
-    with policy.autocast():
+    with policy.weights(), policy.autocast():
         logits = policy.model(input_ids=ids, use_cache=False).logits
     seen = torch.zeros(len(rows), logits.shape[-1], dtype=torch.bool, device=policy.device)
     seen[:, list(prompt)] = True

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from grpo_mlflow.generation.server.client import Client, Fault, Refusal
+from grpo_mlflow.generation.server.client import Client, Fault, Refusal, Unfit
 from grpo_mlflow.generation.server.engine import (
     NO_SCORES,
     Ask,
@@ -28,8 +28,8 @@ from grpo_mlflow.generation.server.engine import (
 )
 
 _LORA = (
-    "start it with --enable-lora, --lora-target-modules all and a --max-lora-rank of model.lora.rank or more, where it "
-    "sees the folder generation.sync_dir, or choose generation.sync=reload"
+    "it needs --enable-lora, --lora-target-modules all and a --max-lora-rank of model.lora.rank or more, and must see "
+    "the folder generation.sync_dir"
 )
 
 
@@ -40,14 +40,16 @@ class SGLang:
         install="for a GPU `python3 -m venv .venv-sglang && .venv-sglang/bin/pip install sglang` makes an SGLang "
         "environment",
         context="--context-length",
-        seeds="start SGLang with --enable-deterministic-inference",
+        seeds="without --enable-deterministic-inference SGLang ignores seeds",
     )
 
     @staticmethod
     def command(start: Start) -> Command:
         """See `EngineClass.command`."""
-        words = ["-m", "sglang.launch_server", "--model-path", start.model, "--host", "127.0.0.1"]
+        words = ["-m", "sglang.launch_server", "--model-path", start.model, "--host", start.host]
         words += ["--port", str(start.port), "--dtype", start.dtype, "--enable-deterministic-inference"]
+        if start.trust_remote_code:
+            words.append("--trust-remote-code")
         if start.on_cpu:
             words += ["--device", "cpu"]
         if start.memory is not None:
@@ -64,6 +66,9 @@ class SGLang:
         served = str((await self.client.get("/model_info"))["model_path"])
         await self.client.post("/continue_generation", {})  # a trainer that was killed in `load` has left it paused
         return served
+
+    async def require_loads(self, tied: bool) -> None:
+        """Return at once: every server loads weights."""
 
     async def complete(self, ask: Ask) -> list[Draw]:
         shared = {
@@ -126,7 +131,7 @@ class SGLang:
             await self.client.post("/load_lora_adapter", body)
         except Refusal as refusal:
             if "already" not in str(refusal):  # it is: the answer was lost
-                raise Refusal(f"it does not take the adapter ({refusal}); {_LORA}") from refusal
+                raise Unfit(f"it does not take the adapter ({refusal}): {_LORA}", "generation.sync=reload") from refusal
         before, self._adapter = self._adapter, label
         if before not in (None, label):
             with suppress(Refusal):  # a server that was restarted has forgotten it
@@ -156,5 +161,5 @@ class SGLang:
                 raise Fault(str(refusal)) from refusal
             raise
         if not isinstance(answer, list) or not answer:
-            raise Fault("/generate answers without completions")
+            raise Incapable("/generate answers without completions")
         return answer

@@ -39,6 +39,7 @@ class Sync(Protocol):
     """A way to give a server the policy's weights."""
 
     sends: bool  # whether new weights reach the server; without, it keeps those of version 0
+    in_place: bool  # whether the server loads whole weights while it runs
 
     def starts_with(self, source: str | Path, initial: str | Path) -> str | Path:
         """Return what a server of our own starts with.
@@ -68,7 +69,7 @@ class Sync(Protocol):
 class _Sending:
     """What is common to the ways that send weights."""
 
-    sends = True
+    sends, in_place = True, False
 
     def starts_with(self, source: str | Path, initial: str | Path) -> str | Path:
         return lora.base_of(source) or source  # an adapter comes with the first sync
@@ -82,6 +83,8 @@ class _Sending:
 
 class Reload(_Sending):
     """The whole weights, an adapter merged into them, loaded in place."""
+
+    in_place = True
 
     def pack(self, policy: Policy, weights: WeightsFolder, version: int) -> Package:
         folder = weights.write(policy.save_plain, version)
@@ -113,7 +116,7 @@ class Restart(_Sending):
 class Static:
     """No new weights: the server keeps those of version 0."""
 
-    sends = False
+    sends = in_place = False
 
     def starts_with(self, source: str | Path, initial: str | Path) -> str | Path:
         if lora.base_of(initial) is not None:

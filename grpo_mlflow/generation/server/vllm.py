@@ -8,15 +8,18 @@ proves nothing, which is why every load is followed by the canary.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.generation.server.checksums import TensorSum, WeightSums
-from grpo_mlflow.generation.server.client import Client, Fault, Refusal
+from grpo_mlflow.generation.server.client import Client, Fault, Refusal, Unfit
 from grpo_mlflow.generation.server.engine import (
     NO_SCORES,
+    SERVERSIDE,
+    WITHOUT_LOADS,
     Ask,
     Command,
     Draw,
@@ -28,16 +31,14 @@ from grpo_mlflow.generation.server.engine import (
 )
 
 _LORA = (
-    "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a --max-lora-rank of model.lora.rank or more, "
-    "where it sees the folder generation.sync_dir, or choose generation.sync=reload"
+    "it needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a --max-lora-rank of model.lora.rank or more, and "
+    "must see the folder generation.sync_dir"
 )
-_DEV_MODE = (
-    "it was started without its development endpoints, which load new weights; start it with VLLM_SERVER_DEV_MODE=1, "
-    "PYTHONPATH=grpo_mlflow/serverside, --worker-extension-cls grpo_vllm_worker.WeightLoader and --logprobs-mode "
-    "processed_logprobs, or choose generation.sync=none (rollouts stay those of the initial weights)"
+_DEV_MODE = "it was started without its development endpoints (VLLM_SERVER_DEV_MODE=1), which load new weights"
+_PACKED = (
+    "it was started on a CPU without our worker extension (--worker-extension-cls): vLLM's own loader leaves the old "
+    "output layer of a model with tied embeddings there"
 )
-
-
 _CPU_CACHE_GIB = 1.0
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be
 
@@ -57,18 +58,18 @@ class VLLM:
         "for a CPU `make server`",
         context="--max-model-len",
         run="`make server` starts one on a CPU",
-        reload="for generation.sync=reload with VLLM_SERVER_DEV_MODE=1 and our worker extension",
         old_weights="vLLM on a CPU with tied embeddings, started without our worker extension (docs/servers.md)",
-        logprobs="start vLLM with --logprobs-mode processed_logprobs",
     )
 
     @staticmethod
     def command(start: Start) -> Command:
         """See `EngineClass.command`."""
         words = ["-m", "vllm.entrypoints.openai.api_server", "--model", start.model, "--served-model-name", "policy"]
-        words += ["--host", "127.0.0.1", "--port", str(start.port), "--dtype", start.dtype]
+        words += ["--host", start.host, "--port", str(start.port), "--dtype", start.dtype]
         words += ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", "grpo_vllm_worker.WeightLoader"]
-        environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(SERVERSIDE)}
+        if start.trust_remote_code:
+            words.append("--trust-remote-code")
         if start.on_cpu:
             environment["VLLM_CPU_KVCACHE_SPACE"] = f"{start.memory or _CPU_CACHE_GIB:g}"
             # Compiling costs a minute at each start. A prefill in chunks together with a seed ends vLLM's CPU engine.
@@ -86,13 +87,13 @@ class VLLM:
         self._adapter: str | None = None
         self._salt: dict[str, str] = {}
         self._absent: set[str] = set()  # methods of our worker extension that the server's worker lacks
-        self._said_why = False
+        self._said_why = self._packs = False  # it packs layers at start, as on a CPU
 
     async def connect(self) -> str:
         served = (await self.client.get("/v1/models"))["data"]
         base = [entry for entry in served if not entry.get("parent")]  # adapters have one
         if not base:
-            raise Fault("/v1/models lists no model")
+            raise Incapable("/v1/models lists no model")
         self._model = base[0]["id"]
         self._absent.clear()  # it may have been started again, with the extension
         await self._resume_if_paused()
@@ -140,6 +141,19 @@ class VLLM:
             return
         if paused:
             await self.client.post("/resume")
+
+    async def require_loads(self, tied: bool) -> None:
+        """See `Engine.require_loads`."""
+        try:
+            await self.client.get("/is_paused")
+        except Refusal as refusal:
+            raise _without_development(refusal) from refusal
+        if not tied:
+            return
+        with suppress(_Absent):
+            await self._extension("grpo_load_weights", {"path": os.devnull})  # no model's folder: it says so
+        if self._packs:
+            raise Unfit(_PACKED, WITHOUT_LOADS)
 
     async def score(self, token_ids: Sequence[int]) -> list[float]:
         served = self._adapter or self._model
@@ -214,6 +228,7 @@ class VLLM:
             if "has no attribute" not in str(fault) or method not in str(fault):
                 raise
             self._absent.add(method)
+            self._packs = "CPUWorker" in str(fault)
             raise _Absent from fault
 
     async def load_adapter(self, folder: Path, label: str) -> None:
@@ -225,10 +240,10 @@ class VLLM:
             await self.client.post("/v1/load_lora_adapter", {"lora_name": label, "lora_path": str(folder)})
         except Refusal as refusal:
             if "already" not in str(refusal):  # it has: the answer was lost
-                raise Refusal(f"it does not take the adapter ({refusal}); {_LORA}") from refusal
+                raise Unfit(f"it does not take the adapter ({refusal}): {_LORA}", "generation.sync=reload") from refusal
         except Fault as fault:
             if "max_lora_rank" in str(fault) or "LoRA is not enabled" in str(fault):
-                raise Refusal(f"{fault}; {_LORA}") from fault
+                raise Unfit(f"{fault}: {_LORA}", "generation.sync=reload") from fault
             raise
         before, self._adapter = self._adapter, label
         if before not in (None, label):
@@ -245,9 +260,7 @@ class VLLM:
         try:
             return await self.client.post(path, body, query, last)
         except Refusal as refusal:
-            if refusal.status == 404:
-                raise Refusal(_DEV_MODE) from refusal
-            raise
+            raise _without_development(refusal) from refusal
 
     async def label(self) -> str | None:
         if self._adapter is not None:
@@ -265,14 +278,19 @@ class VLLM:
         try:
             answer = await self.client.post("/v1/completions", body)
         except Refusal as refusal:
-            if refusal.status == 404:  # it was restarted under another name, which the next try asks for
-                raise Fault(str(refusal)) from refusal
+            if refusal.status == 404 and self._model in str(refusal):
+                raise Fault(str(refusal)) from refusal  # restarted under another name, which the next try asks for
             raise
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if not choices:
-            raise Fault("/v1/completions answers without completions")
+            raise Incapable("/v1/completions answers without completions")
         return list(choices)
 
 
 def _sums_of(tensors: dict[str, list[Any]], parts: dict[str, list[str]], dtype: str) -> WeightSums:
     return WeightSums({name: TensorSum(*values) for name, values in tensors.items()}, parts, dtype)
+
+
+def _without_development(refusal: Refusal) -> Refusal:
+    """Return what a refusal of a development endpoint means: 404 says that there are none."""
+    return Unfit(_DEV_MODE, WITHOUT_LOADS) if refusal.status == 404 else refusal

@@ -1,0 +1,113 @@
+"""The command that starts a server by hand: complete for a config, and it works when it is pasted into a shell."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_mlflow.cli import server as command_line
+from grpo_mlflow.config import Config, resolve
+from grpo_mlflow.config.engines import SERVERS
+from grpo_mlflow.generation.server.launch import launch_as, start_command
+from tests.support.paths import ROOT
+
+
+def configured(backend: str, *words: str) -> Config:
+    given = [f"generation.backend={backend}", "generation.base_url=http://127.0.0.1:30000", *words]
+    return resolve("tiny", given).config
+
+
+def command_for(backend: str, *words: str, model: str | Path = "org/model") -> str:
+    config = configured(backend, *words)
+    return start_command(config, backend, config.generation.base_url, model)
+
+
+@pytest.mark.parametrize("backend", SERVERS)
+def test_it_works_pasted(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with a space and a quote in its name, and an interpreter that tells what it is given."""
+    folder = tmp_path / "it's a model"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    program = folder / "python"
+    program.write_text(f'#!{sys.executable}\nimport os, sys\nprint(dict(os.environ), sys.argv[1:], sep="\\n")\n')
+    program.chmod(0o755)
+    words = [f"generation.server.python={program}", "generation.server.device=cpu"]
+    text = command_for(backend, *words, model=folder)
+    assert "\n" not in text
+    done = subprocess.run(["sh", "-c", text], cwd=tmp_path, capture_output=True, text=True, check=True)
+    environment, arguments = (eval(line) for line in done.stdout.splitlines())
+    expected = launch_as(configured(backend, *words), backend, folder, 30000)
+    assert tuple(arguments) == expected.command[1:]
+    assert {name: environment[name] for name in expected.environment} == expected.environment
+    assert str(folder) in arguments
+
+
+def test_the_extension_is_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (ROOT, tmp_path):
+        monkeypatch.chdir(folder)
+        words = shlex.split(command_for("vllm_server"))
+        value = next(word for word in words if word.startswith("PYTHONPATH=")).removeprefix("PYTHONPATH=")
+        assert (folder / value / "grpo_vllm_worker.py").is_file()
+        assert Path(value).is_absolute() == (folder == tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("generation.base_url=http://gpu-box:8123/v1", "--host gpu-box --port 8123"),
+        ("generation.base_url=http://me:hunter2@gpu-box:8123", "--host gpu-box --port 8123"),
+        ("generation.base_url=http://gpu-box", "--host gpu-box --port 80"),
+        ("generation.base_url=http://[::1]:8123", "--host ::1 --port 8123"),
+        ("model.dtype=bfloat16", "--dtype bfloat16"),
+        ("model.trust_remote_code=true", "--trust-remote-code"),
+        ("generation.server.arguments=[--max-model-len, '512']", "--max-model-len 512"),
+    ],
+)
+@pytest.mark.parametrize("backend", SERVERS)
+def test_it_holds_what_the_config_needs(backend: str, word: str, expected: str) -> None:
+    assert f" {expected} " in f"{command_for(backend, word)} "
+
+
+@pytest.mark.parametrize("backend", SERVERS)
+def test_each_kind_has_its_own_interpreter_and_address(backend: str) -> None:
+    config = configured(backend)
+    assert f"{SERVERS[backend].python} -m" in command_for(backend)
+    assert "--host 127.0.0.1 --port 30000" in start_command(config, backend, None, "org/model")
+    assert " mine -m" in f" {command_for(backend, 'generation.server.python=mine')}"
+
+
+def test_what_only_some_configs_need_is_there_for_those_only() -> None:
+    lora = ["model.lora.rank=4", "generation.sync=lora"]
+    adapters, plain = command_for("vllm_server", *lora), command_for("vllm_server")
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1" in adapters
+    assert "--enable-lora --max-lora-rank 8" in adapters
+    assert "LORA" not in plain.upper()
+    cpu, gpu = (command_for("vllm_server", f"generation.server.device={device}") for device in ("cpu", "cuda"))
+    assert "--enforce-eager --max-num-batched-tokens 32768" in cpu
+    assert "--enforce-eager" not in gpu
+    assert "--enforce-eager" not in command_for("vllm_server", "model.device=cuda:2")  # so there are GPUs
+    assert "trust" not in plain
+
+
+def test_it_is_printed_and_nothing_is_started(capsys: pytest.CaptureFixture[str], small_model: Path) -> None:
+    words = [f"model.train_id={small_model}", "generation.base_url=http://127.0.0.1:30123"]
+    command_line.main(["--print-command", "generation.server.device=cpu", *words])
+    printed = capsys.readouterr()
+    assert printed.out.rstrip("\n").endswith("--enforce-eager --max-num-batched-tokens 32768")
+    assert len(printed.out.splitlines()) == 1
+    assert f"--model {small_model} " in printed.out
+    assert "--port 30123 " in printed.out
+    assert printed.err == ""
+
+
+def test_a_file_that_names_another_kind_of_server_is_heard(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(
+        "base: qwen\ngeneration: {backend: sglang_server, base_url: 'http://h:7', behaviour_logprobs: recompute}\n"
+    )
+    command_line.main(["--print-command", "--config", str(path)])
+    assert "-m sglang.launch_server --model-path Qwen/Qwen2.5-1.5B --host h --port 7" in capsys.readouterr().out
