@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from grpo_mlflow.config import hydra
 from grpo_mlflow.config.layers import presets
 from grpo_mlflow.config.overrides import parse_overrides, split_overrides
 from grpo_mlflow.errors import ConfigError
@@ -59,15 +60,15 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see --help")
 
 
-def _as_overrides(argv: Sequence[str], known: set[str]) -> list[str]:
-    """Turn `--a.b value` and `--a.b=value` of unknown options into `a.b=value`."""
+def _as_overrides(argv: Sequence[str], known: set[str], flags: set[str]) -> list[str]:
+    """Turn `--a.b value` and `--a.b=value` of unknown options into `a.b=value`; `flags` are known and take no value."""
     words, rest = [], list(argv)
     while rest:
         word = rest.pop(0)
         name = word.partition("=")[0]
         if not word.startswith("--") or name in known:
             words.append(word)
-            if name in known and "=" not in word and name not in ("--help", "--print-config") and rest:
+            if name in known and "=" not in word and name not in flags and rest:
                 words.append(rest.pop(0))
         elif "=" in word:
             words.append(word[2:])
@@ -99,12 +100,17 @@ def parse_arguments(
     parser.add_argument("--print-config", action="store_true", help="show each setting and its origin, and stop")
     for name, (default, text) in (options or {}).items():
         parser.add_argument(f"--{name}", default=default, help=text)
+    parser.add_argument(*hydra.SWEEP, dest="sweep", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("override", nargs="*", metavar="KEY=VALUE", help="one override, such as train.lr=5e-6")
-    known = {"--help", "--config", "--overrides", "--print-config", *(f"--{name}" for name in options or {})}
-    parsed = parser.parse_intermixed_args(_as_overrides(argv, known))
+    flags = {"--help", "--print-config", *hydra.SWEEP}
+    known = {"--config", "--overrides", *flags, *(f"--{name}" for name in options or {})}
+    hydra.refuse_options(argv)
+    parsed = parser.parse_intermixed_args(_as_overrides(argv, known, flags))
+    overrides = (*split_overrides(parsed.overrides), *parsed.override)
+    hydra.refuse_sweep(parsed.config, overrides, parsed.sweep)
     return Arguments(
         config=parsed.config,
-        overrides=(*split_overrides(parsed.overrides), *parsed.override),
+        overrides=overrides,
         print_config=parsed.print_config,
         options={name: getattr(parsed, name) for name in options or {}},
     )
