@@ -308,6 +308,53 @@ def test_every_command_works(command: Command, world: World, monkeypatch: pytest
     rule(command, world)
 
 
+# What each command of the offline trainer's guide sets, without its shell words.
+B15, B7, B05 = ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-0.5B")
+SERVED_RUN = {"model.train_id": B15, "model.ref_id": B15, "model.device": "cuda:2", "train.iterations": "10"}
+GUIDE_RUNS: list[dict[str, str]] = [
+    *(
+        SERVED_RUN
+        | {f"{section}.backend": kind for section in ("generation", "eval")}
+        | {f"{section}.base_url": f"http://127.0.0.1:{port}" for section in ("generation", "eval")}
+        for kind, port in (("vllm_server", 30000), ("sglang_server", 30001))
+    ),
+    {"model.train_id": B7, "model.ref_id": B7, "model.device": "cuda:2"},
+    {"model.train_id": "/path/to/checkpoint", "model.ref_id": B15},
+    {"generation.temperature": "0.5", "generation.top_p": "0.9", "generation.max_new_tokens": "512"},
+    {"generation.batch_size": "16", "eval.batch_size": "16"},
+    {"train.iterations": "50", "train.lr": "5e-5", "train.batch_size": "16", "data.problems_per_iteration": "8"},
+    {"train.lr": "5e-6", "train.kl_coef": "0.02", "train.batch_size": "4"},
+    {"model.train_id": B05, "model.ref_id": B05, "train.iterations": "3", "data.problems_per_iteration": "2"},
+    {
+        **{"model.train_id": B7, "model.ref_id": B7, "train.iterations": "100", "train.lr": "1e-5"},
+        **{"data.problems_per_iteration": "8", "eval.interval": "5"},
+    },
+]
+LR_KL = {"train.lr": "[5e-6,1e-5,2e-5]", "train.kl_coef": "[0.02,0.05,0.1]"}
+GUIDE_SWEEPS: list[tuple[dict[str, str], dict[str, str]]] = [
+    (LR_KL | {"train.batch_size": "[4,8]"}, {}),
+    (LR_KL, {"model.train_id": B15, "train.iterations": "20"}),
+]
+
+
+def from_the_guide() -> list[tuple[str, dict[str, str]]]:
+    """Return the entry point and the parameters of each `mlflow run` for readers of the guide that has some."""
+    section = (ROOT / "docs/recipes.md").read_text().partition("## From the guide")[2]
+    words = [command.words for command in commands_of(section, "docs/recipes.md")]
+    runs = [each for each in words if each[:2] == ("mlflow", "run") and "-P" in each]
+    return [(run[run.index("-e") + 1], dict(b.split("=", 1) for a, b in pairwise(run) if a == "-P")) for run in runs]
+
+
+def test_every_command_of_the_guide_has_its_counterpart() -> None:
+    found = from_the_guide()
+    assert [given for entry, given in found if entry == "train"] == GUIDE_RUNS
+    studies = [given for entry, given in found if entry == "optimize"]
+    for study, (varied, fixed) in zip(studies, GUIDE_SWEEPS, strict=True):
+        assert dict(item.split("=") for item in study["space"].split()) == varied
+        assert study["sampler"] == "grid"
+        assert {key: value for key, value in study.items() if "." in key} == fixed
+
+
 def test_no_command_needs_conda() -> None:
     managed = [each for each in COMMANDS if each.words[:2] == ("mlflow", "run")]
     assert [str(each) for each in managed if not any(word.startswith("--env-manager=") for word in each.words)] == []

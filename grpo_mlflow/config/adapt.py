@@ -136,12 +136,16 @@ def _adapter(config: Config, free: Free) -> Iterator[Change]:
 def _logprobs(config: Config, free: Free) -> Iterator[Change]:
     generation = config.generation
     kind = SERVERS.get(generation.backend)
+    penalised = kind and not kind.penalises_as_here and generation.repetition_penalty != 1
+    if kind and penalised and free("generation.repetition_penalty"):
+        why = f"{kind.title}'s penalty falls on other tokens than the trainer's"
+        yield Change("generation.repetition_penalty", 1.0, why)
     older = generation.async_rollouts  # what sampled is not there any more to be asked
-    shaped = generation.top_p < 1 or generation.top_k > 0 or generation.repetition_penalty != 1
+    shaped = generation.top_p < 1 or generation.top_k > 0
     if not kind or kind.shaped_logprobs or older or not shaped or generation.behaviour_logprobs != "server":
         return
     if free("generation.behaviour_logprobs"):
-        why = f"{kind.title}'s log-probabilities leave top_p, top_k and repetition_penalty out"
+        why = f"{kind.title}'s log-probabilities leave top_p and top_k out"
         yield Change("generation.behaviour_logprobs", "recompute", why)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from grpo_mlflow.config import hydra
 from grpo_mlflow.config.layers import presets
 from grpo_mlflow.config.overrides import parse_overrides, split_overrides
 from grpo_mlflow.errors import ConfigError
@@ -106,13 +107,17 @@ def parse_arguments(
         parser.add_argument(f"--{name}", default=default, help=text)
     for name, text in (flags or {}).items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
+    parser.add_argument(*hydra.SWEEP, dest="sweep", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("override", nargs="*", metavar="KEY=VALUE", help="one override, such as train.lr=5e-6")
-    alone = {"--help", "--print-config", *(f"--{name}" for name in flags or {})}
+    alone = {"--help", "--print-config", *hydra.SWEEP, *(f"--{name}" for name in flags or {})}
     known = {"--config", "--overrides", *(f"--{name}" for name in options or {}), *alone}
+    hydra.refuse_options(argv)
     parsed = parser.parse_intermixed_args(_as_overrides(argv, known, alone))
+    overrides = (*split_overrides(parsed.overrides), *parsed.override)
+    hydra.refuse_sweep(parsed.config, overrides, parsed.sweep)
     return Arguments(
         config=parsed.config,
-        overrides=(*split_overrides(parsed.overrides), *parsed.override),
+        overrides=overrides,
         print_config=parsed.print_config,
         options={name: getattr(parsed, name) for name in options or {}},
         flags=frozenset(name for name in flags or {} if getattr(parsed, name.replace("-", "_"))),

@@ -51,7 +51,10 @@ def _servers(config: Config, chosen: Sequence[str]) -> Iterator[tuple[Iterable[s
     generation, evaluation = config.generation, config.eval
     if generation.backend == "local" and (evaluation.backend or "local") == "local":
         remote = ("base_url", "sync", "sync_dir", "behaviour_logprobs", "timeout", "retry_seconds")
-        yield [f"generation.{key}" for key in remote], "no server is asked"
+        yield (
+            [f"generation.{key}" for key in remote],
+            "no server is asked (generation.backend=vllm_server or sglang_server asks one)",
+        )
     elif generation.server.manage:
         yield ("generation.base_url",), "generation.server.manage starts a server of its own"
     if not generation.server.manage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Container, Mapping
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from grpo_mlflow.config.fields import Section
 from grpo_mlflow.config.schema import Config
@@ -23,12 +23,17 @@ def _leaves(section: type[Section], prefix: str = "") -> dict[str, tuple[type[Se
     return found
 
 
+def _takes_list(kind: Any) -> bool:
+    return get_origin(kind) in (tuple, list) or any(_takes_list(part) for part in get_args(kind))
+
+
 _LEAVES = _leaves(Config)
 _FIELDS = {key: section.model_fields[name] for key, (section, name) in _LEAVES.items()}
 KEYS = {key: field.description for key, field in _FIELDS.items()}
 TRAITS = {key: section.traits_of(name) for key, (section, name) in _LEAVES.items()}
 TEXT = {key for key, field in _FIELDS.items() if field.annotation in (str, str | None)}
 MAPPINGS = {key for key, field in _FIELDS.items() if get_origin(field.annotation) is dict}  # one value, not a section
+LISTS = {key for key, field in _FIELDS.items() if key not in MAPPINGS and _takes_list(field.annotation)}
 SECTIONS = sorted({key.rsplit(".", depth)[0] for key in KEYS for depth in range(1, key.count(".") + 1)})
 
 
@@ -72,6 +77,8 @@ def unknown_line(key: str, value: Any, origin: str) -> str:
     start = f"{key} = {short(value)} ({origin})"
     if key in SECTIONS:
         return f"{start}: is a section; set a key in it: {', '.join(k for k in KEYS if k.startswith(f'{key}.'))}"
+    if key.startswith("hydra."):
+        return f"{start}: there is no Hydra here; a run's files lie in outputs/RUN_ID, and in MLflow (tracking.uri)"
     for mapping in MAPPINGS:
         if key.startswith(f"{mapping}."):
             return f"{start}: unknown key; {mapping} takes a whole mapping: {mapping}='{{NAME: VALUE}}'"

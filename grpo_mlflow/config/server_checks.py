@@ -69,10 +69,14 @@ def _older_weights(config: Config) -> Iterator[str]:
 def _shaping(config: Config) -> Iterator[str]:
     generation = config.generation
     kind = SERVERS.get(generation.backend)
+    if kind and not kind.penalises_as_here and generation.repetition_penalty != 1:
+        yield (
+            f"generation.repetition_penalty = {generation.repetition_penalty:g}: {kind.title}'s penalty falls on other "
+            "tokens than the trainer's, which cannot price what it draws then; allowed: 1"
+        )
     if not kind or kind.shaped_logprobs or generation.behaviour_logprobs != "server":
         return
     shaping = {"top_p": (1.0, generation.top_p < 1), "top_k": (-1, generation.top_k > 0)}
-    shaping["repetition_penalty"] = (1.0, generation.repetition_penalty != 1)
     for key, (off, active) in shaping.items():
         if active:
             yield (

@@ -159,6 +159,28 @@ CASES: list[tuple[list[str], list[str]]] = [
         ],
         ["generation.top_k = 50", "SGLang", "allowed: -1, or generation.behaviour_logprobs=recompute"],
     ),
+    (
+        [
+            *("generation.backend=sglang_server", "generation.base_url=http://h:1"),
+            "generation.repetition_penalty=1.1",
+        ],
+        ["generation.repetition_penalty = 1.1", "SGLang", "allowed: 1"],
+    ),
+    # from Hydra
+    (
+        ["--config", "tiny", "train.lr=[5e-6,1e-5]", "seed=1"],
+        ["optimize --config tiny --sampler grid --space 'train.lr=[5e-6,1e-5]' seed=1"],
+    ),
+    (["--train.lr", "[5e-6,1e-5]"], ["train.lr=[5e-6,1e-5]: one run takes one value", "optimize"]),
+    (
+        ["-m", "train.lr=5e-6,1e-5", "train.batch_size=[4,8]"],
+        ["optimize --sampler grid --space 'train.lr=[5e-6,1e-5] train.batch_size=[4,8]'"],
+    ),
+    (["--multirun", "train.method=grpo,dapo"], ["optimize --sampler grid --space 'train.method=[grpo,dapo]'"]),
+    (["-m", "seed=1"], ["-m: no setting has several values", "leave -m out"]),
+    (["hydra.run.dir=x"], ["hydra.run.dir = 'x'", "no Hydra", "outputs/RUN_ID"]),
+    (["--config-name", "offline_grpo"], ["--config-name", "--config NAME"]),
+    (["--cfg=job"], ["--cfg", "--print-config"]),
     (["generation.server.port=99999"], ["generation.server.port = 99999", "65535"]),
     (["generation.server.arguments=--enforce-eager"], ["generation.server.arguments", "list"]),
     # models

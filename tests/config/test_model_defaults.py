@@ -52,8 +52,10 @@ def test_the_guides_quick_start_gets_the_guides_defaults() -> None:
 def test_the_guides_quick_start_on_sglang_recomputes_the_log_probs() -> None:
     resolved = resolve("", GUIDE.replace("ENGINE", "sglang_server").split())
     assert resolved.config.generation.behaviour_logprobs == "recompute"
-    (line,) = resolved.warnings
-    assert line.startswith("generation.behaviour_logprobs = 'recompute', not 'server' (default): SGLang")
+    assert resolved.config.generation.repetition_penalty == 1
+    penalty, logprobs = resolved.warnings
+    assert penalty.startswith("generation.repetition_penalty = 1.0, not 1.1 (default): SGLang")
+    assert logprobs.startswith("generation.behaviour_logprobs = 'recompute', not 'server' (default): SGLang")
 
 
 def test_a_model_without_a_server_samples_in_this_process(tmp_path: Path) -> None:

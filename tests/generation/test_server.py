@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from grpo_mlflow.config import resolve
+from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.generation import Generators, Sampling
 from grpo_mlflow.generation.server.client import Client, Fault, Loop, Refusal
@@ -190,9 +191,23 @@ def test_rollouts_can_be_priced_by_the_trainer_where_a_server_gives_no_logprobs(
         generators.training().sync(0)
         anew = generators.training().generate(prompts(policy), 2, sampling, 0, ("x",))
     assert ids_of(anew) == ids_of(full)
-    if DIALECTS[dialect].shaped_logprobs:  # others do not know top-p and penalties, and must differ
+    if DIALECTS[dialect].shaped_logprobs:  # others do not know top-k and top-p, and must differ
         for one, other in zip((c for g in full for c in g), (c for g in anew for c in g), strict=True):
             assert one.behaviour_logprobs == pytest.approx(other.behaviour_logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_repetition_penalty_is_trained_on_where_it_is_the_trainers_own(
+    policy: Policy, folder: Path, name: str
+) -> None:
+    """vLLM's falls on prompt and completion; SGLang's is scheduled before the newest token is known."""
+    dialect, shaping = name.removesuffix("_server"), {"temperature": 0.8, "repetition_penalty": 1.8}
+    with FakeServer(dialect, folder) as server, served(policy, server, **shaping) as generators:
+        if SERVERS[name].penalises_as_here:
+            generators.training().sync(0)
+        else:
+            with pytest.raises(ServerFailed, match="differ from the trainer's"):
+                generators.training().sync(0)
 
 
 @EACH_DIALECT

@@ -19,7 +19,7 @@ class Dialect(Protocol):
 
     `sample`, `load` and `label` are the paths that sample, load weights and say which are there; `loading` are the
     calls of a load in their order. `model_option` names the model on its command line. `shaped_logprobs`: whether
-    log-probabilities know top-k, top-p and penalties; `names_model`: whether a request says which model it is for.
+    log-probabilities know top-k and top-p; `names_model`: whether a request says which model it is for.
     `ids` is where a completion has its tokens.
     """
 
@@ -34,6 +34,10 @@ class Dialect(Protocol):
 
     def answer(self, server: FakeServer, path: str, body: dict[str, Any]) -> Answer | None:
         """Return what a request is answered with; None: there is no such path."""
+        ...
+
+    def penalised(self, prompt: list[int], generated: list[int]) -> list[int]:
+        """Return the tokens that a repetition penalty falls on."""
         ...
 
     def refusal(self, message: str) -> Any:

@@ -333,11 +333,9 @@ class FakeServer:
             parameters.get("top_k", -1),
             parameters.get("repetition_penalty", 1.0),
         )
-        plain = Sampling(most, sampling.temperature)
+        unfiltered = Sampling(most, sampling.temperature, repetition_penalty=sampling.repetition_penalty)
         uniforms = seeding.stream(seed, "fake").random(most)
         ids, logprobs = list(prompt), []
-        seen = torch.zeros(1, self.model.config.vocab_size, dtype=torch.bool)
-        seen[0, prompt] = True
         with self._model_lock:
             cache = self._prefix(prompt, adapter)
         for uniform in uniforms:
@@ -345,16 +343,17 @@ class FakeServer:
                 given = {cache_name(self.model): cache}
                 out = self._of(adapter)(input_ids=torch.tensor([ids[-1:]]), use_cache=True, **given)
             cache, logits = getattr(out, cache_name(self.model)), out.logits[:, -1].float()
+            seen = torch.zeros(1, self.model.config.vocab_size, dtype=torch.bool)
+            seen[0, DIALECTS[self.dialect].penalised(prompt, ids[len(prompt) :])] = True
             distribution = processed_logprobs(logits, sampling, seen)
             token = int(draw(distribution, torch.tensor([uniform])) if sampling.temperature else distribution.argmax())
             shown = distribution
             if self.quirks.raw_logprobs:
                 shown = logits.log_softmax(-1)
             elif not DIALECTS[self.dialect].shaped_logprobs:
-                shown = processed_logprobs(logits, plain)
+                shown = processed_logprobs(logits, unfiltered, seen)
             logprobs.append(float(shown[0, token]))
             ids.append(token)
-            seen[0, token] = True
             if token in parameters.get("stop_token_ids", ()):
                 return ids[len(prompt) :], logprobs, "stop"
         return ids[len(prompt) :], logprobs, "length"

@@ -25,6 +25,9 @@ class VLLM:
     shaped_logprobs = names_model = True
     ids = "token_ids"
 
+    def penalised(self, prompt: list[int], generated: list[int]) -> list[int]:
+        return [*prompt, *generated]
+
     def refusal(self, message: str) -> Any:
         return {"error": {"message": message, "type": "BadRequestError", "code": 400}}
 

@@ -2,9 +2,11 @@
 
 Read in SGLang 0.5.23: `n` copies of a request share one sampling seed, so with deterministic inference all K
 completions would be the same; K requests in one call, each with its own seed, are asked for instead. Seeds act only
-with `--enable-deterministic-inference`. Log-probabilities know the temperature, not top-k, top-p and penalties. A
-prompt with a token outside the vocabulary hangs the server. Its OpenAI endpoint cannot score a prompt. An update of
-weights flushes the prefix cache, and answers 400 if requests that still run kept it from doing so.
+with `--enable-deterministic-inference`. Log-probabilities know the temperature and penalties, not top-k and top-p.
+The repetition penalty falls on the last token of the prompt and on the generated ones but the newest (it is scheduled
+ahead of the sampled token), so no other engine can price it. A prompt with a token outside the vocabulary hangs the
+server. Its OpenAI endpoint cannot score a prompt. An update of weights flushes the prefix cache, and answers 400 if
+requests that still run kept it from doing so.
 """
 
 from __future__ import annotations
