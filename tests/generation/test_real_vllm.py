@@ -1,7 +1,7 @@
 """Against a real vLLM, the CPU build in .venv-vllm: `make test-server`.
 
 A start takes most of a minute, so one server serves all tests of a configuration, and ends before the next begins.
-Whole runs stand in test_real_vllm_runs.py, which may run at the same time.
+Whole runs stand in test_real_vllm_runs.py, a real model in test_real_smollm2.py, which may run at the same time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
 
-from grpo_mlflow.config import Config, LoraConfig, ServerConfig, TinyConfig, resolve
+from grpo_mlflow.config import Config, LoraConfig, TinyConfig, resolve
 from grpo_mlflow.generation import Generator, Generators, Sampling
 from grpo_mlflow.generation.server.checksums import Comparison, WeightSums
 from grpo_mlflow.generation.server.client import Client, Loop
@@ -33,12 +33,9 @@ from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runs.doctor import Doctor
 from tests.support.conformance import Conformance, ShapedConformance, ids_of, prompts
 from tests.support.paths import ROOT
+from tests.support.real_vllm import NEEDS_VLLM, server_settings
 
-PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: make .venv-vllm/.installed"),
-]
+pytestmark = NEEDS_VLLM
 
 
 def build(tied: bool) -> Policy:
@@ -66,8 +63,7 @@ def llama(plain: Policy) -> Policy:
 def serving(policy: Policy, folder: Path, *words: str) -> Generators:
     policy.save(folder / "model")
     base = resolve("tiny", ["generation.backend=vllm_server", "generation.server.manage=true", *words]).config
-    server = ServerConfig(manage=True, python=str(PYTHON), device="cpu", arguments=("--max-model-len", "512"))
-    settings = base.generation.model_copy(update={"server": server, "batch_size": 2})
+    settings = base.generation.model_copy(update={"server": server_settings(), "batch_size": 2})
     config: Config = base.model_copy(update={"generation": settings})
     return Generators(config, policy, folder / "model", folder / "model", folder / "server.log", print)
 

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from statistics import stdev
@@ -18,12 +17,9 @@ from grpo_mlflow import runs
 from grpo_mlflow.algorithm.statistics import mean, paired_difference, t_quantile
 from grpo_mlflow.config import Resolved, resolve
 from tests.support.paths import ROOT
+from tests.support.real_vllm import NEEDS_VLLM, PYTHON, kill_server_once
 
-PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: make .venv-vllm/.installed"),
-]
+pytestmark = NEEDS_VLLM
 SEEDS = range(5)
 LEARNER = (
     "train.iterations=10",
@@ -54,21 +50,10 @@ def test_training_learns_as_in_process_though_the_server_is_killed(
     A server draws other completions than this process, so its run is one more of those under other seeds: its outcome
     lies in their prediction interval (99%).
     """
-    killed: list[int] = []
-    in_process = {run.run_dir for run in local}
-
-    def kill() -> None:
-        while not killed:
-            time.sleep(0.1)
-            for metrics in Path(shared_store.removeprefix("sqlite:///")).parent.rglob("train_iter_003.json"):
-                if metrics.parent.parent not in in_process:
-                    children = psutil.Process().children(recursive=True)
-                    for process in children:
-                        if "api_server" in " ".join(process.cmdline()) and "warden.py" not in process.cmdline()[1]:
-                            process.kill()
-                            killed.append(process.pid)
-
-    threading.Thread(target=kill, daemon=True).start()
+    store, in_process = Path(shared_store.removeprefix("sqlite:///")).parent, {run.run_dir for run in local}
+    killed = kill_server_once(
+        lambda: any(path.parent.parent not in in_process for path in store.rglob("train_iter_003.json"))
+    )
     finished = runs.train(served(shared_store))
     assert killed
     perf = [json.loads(path.read_text()) for path in sorted((finished.run_dir / "metrics").glob("train_iter_*.json"))]

@@ -1,0 +1,315 @@
+"""SmolLM2 on a real vLLM: weights after steps as small as a run's, and what is refused. `make test-server`.
+
+Faults are planted between trainer and server, which both know nothing of it: the server is told to load other weights
+than those that were written for it, or not told to forget its cached prefixes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from grpo_mlflow import runs
+from grpo_mlflow.config import LoraConfig, resolve
+from grpo_mlflow.errors import ServerFailed
+from grpo_mlflow.generation import Generators, Sampling
+from grpo_mlflow.generation.server import canary
+from grpo_mlflow.generation.server.generator import ServerGenerator
+from grpo_mlflow.model import lora
+from grpo_mlflow.model import policy as policies
+from grpo_mlflow.model.policy import Policy
+from tests.support.conformance import Conformance, prompts
+from tests.support.go_between import Answer, Fault, Forward, GoBetween, no_fault
+from tests.support.real_vllm import NEEDS_SMOLLM2, PYTHON, SMOLLM2, kill_server_once, running
+
+pytestmark = NEEDS_SMOLLM2
+SMALLEST, LEARNING_RATES = 1e-6, (1e-6, 1e-5, 2e-5)
+GIVEN = "was given new weights, but"
+
+
+def step(policy: Policy, lr: float, seed: int) -> None:
+    """Move every weight that is trained by `lr`, up or down, as AdamW's first step does."""
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in (p for p in policy.model.parameters() if p.requires_grad):
+            parameter.add_(torch.empty_like(parameter).bernoulli_(generator=chance).mul_(2).sub_(1), alpha=lr)
+
+
+class Served:
+    """A policy whose weights a server gets through a go-between, one version after the other."""
+
+    def __init__(self, policy: Policy, generator: ServerGenerator, url: str, between: GoBetween) -> None:
+        self.policy, self.generator, self.url, self.between, self.version = policy, generator, url, between, 0
+        generator.sync(0)
+
+    def moves(self, lr: float) -> float:
+        """Move the weights, let the server have them, and return how far its log-probabilities are from ours."""
+        self.version += 1
+        step(self.policy, lr, self.version)
+        began = time.monotonic()
+        self.generator.sync(self.version)
+        error = self.generator.metrics()["server_canary_error"]
+        print(f"lr {lr:g}: {error:.2g} from the trainer's, {time.monotonic() - began:.1f} s")
+        return error
+
+    def kept(self, folder: Path) -> Path:
+        """Return a folder that stays, with the weights that the server was given last."""
+        assert self.generator.server.folder is not None
+        return Path(shutil.copytree(self.generator.server.folder, folder, copy_function=os.link))
+
+
+@contextmanager
+def serving(policy: Policy, url: str, folder: Path, *words: str) -> Iterator[Served]:
+    dtype = str(policy.dtype).removeprefix("torch.")
+    settings = ["generation.backend=vllm_server", f"generation.sync_dir={folder}", "generation.retry_seconds=60"]
+    with GoBetween(url) as between:
+        words = (*settings, f"generation.base_url={between.url}", f"model.dtype={dtype}", *words)
+        with Generators(resolve("tiny", words).config, policy, SMOLLM2, SMOLLM2, folder / "log", print) as generators:
+            generator = generators.training()
+            assert isinstance(generator, ServerGenerator)
+            yield Served(policy, generator, url, between)
+
+
+class Start(NamedTuple):
+    dtype: str
+    arguments: tuple[str, ...] = ()
+    lora_rank: int | None = None
+
+
+STARTS = {
+    "bfloat16": Start("bfloat16", lora_rank=8),
+    "float32": Start("float32"),
+    "plain": Start("bfloat16", ("--worker-extension-cls", "", "--logprobs-mode", "raw_logprobs")),
+}
+BFLOAT16, FLOAT32, PLAIN = (pytest.mark.parametrize("served", [name], indirect=True) for name in STARTS)
+
+
+@pytest.fixture(scope="module")
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """All weights on the server that the test is marked with."""
+    start, folder, began = STARTS[request.param], tmp_path_factory.mktemp("served"), time.monotonic()
+    with running(SMOLLM2, start.dtype, folder / "log", *start.arguments, lora_rank=start.lora_rank) as url:
+        print(f"{request.param}: started in {time.monotonic() - began:.0f} s")
+        with serving(load(start.dtype), url, folder / "weights") as found:
+            yield found
+
+
+def load(dtype: str) -> Policy:
+    return policies.load(SMOLLM2, torch.device("cpu"), dtype)
+
+
+def loads_weights(path: str, body: Any) -> bool:
+    return path == "/collective_rpc" and body["method"] == "grpo_load_weights"
+
+
+def all_old(old: Path) -> Fault:
+    def answer(path: str, body: Any, forward: Forward) -> Answer:
+        if loads_weights(path, body):
+            body["kwargs"]["path"] = str(old)
+        return forward(path, body)
+
+    return answer
+
+
+def one_block_old(old: Path) -> Fault:
+    def answer(path: str, body: Any, forward: Forward) -> Answer:
+        if loads_weights(path, body):
+            given, mixed = Path(body["kwargs"]["path"]), old.with_name("mixed")
+            shutil.copytree(given, mixed, dirs_exist_ok=True)
+            new, before = (load_file(each / "model.safetensors") for each in (given, old))
+            of_block = {name: tensor for name, tensor in before.items() if name.startswith("model.layers.7.")}
+            assert of_block
+            save_file(new | of_block, mixed / "model.safetensors", metadata={"format": "pt"})
+            body["kwargs"]["path"] = str(mixed)
+        return forward(path, body)
+
+    return answer
+
+
+def output_layer_old(old: Path) -> Fault:
+    """As vLLM's own loader does on a CPU where the output layer is the embedding: its packed copy stays."""
+
+    def answer(path: str, body: Any, forward: Forward) -> Answer:
+        if not loads_weights(path, body):
+            return forward(path, body)
+        new = {"method": "reload_weights", "kwargs": {"weights_path": body["kwargs"]["path"]}}
+        assert forward(path, new)[0] == 200
+        return 200, json.dumps({"results": [{"ok": True}]}).encode()
+
+    return answer
+
+
+def adapter_old(old: Path) -> Fault:
+    def answer(path: str, body: Any, forward: Forward) -> Answer:
+        if path == "/v1/load_lora_adapter":
+            body["lora_path"] = str(old)
+        return forward(path, body)
+
+    return answer
+
+
+class KeepsPrefixes:
+    """Cached prefixes are not forgotten, and `one_salt`: those of all versions go by one salt."""
+
+    def __init__(self, one_salt: bool) -> None:
+        self.one_salt = one_salt
+
+    def __call__(self, path: str, body: Any, forward: Forward) -> Answer:
+        if path == "/reset_prefix_cache":
+            return 200, json.dumps({"success": True}).encode()
+        if self.one_salt and body is not None and "cache_salt" in body:
+            body["cache_salt"] = "always"
+        return forward(path, body)
+
+
+def prefix_hits(url: str) -> float:
+    """Return how many tokens of prompts the server has taken from its prefix cache so far."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
+        found = re.findall(r"^vllm:prefix_cache_hits_total\{.*\} (\S+)$", answer.read().decode(), re.MULTILINE)
+    assert len(found) == 1
+    return float(found[0])
+
+
+@BFLOAT16
+def test_adapters_after_small_steps_raise_no_alarm_and_an_old_one_does(served: Served, tmp_path: Path) -> None:
+    adapted = load("bfloat16")
+    lora.add(adapted.model, LoraConfig(rank=8), 0)
+    words = ("generation.sync=lora", "model.lora.rank=8")
+    with serving(adapted, served.url, tmp_path / "adapters", *words) as beside:
+        for lr in 2 * LEARNING_RATES:
+            assert beside.moves(lr) < canary.TOLERANCE[torch.bfloat16]
+        assert beside.between.paths.count("/v1/load_lora_adapter") == 7  # none a second time
+        beside.between.fault = adapter_old(beside.kept(tmp_path / "old"))
+        with pytest.raises(ServerFailed, match=GIVEN):
+            beside.moves(SMALLEST)
+        beside.between.fault = no_fault
+        beside.moves(SMALLEST)
+
+
+@BFLOAT16
+def test_small_steps_in_bfloat16_raise_no_alarm(served: Served) -> None:
+    before = served.between.paths.count("/update_weight_version")
+    for lr in 2 * LEARNING_RATES:
+        assert 1e-3 < served.moves(lr) < canary.TOLERANCE[torch.bfloat16]  # there is rounding to be mistaken
+    assert served.between.paths.count("/update_weight_version") == before + 6  # none a second time
+
+
+@BFLOAT16
+@pytest.mark.parametrize("plant", [all_old, output_layer_old, one_block_old])
+def test_old_weights_are_caught_at_that_load_in_bfloat16(
+    served: Served, plant: Callable[[Path], Fault], tmp_path: Path
+) -> None:
+    old_weights_are_caught(served, plant, tmp_path)
+
+
+def old_weights_are_caught(served: Served, plant: Callable[[Path], Fault], folder: Path) -> None:
+    served.between.fault = plant(served.kept(folder / "old"))
+    with pytest.raises(ServerFailed, match=rf"{GIVEN} \d+ of its \d+ tensors are not what was sent") as caught:
+        served.moves(SMALLEST)
+    print(caught.value)
+    served.between.fault = no_fault
+    served.moves(SMALLEST)
+
+
+@BFLOAT16
+def test_prefixes_of_old_weights_are_not_read_though_the_server_keeps_them(served: Served) -> None:
+    """One step in bfloat16 is less than rounding, so a token drawn after an old prefix would not be told."""
+    served.between.fault = KeepsPrefixes(one_salt=False)
+    ids = canary.tokens(served.policy)[::-1]
+    long = replace(prompts(served.policy)[0], token_ids=ids)
+
+    def drawn() -> float:
+        before = prefix_hits(served.url)
+        served.generator.generate([long], 1, Sampling(4), 0, ("x",))
+        return prefix_hits(served.url) - before
+
+    served.moves(SMALLEST)
+    assert drawn() == 0
+    assert drawn() == 128  # a block, of the same weights
+    before = prefix_hits(served.url)
+    served.moves(SMALLEST)
+    assert prefix_hits(served.url) == before  # nor does the proof
+    assert drawn() == 0
+    served.between.fault = no_fault
+
+
+@FLOAT32
+def test_small_steps_in_float32_raise_no_alarm(served: Served) -> None:
+    before = served.between.paths.count("/update_weight_version")
+    for lr in LEARNING_RATES:
+        assert served.moves(lr) < 1e-4
+    assert served.between.paths.count("/update_weight_version") == before + 3
+    Conformance().test_behaviour_logprobs_are_the_trainers(served.policy, served.generator, 1.0)
+
+
+@FLOAT32
+def test_one_old_block_is_caught_in_float32(served: Served, tmp_path: Path) -> None:
+    old_weights_are_caught(served, one_block_old, tmp_path)
+
+
+@FLOAT32
+def test_prefixes_of_old_weights_that_the_server_reads_are_caught(served: Served) -> None:
+    served.between.fault = KeepsPrefixes(one_salt=True)
+    served.moves(SMALLEST)
+    for lr in (1e-6, 1e-5, 2e-5, 1e-4, 3e-4, 1e-3):
+        served.moves(lr)
+
+
+@PLAIN
+def test_unprocessed_log_probabilities_are_refused(served: Served, tmp_path: Path) -> None:
+    hot = serving(served.policy, served.url, tmp_path, "generation.temperature=0.7")
+    with pytest.raises(ServerFailed, match="they leave out temperature") as caught, hot:
+        pass
+    print(caught.value)
+    assert "--logprobs-mode processed_logprobs" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@PLAIN
+def test_weights_load_without_the_extension(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """vLLM's own loader leaves the output layer of a model with tied weights old; a step that shows it is refused."""
+    caplog.set_level(logging.WARNING)
+    for lr in LEARNING_RATES:
+        assert served.moves(lr) < canary.TOLERANCE[torch.bfloat16]
+    assert served.generator.metrics()["server_retries"] == 0
+    assert sum("not distinguishable" in record.getMessage() for record in caplog.records) == 1
+    with pytest.raises(ServerFailed, match="tied embeddings, started without our worker extension") as caught:
+        served.moves(5e-3)
+    print(caught.value)
+
+
+def test_a_run_that_samples_ahead_in_bfloat16_survives_kill_9_of_its_server(shared_store: str) -> None:
+    store = Path(shared_store.removeprefix("sqlite:///")).parent
+    killed = kill_server_once(lambda: any(store.rglob("train_iter_001.json")))
+    words = [f"model.train_id={SMOLLM2}", "model.dtype=bfloat16", f"tracking.uri={shared_store}"]
+    words += ["generation.backend=vllm_server", "generation.async_rollouts=1", "generation.server.manage=true"]
+    words += [f"generation.server.python={PYTHON}", "generation.server.device=cpu"]
+    words += ['generation.server.arguments=["--max-model-len","512"]', "generation.max_new_tokens=8"]
+    words += ["train.iterations=3", "train.lr=1e-6", "train.lr_warmup_steps=0", "train.batch_size=8"]
+    words += ["data.problems_per_iteration=2", "data.rollouts_per_problem=4"]
+    words += ["eval.num_ids=2", "eval.replicates=4", "eval.interval=3", "checkpoint.save_interval=0"]
+    finished = runs.train(resolve("tiny", words))
+    assert len(killed) == 1
+    metrics = [
+        json.loads(path.read_text()) for path in sorted((finished.run_dir / "metrics").glob("train_iter_*.json"))
+    ]
+    print(json.dumps(metrics, indent=1))
+    assert len(metrics) == 3
+    assert sum(each["server_restarts"] for each in metrics) >= 1
+    for each in metrics:
+        assert each["server_canary_error"] < canary.TOLERANCE[torch.bfloat16]
+        assert 0.8 < each["sampler_ratio_mean"] < 1.2
