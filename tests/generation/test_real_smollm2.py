@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from grpo_mlflow import runs
 from grpo_mlflow.config import LoraConfig, resolve
@@ -33,7 +32,8 @@ from grpo_mlflow.model import lora
 from grpo_mlflow.model import policy as policies
 from grpo_mlflow.model.policy import Policy
 from tests.support.conformance import Conformance, prompts
-from tests.support.go_between import Answer, Fault, Forward, GoBetween, no_fault
+from tests.support.go_between import Fault, GoBetween
+from tests.support.old_weights import KeepsPrefixes, adapter_old, all_old, one_block_old, output_layer_old
 from tests.support.real_vllm import NEEDS_SMOLLM2, PYTHON, SMOLLM2, kill_server_once, running
 
 pytestmark = NEEDS_SMOLLM2
@@ -53,7 +53,8 @@ class Served:
     """A policy whose weights a server gets through a go-between, one version after the other."""
 
     def __init__(self, policy: Policy, generator: ServerGenerator, url: str, between: GoBetween) -> None:
-        self.policy, self.generator, self.url, self.between, self.version = policy, generator, url, between, 0
+        self.policy, self.generator, self.url, self.between = policy, generator, url, between
+        self.version, self.retries = 0, 0.0
         generator.sync(0)
 
     def moves(self, lr: float) -> float:
@@ -62,7 +63,8 @@ class Served:
         step(self.policy, lr, self.version)
         began = time.monotonic()
         self.generator.sync(self.version)
-        error = self.generator.metrics()["server_canary_error"]
+        metrics = self.generator.metrics()
+        error, self.retries = metrics["server_canary_error"], self.retries + metrics["server_retries"]
         print(f"lr {lr:g}: {error:.2g} from the trainer's, {time.monotonic() - began:.1f} s")
         return error
 
@@ -112,70 +114,6 @@ def load(dtype: str) -> Policy:
     return policies.load(SMOLLM2, torch.device("cpu"), dtype)
 
 
-def loads_weights(path: str, body: Any) -> bool:
-    return path == "/collective_rpc" and body["method"] == "grpo_load_weights"
-
-
-def all_old(old: Path) -> Fault:
-    def answer(path: str, body: Any, forward: Forward) -> Answer:
-        if loads_weights(path, body):
-            body["kwargs"]["path"] = str(old)
-        return forward(path, body)
-
-    return answer
-
-
-def one_block_old(old: Path) -> Fault:
-    def answer(path: str, body: Any, forward: Forward) -> Answer:
-        if loads_weights(path, body):
-            given, mixed = Path(body["kwargs"]["path"]), old.with_name("mixed")
-            shutil.copytree(given, mixed, dirs_exist_ok=True)
-            new, before = (load_file(each / "model.safetensors") for each in (given, old))
-            of_block = {name: tensor for name, tensor in before.items() if name.startswith("model.layers.7.")}
-            assert of_block
-            save_file(new | of_block, mixed / "model.safetensors", metadata={"format": "pt"})
-            body["kwargs"]["path"] = str(mixed)
-        return forward(path, body)
-
-    return answer
-
-
-def output_layer_old(old: Path) -> Fault:
-    """As vLLM's own loader does on a CPU where the output layer is the embedding: its packed copy stays."""
-
-    def answer(path: str, body: Any, forward: Forward) -> Answer:
-        if not loads_weights(path, body):
-            return forward(path, body)
-        new = {"method": "reload_weights", "kwargs": {"weights_path": body["kwargs"]["path"]}}
-        assert forward(path, new)[0] == 200
-        return 200, json.dumps({"results": [{"ok": True}]}).encode()
-
-    return answer
-
-
-def adapter_old(old: Path) -> Fault:
-    def answer(path: str, body: Any, forward: Forward) -> Answer:
-        if path == "/v1/load_lora_adapter":
-            body["lora_path"] = str(old)
-        return forward(path, body)
-
-    return answer
-
-
-class KeepsPrefixes:
-    """Cached prefixes are not forgotten, and `one_salt`: those of all versions go by one salt."""
-
-    def __init__(self, one_salt: bool) -> None:
-        self.one_salt = one_salt
-
-    def __call__(self, path: str, body: Any, forward: Forward) -> Answer:
-        if path == "/reset_prefix_cache":
-            return 200, json.dumps({"success": True}).encode()
-        if self.one_salt and body is not None and "cache_salt" in body:
-            body["cache_salt"] = "always"
-        return forward(path, body)
-
-
 def prefix_hits(url: str) -> float:
     """Return how many tokens of prompts the server has taken from its prefix cache so far."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
@@ -193,10 +131,10 @@ def test_adapters_after_small_steps_raise_no_alarm_and_an_old_one_does(served: S
         for lr in 2 * LEARNING_RATES:
             assert beside.moves(lr) < canary.TOLERANCE[torch.bfloat16]
         assert beside.between.paths.count("/v1/load_lora_adapter") == 7  # none a second time
-        beside.between.fault = adapter_old(beside.kept(tmp_path / "old"))
-        with pytest.raises(ServerFailed, match=GIVEN):
+        old = beside.between.planted(adapter_old(beside.kept(tmp_path / "old")))
+        with pytest.raises(ServerFailed, match=GIVEN) as caught, old:
             beside.moves(SMALLEST)
-        beside.between.fault = no_fault
+        print(caught.value)
         beside.moves(SMALLEST)
 
 
@@ -217,34 +155,34 @@ def test_old_weights_are_caught_at_that_load_in_bfloat16(
 
 
 def old_weights_are_caught(served: Served, plant: Callable[[Path], Fault], folder: Path) -> None:
-    served.between.fault = plant(served.kept(folder / "old"))
-    with pytest.raises(ServerFailed, match=rf"{GIVEN} \d+ of its \d+ tensors are not what was sent") as caught:
+    wrong, old = rf"{GIVEN} \d+ of its \d+ tensors are not what was sent", plant(served.kept(folder / "old"))
+    with pytest.raises(ServerFailed, match=wrong) as caught, served.between.planted(old):
         served.moves(SMALLEST)
     print(caught.value)
-    served.between.fault = no_fault
     served.moves(SMALLEST)
 
 
 @BFLOAT16
 def test_prefixes_of_old_weights_are_not_read_though_the_server_keeps_them(served: Served) -> None:
     """One step in bfloat16 is less than rounding, so a token drawn after an old prefix would not be told."""
-    served.between.fault = KeepsPrefixes(one_salt=False)
-    ids = canary.tokens(served.policy)[::-1]
-    long = replace(prompts(served.policy)[0], token_ids=ids)
+    long = replace(prompts(served.policy)[0], token_ids=canary.tokens(served.policy)[::-1])
 
-    def drawn() -> float:
+    def read() -> float:
         before = prefix_hits(served.url)
         served.generator.generate([long], 1, Sampling(4), 0, ("x",))
         return prefix_hits(served.url) - before
 
-    served.moves(SMALLEST)
-    assert drawn() == 0
-    assert drawn() == 128  # a block, of the same weights
-    before = prefix_hits(served.url)
-    served.moves(SMALLEST)
-    assert prefix_hits(served.url) == before  # nor does the proof
-    assert drawn() == 0
-    served.between.fault = no_fault
+    with served.between.planted(KeepsPrefixes(one_salt=True)):
+        served.moves(SMALLEST)
+        assert read() == 0
+        served.moves(SMALLEST)
+        assert read() == 128  # a block of old weights, which only the salt prevents
+    with served.between.planted(KeepsPrefixes(one_salt=False)):
+        served.moves(SMALLEST)
+        assert read() == 0
+        assert read() == 128  # of these weights
+        served.moves(SMALLEST)
+        assert read() == 0
 
 
 @FLOAT32
@@ -285,10 +223,12 @@ def test_weights_load_without_the_extension(served: Served, caplog: pytest.LogCa
     caplog.set_level(logging.WARNING)
     for lr in LEARNING_RATES:
         assert served.moves(lr) < canary.TOLERANCE[torch.bfloat16]
-    assert served.generator.metrics()["server_retries"] == 0
+    assert served.retries == 0
     assert sum("not distinguishable" in record.getMessage() for record in caplog.records) == 1
+    with torch.no_grad():
+        served.policy.model.get_input_embeddings().weight.mul_(1.5)  # and with it all logits
     with pytest.raises(ServerFailed, match="tied embeddings, started without our worker extension") as caught:
-        served.moves(5e-3)
+        served.moves(SMALLEST)
     print(caught.value)
 
 
@@ -307,7 +247,6 @@ def test_a_run_that_samples_ahead_in_bfloat16_survives_kill_9_of_its_server(shar
     metrics = [
         json.loads(path.read_text()) for path in sorted((finished.run_dir / "metrics").glob("train_iter_*.json"))
     ]
-    print(json.dumps(metrics, indent=1))
     assert len(metrics) == 3
     assert sum(each["server_restarts"] for each in metrics) >= 1
     for each in metrics:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -16,16 +17,12 @@ Forward = Callable[[str, Any], Answer]  # of a path and the JSON of a body
 Fault = Callable[[str, Any, Forward], Answer]
 
 
-def no_fault(path: str, body: Any, forward: Forward) -> Answer:
-    return forward(path, body)
-
-
 class GoBetween:
-    """Stands before the server at `url`. `fault` answers each POST; it may pass on another one, several, or none."""
+    """Stands before the server at `url`. A fault answers each POST; it may pass on another one, several, or none."""
 
     def __init__(self, url: str) -> None:
         self._server = urlsplit(url).netloc
-        self.fault: Fault = no_fault
+        self._fault: Fault | None = None
         self.paths: list[str] = []  # of the POSTs, in their order
         between = self
 
@@ -38,7 +35,9 @@ class GoBetween:
             def do_POST(self) -> None:
                 content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 between.paths.append(urlsplit(self.path).path)
-                self._answer(*between.fault(self.path, json.loads(content) if content else None, between._post))
+                body = json.loads(content) if content else None
+                fault = between._fault
+                self._answer(*(fault(self.path, body, between._post) if fault else between._post(self.path, body)))
 
             def _answer(self, status: int, content: bytes) -> None:
                 self.send_response(status)
@@ -68,6 +67,15 @@ class GoBetween:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
+
+    @contextmanager
+    def planted(self, fault: Fault) -> Iterator[None]:
+        """Inside the block, answer by this fault."""
+        self._fault = fault
+        try:
+            yield
+        finally:
+            self._fault = None
 
     def _post(self, path: str, body: Any) -> Answer:
         return self._ask("POST", path, None if body is None else json.dumps(body).encode())
