@@ -23,9 +23,13 @@ from grpo_mlflow.search.paired import PairedPruner
 from grpo_mlflow.search.space import Space
 
 
-def sampler(config: Config, process: int) -> BaseSampler:
-    """Return the sampler; `process` keeps commands and workers of one study from proposing the same."""
-    seed = seeding.integer(config.seed, "sampler", process) % 2**32
+def sampler(config: Config, slot: int) -> BaseSampler:
+    """Return the sampler that proposes for one place in the queue.
+
+    Its draws depend on the place alone, and on no process: a study that is interrupted proposes what an undisturbed one
+    does, and workers propose different settings. What it proposes follows from these draws and the trials that ended.
+    """
+    seed = seeding.integer(config.seed, "sampler", slot) % 2**32
     startup = min(10, max(3, config.search.n_trials // 3))
     if config.search.sampler in ("random", "grid"):  # a grid's settings are fixed in the queue
         return RandomSampler(seed=seed)
