@@ -13,7 +13,6 @@ import optuna
 from optuna.distributions import check_distribution_compatibility
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow.algorithm.statistics import mean, rate_interval
@@ -41,12 +40,11 @@ def open_study(storage: BaseStorage, config: Config, space: Space) -> optuna.Stu
     """Create the study, or load it to continue it.
 
     Raises:
-        UserError: it was begun with other settings, so that its trials would not be comparable.
+        UserError: it was begun with other settings, so that its trials would not be comparable; or the sampler lacks a
+            package.
     """
-    name = config.search.study_name
-    directions = [StudyDirection.MAXIMIZE]  # pass@k, and for two objectives the cost
-    if config.search.sampler == "nsga2":
-        directions.append(StudyDirection.MINIMIZE)
+    choices.require(config, space)
+    name, directions = config.search.study_name, choices.directions(config)
     try:
         study = optuna.create_study(study_name=name, storage=storage, directions=directions)
         _sign(study, config, space)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import optuna
@@ -20,7 +21,7 @@ from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow import runs
-from grpo_mlflow.config import TRAITS, Arguments, Resolved, resolve
+from grpo_mlflow.config import TRAITS, Arguments, Resolved, overlay, resolve
 from grpo_mlflow.errors import ServerFailed, StoreAway, UserError
 from grpo_mlflow.runs.stored import find, resolve_evaluation
 from grpo_mlflow.runtime import interrupts
@@ -34,6 +35,8 @@ from tests.support.fake_server import Answer, FakeServer, Fault
 from tests.support.paths import ROOT
 from tests.support.small_runs import SMALL
 from tests.support.small_studies import STUDY, load, search, study_config
+
+RANGE = "search.space=train.lr='{low: 1e-5, high: 1e-2, log: true}'"
 
 
 @pytest.fixture(autouse=True)
@@ -393,6 +396,48 @@ def test_a_signal_that_comes_with_an_error_ends_the_study(store: str, tmp_path: 
         scripted.run()
     assert len(began) == 1
     assert final_trials(study)[0].user_attrs["error"] == "the gradient is not finite"
+
+
+class Lacking(optuna.samplers.RandomSampler):
+    """Needs a package once it has something to learn from."""
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, *which: Any) -> Any:
+        if trial.number >= 3:
+            raise ModuleNotFoundError("No module named 'learning'", name="learning")
+        return super().sample_independent(study, trial, *which)
+
+
+def test_a_sampler_that_lacks_a_package_is_told_before_the_first_trial(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpo_mlflow.search.choices.sampler", lambda config, slot: Lacking())
+    named = "search.sampler = 'tpe': No module named 'learning'; needed: pip install learning"
+    with pytest.raises(UserError, match=f"^{re.escape(named)}$"):
+        search(study_config(store, tmp_path, RANGE, "search.sampler=tpe"))
+    assert open_storage(f"sqlite:///{tmp_path}/optuna.db").get_all_studies() == []
+
+
+def test_workers_propose_what_one_process_does(store: str, tmp_path: Path) -> None:
+    """Two take trials in turn; the second one ends first."""
+
+    def proposed(folder: str, workers: int) -> list[dict[str, Any]]:
+        resolved = study_config(store, tmp_path, RANGE, "search.sampler=random", "search.n_trials=6")
+        resolved = overlay(resolved, {"search.storage": f"journal:{tmp_path}/{folder}"}, "test")
+        begun: list[runs.Trial] = []
+
+        def train(resolved: Resolved, stored: object, trial: runs.Trial) -> None:
+            begun.append(trial)
+            if len(begun) < workers:
+                scripted_search(resolved, train)[0]._run_one()
+            raise UserError("no result is needed")
+
+        scripted, study = scripted_search(resolved, train)
+        scripted.run()
+        return [trial.params for trial in final_trials(study)]
+
+    alone = proposed("alone", 1)
+    assert len({params["train.lr"] for params in alone}) == 6
+    assert proposed("beside", 2) == alone
 
 
 class Interrupted(optuna.samplers.RandomSampler):
