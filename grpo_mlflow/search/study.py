@@ -24,8 +24,7 @@ from grpo_mlflow.search.space import Space
 
 # User attributes of a trial.
 SLOT = "slot"  # its place in the queue
-FIXED = "fixed"  # the settings that the queue prescribes
-OWN = "own_settings"  # those are the config's own
+OWN = "own_settings"  # the queue prescribes the config's own settings
 RUN_ID, OWNER = "run_id", "owner"
 KILLED = "killed"  # how often its process died; only trials that were put back have it
 SETTLED = "settled"  # its settings are all drawn
@@ -127,7 +126,7 @@ class Queue:
                 first = len(slots(self._study))
                 for slot in range(first, min(first + _AHEAD, len(self))):
                     fixed = self._wanted[slot]
-                    marks = {SLOT: slot, FIXED: fixed, OWN: bool(self._own) and fixed == self._own}
+                    marks = {SLOT: slot, OWN: bool(self._own) and fixed == self._own}
                     self._study.enqueue_trial(fixed, user_attrs=marks)
         return True
 

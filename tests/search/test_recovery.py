@@ -125,7 +125,10 @@ def _outcome(resolved: Resolved) -> list[dict[str, Any]]:
         curve = trial.intermediate_values
         return {"state": trial.state, "params": trial.params, "values": trial.values, "curve": curve, "noted": noted}
 
-    trials = load(resolved).get_trials()
+    study = load(resolved)
+    trials = study.get_trials()
+    # Optuna's tools print them on one line.
+    assert all(len(json.dumps(noted)) <= 400 for noted in (study.user_attrs, *(trial.user_attrs for trial in trials)))
     assert sorted(trial.user_attrs[studies.SLOT] for trial in trials) == list(range(len(trials)))
     return [of(trial) for trial in trials]
 

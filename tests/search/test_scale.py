@@ -409,7 +409,7 @@ def test_of_several_that_meet_a_dead_leader_one_takes_over(address: str) -> None
 @pytest.fixture
 def queue(storage: BaseStorage) -> optuna.Study:
     study = optuna.create_study(study_name="queue", storage=storage)
-    study.enqueue_trial({"x": 0.5}, user_attrs={studies.SLOT: 0, studies.FIXED: {"x": 0.5}})
+    study.enqueue_trial({"x": 0.5}, user_attrs={studies.SLOT: 0})
     return study
 
 
