@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import optuna
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -16,17 +17,51 @@ from optuna.pruners import (
     ThresholdPruner,
 )
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
 
 from grpo_mlflow import seeding
 from grpo_mlflow.config import Config
+from grpo_mlflow.errors import UserError, one_line
 from grpo_mlflow.search.paired import PairedPruner
 from grpo_mlflow.search.space import Space
 
 
-def sampler(config: Config, process: int) -> BaseSampler:
-    """Return the sampler; `process` keeps commands and workers of one study from proposing the same."""
-    seed = seeding.integer(config.seed, "sampler", process) % 2**32
-    startup = min(10, max(3, config.search.n_trials // 3))
+def directions(config: Config) -> list[StudyDirection]:
+    """Return what a study optimizes: pass@k, and for two objectives the cost."""
+    return [StudyDirection.MAXIMIZE] + [StudyDirection.MINIMIZE] * (config.search.sampler == "nsga2")
+
+
+def require(config: Config, space: Space) -> None:
+    """Let the sampler propose as in a study, past its random start: only then does Optuna import what it needs.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    study = optuna.create_study(directions=directions(config))
+    try:
+        for slot in range(_startup(config) + 1):
+            trial = study.ask()
+            study.sampler = sampler(config, slot)
+            space.suggest(trial)
+            study.tell(trial, [float(slot)] * len(study.directions))
+    except ImportError as error:
+        name = f"search.sampler = {config.search.sampler!r}"
+        raise UserError(f"{name}: {one_line(error)}; needed: pip install {error.name}") from error
+
+
+def _startup(config: Config) -> int:
+    """Return how many trials are drawn at random before the sampler learns from them."""
+    return min(10, max(3, config.search.n_trials // 3))
+
+
+def sampler(config: Config, slot: int) -> BaseSampler:
+    """Return the sampler that proposes for one place in the queue.
+
+    Its draws depend on the place alone, and on no process: a study that is interrupted proposes what an undisturbed one
+    does, and workers propose different settings. What it proposes follows from these draws and the trials that ended.
+    """
+    seed = seeding.integer(config.seed, "sampler", slot) % 2**32
+    startup = _startup(config)
     if config.search.sampler in ("random", "grid"):  # a grid's settings are fixed in the queue
         return RandomSampler(seed=seed)
     if config.search.sampler == "gp":

@@ -18,6 +18,7 @@ from grpo_mlflow.config import Resolved, overlay
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.runs.stored import find
 from grpo_mlflow.runtime.console import Console
+from grpo_mlflow.search import records
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.trials import Search
 
@@ -88,7 +89,7 @@ class Confirmation:
             "search.finalists": 0,  # those problems are in use now
         }
         key = ":".join(["confirmed", name, *map(str, fresh.values())])
-        if (known := self._study.user_attrs.get(key)) is not None:
+        if (known := records.kept(self._study).get(key)) is not None:
             return [float(rate) for rate in known]
         if run_id is None:
             run_id = self._retrain(trial, name.replace("confirm", "retrain"), seed)
@@ -100,7 +101,7 @@ class Confirmation:
         self._console.say(f"  {name}: {search.confirm_num_ids} fresh problems x {search.confirm_replicates}")
         nested = runs.Nested(self._parent, name, {"optuna.trial": str(trial.number)})
         rates = runs.evaluate(config, stored.checkpoint.path, nested).success_rates(search.k)
-        self._study.set_user_attr(key, rates)
+        records.keep(self._study, key, rates)
         return rates
 
     def _retrain(self, trial: FrozenTrial, name: str, seed: int | None) -> str:

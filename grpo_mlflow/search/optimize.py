@@ -7,7 +7,6 @@ parent run and ends the study. The others run trials and leave.
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Sequence
 
@@ -21,7 +20,7 @@ from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import choices, report, rights
+from grpo_mlflow.search import report, rights
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
@@ -51,7 +50,6 @@ def optimize(resolved: Resolved, space: Space, storage: BaseStorage, command: Se
         if (parent := rights.parent_of(storage, search.study_name)) is not None:
             console.say(f"joining study {search.study_name}; the command that leads it will end it")
             baseline = _shared_baseline(resolved, parent)
-            study.sampler = choices.sampler(resolved.config, secrets.randbits(31))  # not what the leader proposes
             with interrupts.handled():
                 Search(resolved, space, study, queue, parent, console, baseline=baseline).run()
             return []

@@ -51,6 +51,16 @@ def gone(owner: Mapping[str, Any]) -> bool:
         return True
 
 
+def is_me(owner: Mapping[str, Any] | None) -> bool:
+    """Return whether `me` described this process."""
+    mine = me()
+    return (
+        owner is not None
+        and (owner["machine"], owner["pid"]) == (mine["machine"], mine["pid"])
+        and abs(owner["started"] - mine["started"]) <= _CLOCK
+    )
+
+
 @contextmanager
 def showing_life(write: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Let `write` note what `me` says, now and again until the block ends."""

@@ -58,10 +58,11 @@ from numpy.typing import ArrayLike, NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow.algorithm.statistics import t_quantile
+from grpo_mlflow.search import records
 
 
 def rates_key(step: int) -> str:
-    """Return the user attribute that holds the success rates of all problems at a step."""
+    """Return the key in a trial's records of the success rates of all problems at a step."""
     return f"rates:{step}"
 
 
@@ -177,8 +178,8 @@ def _expit(logit: float) -> float:
 
 def _steps(trial: FrozenTrial) -> list[int]:
     """Return the steps at which the trial reported a value and has rates."""
-    return sorted(step for step in trial.intermediate_values if rates_key(step) in trial.user_attrs)
+    return sorted(step for step in trial.intermediate_values if records.kept_at(trial, rates_key(step)))
 
 
 def _rates(trial: FrozenTrial, step: int) -> NDArray[np.float64]:
-    return np.asarray(trial.user_attrs[rates_key(step)], dtype=np.float64)
+    return np.asarray(records.kept_at(trial, rates_key(step)), dtype=np.float64)

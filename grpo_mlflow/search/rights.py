@@ -1,4 +1,5 @@
-"""What only one of the processes that work on a study may do: to lead it (own the parent run, end it), to queue trials.
+"""What only one of the processes that work on a study may do: to lead it (own the parent run, end it), to queue
+trials, to put back those whose process is gone.
 
 Such a right is a companion study in the same storage, since a storage lets a name exist once. It is named by role and
 generation: who creates the next generation after one whose owner is gone has taken it over, and only one can. (To
@@ -21,7 +22,7 @@ from optuna.study import StudyDirection
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.search import owners
 
-LEADER, QUEUER = "leader", "queuer"
+LEADER, QUEUER, REVIVER = "leader", "queuer", "reviver"
 _OWNER, _PARENT = "owner", "parent_run_id"
 _UNSIGNED = 20.0  # seconds that a right may stand before its owner has signed it
 

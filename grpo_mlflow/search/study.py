@@ -1,7 +1,6 @@
-"""A study as a queue: every trial has a place in it, and a trial that did not end goes back to its place.
+"""A study as a queue: every trial has a place in it, and keeps it until it ends.
 
-Interrupted and killed trials are put back with the id of their MLflow run and what they have reported, and go on in
-that run from their last checkpoint.
+Interrupted and killed trials go on in the MLflow run that they have, from its last checkpoint (recovery.py).
 """
 
 from __future__ import annotations
@@ -9,36 +8,29 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import optuna
 from optuna.distributions import check_distribution_compatibility
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow.algorithm.statistics import mean, rate_interval
 from grpo_mlflow.config import TRAITS, Config, flatten
 from grpo_mlflow.errors import UserError
-from grpo_mlflow.runtime import interrupts
-from grpo_mlflow.search import choices, owners, rights
+from grpo_mlflow.search import choices, records, rights
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.space import Space
 
 # User attributes of a trial.
-SLOT = "slot"  # its place in the queue; a trial that is put back keeps it
-FIXED = "fixed"  # the settings that the queue prescribes
-OWN = "own_settings"  # those are the config's own
+SLOT = "slot"  # its place in the queue
+OWN = "own_settings"  # the queue prescribes the config's own settings
 RUN_ID, OWNER = "run_id", "owner"
 KILLED = "killed"  # how often its process died; only trials that were put back have it
 SETTLED = "settled"  # its settings are all drawn
 TOKENS, SECONDS = "tokens", "seconds"  # what it has cost so far
 DUPLICATE_OF = "duplicate_of"
-_OF_ONE_PROCESS = (OWNER, SETTLED, DUPLICATE_OF)
-_UNSIGNED = 30.0  # seconds that a running trial may have no owner
 _AHEAD = 16  # trials that wait at once
-_MAX_KILLED = 5  # a trial that ends its process this often (memory, a driver) is given up
 _CONFIG, _GRID = "config", "grid"
 _SIGNING = 3.0  # seconds in which who created a study notes its settings, unless its process has died
 
@@ -47,30 +39,29 @@ def open_study(storage: BaseStorage, config: Config, space: Space) -> optuna.Stu
     """Create the study, or load it to continue it.
 
     Raises:
-        UserError: it was begun with other settings, so that its trials would not be comparable.
+        UserError: it was begun with other settings, so that its trials would not be comparable; or the sampler lacks a
+            package.
     """
-    name = config.search.study_name
-    directions = [StudyDirection.MAXIMIZE]  # pass@k, and for two objectives the cost
-    if config.search.sampler == "nsga2":
-        directions.append(StudyDirection.MINIMIZE)
+    choices.require(config, space)
+    name, directions = config.search.study_name, choices.directions(config)
     try:
         study = optuna.create_study(study_name=name, storage=storage, directions=directions)
         _sign(study, config, space)
     except DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
         until = time.monotonic() + _SIGNING
-        while _CONFIG not in study.user_attrs and time.monotonic() < until:
+        while _CONFIG not in records.kept(study) and time.monotonic() < until:
             time.sleep(0.1)
-        if _CONFIG not in study.user_attrs:
+        if _CONFIG not in records.kept(study):
             _sign(study, config, space)
         _require_same(study, config, space, len(directions))
-    study.sampler, study.pruner = choices.sampler(config, len(study.get_trials(deepcopy=False))), choices.pruner(config)
+    study.pruner = choices.pruner(config)  # each trial has a sampler of its own
     return study
 
 
 def _sign(study: optuna.Study, config: Config, space: Space) -> None:
-    study.set_user_attr(_GRID, _grid(config, space))
-    study.set_user_attr(_CONFIG, _comparable(config))  # the last: whoever sees it sees all
+    records.keep(study, _GRID, _grid(config, space))
+    records.keep(study, _CONFIG, _comparable(config))  # the last: whoever sees it sees all
 
 
 def _comparable(config: Config) -> dict[str, str]:
@@ -91,10 +82,11 @@ def _require_same(study: optuna.Study, config: Config, space: Space, objectives:
             f"search.sampler = {config.search.sampler!r}: study {study.study_name!r} was begun with "
             f"{len(study.directions)} objective(s), this has {objectives}; {advice}"
         )
-    if study.user_attrs.get(_GRID) != _grid(config, space):
+    kept = records.kept(study)
+    if kept.get(_GRID) != _grid(config, space):
         raise UserError(f"search.space: study {study.study_name!r} was begun with another grid or sampler; {advice}")
     varies = {dimension.key for dimension in space.dimensions}
-    begun = study.user_attrs.get(_CONFIG, {})
+    begun = kept.get(_CONFIG, {})
     for key, value in _comparable(config).items():
         if key not in varies and begun.get(key, value) != value:
             raise UserError(f"{key} = {value}: study {study.study_name!r} was begun with {begun[key]}; {advice}")
@@ -134,13 +126,13 @@ class Queue:
                 first = len(slots(self._study))
                 for slot in range(first, min(first + _AHEAD, len(self))):
                     fixed = self._wanted[slot]
-                    marks = {SLOT: slot, FIXED: fixed, OWN: bool(self._own) and fixed == self._own}
+                    marks = {SLOT: slot, OWN: bool(self._own) and fixed == self._own}
                     self._study.enqueue_trial(fixed, user_attrs=marks)
         return True
 
 
 def slots(study: optuna.Study) -> dict[int, list[FrozenTrial]]:
-    """Return the trials of each place in the queue: one, or several where it was interrupted or killed and retried."""
+    """Return the trials of each place in the queue: one, or several where an earlier version retried it."""
     found: dict[int, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False):
         if SLOT in trial.user_attrs:
@@ -172,48 +164,10 @@ def score(trial: FrozenTrial) -> float:
 
 def curve(trial: FrozenTrial | optuna.Trial) -> dict[int, list[float]]:
     """Return pass@k of each problem at every evaluation that the trial reported."""
-    attributes, prefix = trial.user_attrs, rates_key(0)[:-1]
-    steps = [int(key.removeprefix(prefix)) for key in attributes if key.startswith(prefix)]
-    return {step: attributes[rates_key(step)] for step in sorted(steps)}
-
-
-def put_back(study: optuna.Study, trial: FrozenTrial | optuna.Trial, **changes: Any) -> None:
-    """Put an ended trial back into the queue, with its settings, its run and what it has reported."""
-    attributes = {KILLED: 0} | {key: value for key, value in trial.user_attrs.items() if key not in _OF_ONE_PROCESS}
-    study.enqueue_trial({**trial.user_attrs.get(FIXED, {}), **trial.params}, user_attrs={**attributes, **changes})
-
-
-def revive(study: optuna.Study, unsigned: dict[int, float]) -> list[str]:
-    """Put back the trials whose process is gone; return a line on each.
-
-    `unsigned` remembers between calls since when a trial has been seen without an owner: its process may be about to
-    sign it, or have died before it could.
-    """
-    said = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        owner = trial.user_attrs.get(OWNER)
-        since = unsigned.setdefault(trial.number, time.monotonic())
-        if not (owners.gone(owner) if owner else time.monotonic() - since > _UNSIGNED):
-            continue
-        with interrupts.deferred():
-            try:
-                study.tell(trial.number, state=TrialState.FAIL)
-            except (ValueError, UpdateFinishedTrialError):
-                continue  # another process was faster
-            if SLOT not in trial.user_attrs or _put_back_already(study, trial):
-                continue
-            killed = trial.user_attrs.get(KILLED, 0) + 1
-            if killed >= _MAX_KILLED:
-                said.append(f"trial {trial.number}: its process died, for the {killed}th time; it is given up")
-                continue
-            put_back(study, trial, **{KILLED: killed})
-            said.append(f"trial {trial.number}: its process died; it is put back and goes on from its last checkpoint")
-    return said
-
-
-def _put_back_already(study: optuna.Study, trial: FrozenTrial) -> bool:
-    """Return whether a later trial has the place: its process was killed while it stopped in an orderly way."""
-    return any(other.number > trial.number for other in slots(study)[trial.user_attrs[SLOT]])
+    kept = records.kept_of(records.now(trial) if isinstance(trial, optuna.Trial) else trial)
+    prefix = rates_key(0)[:-1]
+    steps = [int(key.removeprefix(prefix)) for key in kept if key.startswith(prefix)]
+    return {step: kept[rates_key(step)] for step in sorted(steps)}
 
 
 def progress(study: optuna.Study, total: int, started: float) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow import runs, tracking
@@ -19,7 +18,7 @@ from grpo_mlflow.runs import stored
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.interrupts import Interrupted
-from grpo_mlflow.search import owners
+from grpo_mlflow.search import choices, records, recovery
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.space import Space
@@ -28,6 +27,7 @@ from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.progress import Progress
 
 _SLOT_TAG = "optuna.slot"
+_JUDGED = "judged"  # [step, whether the pruner ended the trial there]: its last decision
 Train = Callable[[Resolved, "stored.Stored | None", runs.Trial], object]
 
 
@@ -55,7 +55,7 @@ class Search:
         self._parent, self._console = parent, console
         self._baseline, self._train = baseline, train
         self._started = time.monotonic()
-        self._unsigned: dict[int, float] = {}
+        self._unsigned: recovery.Unsigned = {}
 
     def run(self, between: Callable[[], None] = lambda: None) -> None:
         """Run trials until no place is left or the time is up. A failed trial does not end the study.
@@ -72,7 +72,7 @@ class Search:
 
     def revive(self) -> None:
         """Put back the trials whose process is gone."""
-        for line in studies.revive(self._study, self._unsigned):
+        for line in recovery.revive(self._study, self._unsigned):
             self._console.warn(line)
 
     def config_of(self, values: Mapping[str, Any]) -> Resolved:
@@ -87,7 +87,8 @@ class Search:
     def _run_one(self) -> None:
         with interrupts.deferred():  # a signal finds a trial to put back
             trial = self._study.ask()
-            if studies.SLOT in trial.user_attrs:
+            if (slot := trial.user_attrs.get(studies.SLOT)) is not None:
+                self._study.sampler = choices.sampler(self._resolved.config, slot)
                 self._run(trial)
             else:  # another process took the last place between our look and our trial
                 trial.set_user_attr("note", "the queue was empty")
@@ -95,30 +96,33 @@ class Search:
 
     def _run(self, trial: optuna.Trial) -> None:
         try:
-            with (
-                interrupts.let_through(),
-                owners.showing_life(lambda owner: trial.set_user_attr(studies.OWNER, owner)),
-            ):
+            with recovery.owned(trial), interrupts.let_through():
                 values = self._perform(trial)
         except Pruned:
-            self._study.tell(trial, state=TrialState.PRUNED)
+            self._tell(trial, state=TrialState.PRUNED)
         except (Interrupted, KeyboardInterrupt, StoreAway, ServerFailed):  # the trials behind it would fare no better
-            studies.put_back(self._study, trial)  # in this order, its place is never empty
-            self._study.tell(trial, state=TrialState.FAIL)
+            recovery.put_back(self._study, trial)
             raise
         except Exception as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             self._console.warn(f"trial {trial.number} failed: {kind}{error}")
-            with suppress(UpdateFinishedTrialError):  # taken for dead, and put back by another process
+            if recovery.is_own(trial):
                 trial.set_user_attr("error", f"{kind}{error}"[:500])
-                self._study.tell(trial, state=TrialState.FAIL)
+                self._tell(trial, state=TrialState.FAIL)
         else:
-            self._study.tell(trial, values)
+            self._tell(trial, values)
+
+    def _tell(self, trial: optuna.Trial, values: list[float] | None = None, state: TrialState | None = None) -> None:
+        if recovery.is_own(trial):
+            self._study.tell(trial, values, state)
+        else:
+            self._console.warn(f"trial {trial.number}: another process has it, and will end it")
 
     def _perform(self, trial: optuna.Trial) -> list[float]:
         """Return the objective values of a trial: those of an equal one, or those of a training run."""
-        values = self._space.suggest(trial)
-        trial.set_user_attr(studies.SETTLED, True)
+        with interrupts.deferred():  # a sampler that is asked for the rest would begin with the draws of the first
+            values = self._space.suggest(trial)
+            trial.set_user_attr(studies.SETTLED, True)
         if (equal := self._equal(trial)) is not None:
             trial.set_user_attr(studies.DUPLICATE_OF, equal.number)
             self._console.say(f"  trial {trial.number} has the settings of trial {equal.number} and shares its result")
@@ -135,12 +139,22 @@ class Search:
         tags = {"optuna.trial": str(trial.number), "optuna.study": self._study.study_name, _SLOT_TAG: slot}
         hooks = runs.Trial(
             runs.Nested(self._parent, f"trial-{trial.number}", tags),
-            lambda run_id: trial.set_user_attr(studies.RUN_ID, run_id),
+            lambda run_id: self._started_as(trial, run_id),
             lambda progress, evaluation: self._report(trial, resolved.config, progress, evaluation),
             self._baseline if _evaluated_alike(resolved.config, self._resolved.config) else None,
         )
         self._train(resolved, stored, hooks)
         return self._values(trial)
+
+    def _started_as(self, trial: optuna.Trial, run_id: str) -> None:
+        trial.set_user_attr(studies.RUN_ID, run_id)
+        _, pruned = self._judged(trial)
+        if pruned:  # its process died before it had ended it
+            raise Pruned(f"trial {trial.number}")
+
+    def _judged(self, trial: optuna.Trial) -> tuple[int, bool]:
+        step, pruned = records.kept_at(records.now(trial), _JUDGED) or (0, False)
+        return step, pruned
 
     def _stored(self, trial: optuna.Trial) -> stored.Stored | None:
         """Return the run of a trial that was put back, and the checkpoint that it goes on from."""
@@ -158,23 +172,39 @@ class Search:
         step = progress.iteration
         if step == 0:
             return  # the same for all trials
-        rates = evaluation.success_rates(config.search.k)
-        trial.set_user_attr(rates_key(step), rates)
-        trial.set_user_attr(studies.TOKENS, progress.tokens)
-        trial.set_user_attr(studies.SECONDS, progress.seconds)
+        recovery.require_own(trial)
+        with interrupts.deferred():  # or what the pruner has noted would be there, and its decision not
+            trial.set_user_attr(studies.TOKENS, progress.tokens)
+            trial.set_user_attr(studies.SECONDS, progress.seconds)
+            pruned = self._judge(trial, config, step, evaluation.success_rates(config.search.k))
         self._console.say(f"  trial {trial.number}  iteration {step:>4}  {evaluation.summary()}")
-        if len(self._study.directions) > 1:
-            return  # Optuna neither takes reports nor prunes there
-        trial.report(mean(rates), step)
-        if step < config.train.iterations and trial.should_prune():
+        if pruned:
             raise Pruned(f"trial {trial.number} at iteration {step}")
 
+    def _judge(self, trial: optuna.Trial, config: Config, step: int, rates: list[float]) -> bool:
+        """Keep what the trial has reached at a step; return whether the pruner ends it there.
+
+        A trial that was put back comes again to steps between its checkpoint and its end. What was decided there holds:
+        the pruner would see the later reports, and asha has counted the trial already.
+        """
+        records.keep_of(trial, rates_key(step), rates)
+        if len(self._study.directions) > 1:
+            return False  # Optuna neither takes reports nor prunes there
+        records.report(trial, step, mean(rates))
+        last, pruned = self._judged(trial)
+        if step > last:
+            now = records.now(trial)
+            pruned = step < config.train.iterations and bool(self._study.pruner.prune(self._study, now))
+            records.keep_of(trial, _JUDGED, [step, pruned])
+        return pruned
+
     def _repeat_reports(self, trial: optuna.Trial, stored: stored.Stored | None) -> None:
-        """Report again what the run reported before it was put back, up to the checkpoint that it goes on from."""
+        """Report what a copy that an earlier version put back has not, up to the checkpoint that it goes on from."""
         reached = stored.checkpoint.iteration if stored and stored.checkpoint else 0
+        known = records.now(trial).intermediate_values
         for step, rates in studies.curve(trial).items():
-            if step <= reached and len(self._study.directions) == 1:
-                trial.report(mean(rates), step)
+            if step <= reached and step not in known and len(self._study.directions) == 1:
+                records.report(trial, step, mean(rates))
 
     def _values(self, trial: optuna.Trial) -> list[float]:
         search = self._resolved.config.search
@@ -187,22 +217,29 @@ class Search:
         return [value, float(trial.user_attrs[search.cost])]
 
     def _equal(self, trial: optuna.Trial) -> FrozenTrial | None:
-        """Return an earlier trial with the same settings that was finished or pruned, after waiting for it to end."""
+        """Return a trial with the same settings that was finished or pruned, after waiting for those begun earlier."""
         while True:
-            earlier = [
+            others = [
                 other
-                for other in self._study.get_trials(deepcopy=False)[: trial.number]
-                if studies.SLOT in other.user_attrs
+                for other in self._study.get_trials(deepcopy=False)
+                if studies.SLOT in other.user_attrs and other.number != trial.number
             ]
-            for other in earlier:
-                if other.params == trial.params and other.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            for other in others:
+                own = studies.DUPLICATE_OF not in other.user_attrs
+                if own and other.params == trial.params and other.state in (TrialState.COMPLETE, TrialState.PRUNED):
                     return other
-            running = [other for other in earlier if other.state == TrialState.RUNNING]
+            # By when they started, as one that was put back has a low number: of two, one waits for the other.
+            running = [o for o in others if o.state == TrialState.RUNNING and _start(o) < _start(trial)]
             # One without all of its settings yet may turn out to be equal, too.
             if not any(o.params == trial.params or studies.SETTLED not in o.user_attrs for o in running):
                 return None
             self.revive()
             time.sleep(0.2)
+
+
+def _start(trial: FrozenTrial | optuna.Trial) -> tuple[datetime, int]:
+    assert trial.datetime_start is not None, "it runs"
+    return trial.datetime_start, trial.number
 
 
 def _evaluated_alike(config: Config, other: Config) -> bool:

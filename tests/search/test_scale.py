@@ -24,7 +24,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
-from grpo_mlflow.search import owners, rights
+from grpo_mlflow.errors import UserError
+from grpo_mlflow.search import owners, records, recovery, rights
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.storage import open_storage
@@ -237,10 +238,10 @@ def test_workers_killed_in_the_middle_of_trials_leave_no_trace(commands: Command
     said += "".join(commands.output(number) for number in workers)  # a worker that waits for an equal one revives, too
     assert said.count("its process died; it is put back") == 3
     require_whole(store, study, len(rates))
-    slots = studies.slots(study)
-    assert sum(len(trials) - 1 for trials in slots.values()) == 3
-    for trial in killed:  # the retried ones have gone on in the run that they had
-        final = max(slots[trial.user_attrs[studies.SLOT]], key=lambda t: t.number)
+    assert [len(trials) for trials in studies.slots(study).values()] == [1] * len(rates)
+    for trial in killed:  # they have gone on as they were, in the run that they had
+        final = study.trials[trial.number]
+        assert final.user_attrs[studies.KILLED] == 1
         assert final.user_attrs[studies.RUN_ID] == trial.user_attrs[studies.RUN_ID]
         assert final.intermediate_values.keys() == set(range(2, 61, 2))
     undisturbed = tmp_path / "undisturbed"
@@ -261,7 +262,7 @@ def _in_the_middle(study: optuna.Study, worker: subprocess.Popen[str]) -> Frozen
     """Return the trial of a process once it has passed some evaluations here, and has some before it."""
     assert worker.poll() is None, "it ended before it had a trial: the queue was too short"
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        own = trial.user_attrs.get(studies.OWNER, {}).get("pid") == worker.pid
+        own = (trial.user_attrs.get(studies.OWNER) or {}).get("pid") == worker.pid
         if own and trial.datetime_start and time.time() - trial.datetime_start.timestamp() > 1.0:
             steps = studies.curve(trial)
             if steps and 6 <= max(steps) < 50:
@@ -282,7 +283,7 @@ def test_a_killed_leader_and_its_killed_worker(commands: Commands, store: str, t
 
     def worker_with_trial(besides: int = 0) -> int | None:
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            owner = trial.user_attrs.get(studies.OWNER, {}).get("pid", pid)
+            owner = (trial.user_attrs.get(studies.OWNER) or {}).get("pid", pid)
             if owner not in (pid, besides) and studies.curve(trial):
                 return int(owner)
         return None
@@ -408,7 +409,7 @@ def test_of_several_that_meet_a_dead_leader_one_takes_over(address: str) -> None
 @pytest.fixture
 def queue(storage: BaseStorage) -> optuna.Study:
     study = optuna.create_study(study_name="queue", storage=storage)
-    study.enqueue_trial({"x": 0.5}, user_attrs={studies.SLOT: 0, studies.FIXED: {"x": 0.5}})
+    study.enqueue_trial({"x": 0.5}, user_attrs={studies.SLOT: 0})
     return study
 
 
@@ -418,44 +419,100 @@ def _begin(study: optuna.Study, owner: dict[str, Any]) -> optuna.Trial:
     trial.set_user_attr(studies.OWNER, owner)
     trial.set_user_attr(studies.SETTLED, True)
     trial.set_user_attr(studies.RUN_ID, "its run")
-    trial.set_user_attr(rates_key(2), [0.25, 0.75])
+    records.keep_of(trial, rates_key(2), [0.25, 0.75])
+    records.report(trial, 2, 0.5)
     return trial
 
 
 def test_a_trial_whose_process_died_is_put_back_with_what_it_has(queue: optuna.Study) -> None:
-    _begin(queue, _dead())
-    assert len(studies.revive(queue, {})) == 1
-    assert studies.revive(queue, {}) == []
-    assert [trial.state for trial in studies.slots(queue)[0]] == [TrialState.FAIL, TrialState.WAITING]
+    begun = _begin(queue, _dead())
+    begun.storage.set_trial_system_attr(begun._trial_id, "completed_rung_0", 0.5)
+    assert len(recovery.revive(queue, {})) == 1
+    assert recovery.revive(queue, {}) == []
+    assert [trial.state for trial in studies.slots(queue)[0]] == [TrialState.WAITING]
     again = queue.ask()
+    assert again.number == begun.number
+    assert records.now(again).system_attrs["completed_rung_0"] == 0.5
+    assert records.now(again).intermediate_values == {2: 0.5}
     assert again.suggest_float("x", 0, 1) == 0.5
     assert again.user_attrs[studies.RUN_ID] == "its run"
     assert studies.curve(again) == {2: [0.25, 0.75]}
     assert again.user_attrs[studies.KILLED] == 1
-    assert studies.OWNER not in again.user_attrs
-    assert studies.SETTLED not in again.user_attrs
+    assert again.user_attrs[studies.OWNER] is None
 
 
 def test_a_trial_of_a_living_process_is_left_alone(queue: optuna.Study) -> None:
     _begin(queue, owners.me())
-    assert studies.revive(queue, {}) == []
+    assert recovery.revive(queue, {}) == []
     assert queue.trials[0].state == TrialState.RUNNING
 
 
 def test_a_trial_without_an_owner_is_put_back_only_after_a_while(queue: optuna.Study) -> None:
     queue.ask()
-    unsigned: dict[int, float] = {}
-    assert studies.revive(queue, unsigned) == []
-    unsigned[0] -= 2 * studies._UNSIGNED
-    assert len(studies.revive(queue, unsigned)) == 1
+    unsigned: recovery.Unsigned = {}
+
+    def wait() -> None:
+        for start in unsigned:
+            unsigned[start] -= 2 * recovery._UNSIGNED
+
+    assert recovery.revive(queue, unsigned) == []
+    wait()
+    assert len(recovery.revive(queue, unsigned)) == 1
     assert queue.trials[-1].state == TrialState.WAITING
+    queue.ask()
+    wait()
+    assert recovery.revive(queue, unsigned) == []  # who has taken it now may sign it yet
+
+
+def test_a_process_that_was_taken_for_dead_leaves_its_trial_alone(queue: optuna.Study) -> None:
+    trial = _begin(queue, owners.me())
+    recovery.require_own(trial)
+    trial.set_user_attr(studies.OWNER, {**owners.me(), "pid": 1})
+    with pytest.raises(UserError, match="trial 0: another process has it"):
+        recovery.require_own(trial)
+    recovery.put_back(queue, trial)
+    assert queue.trials[0].state == TrialState.RUNNING
+
+
+def _adopt(address: str, gate: Any, adopted: Any) -> None:
+    study = optuna.load_study(study_name="queue", storage=open_storage(address))
+    gate.wait()
+    until, taken = time.monotonic() + 3.0, 0
+    while time.monotonic() < until:
+        recovery.revive(study, {})
+        if study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            trial = study.ask()
+            if studies.SLOT in trial.user_attrs:
+                trial.set_user_attr(studies.OWNER, owners.me())
+                taken += 1
+    adopted.put(taken)
+    gate.wait()  # the others see a living owner until then
+
+
+@pytest.mark.parametrize("address", STORAGES, indirect=True)
+def test_of_several_that_find_a_dead_trial_one_goes_on_with_it(address: str) -> None:
+    study = optuna.create_study(study_name="queue", storage=open_storage(address))
+    study.enqueue_trial({}, user_attrs={studies.SLOT: 0})
+    _begin(study, _dead())
+    context = multiprocessing.get_context("fork")
+    gate, adopted = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=_adopt, args=(address, gate, adopted)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert sum(adopted.get(timeout=60) for _ in processes) == 1
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    (trial,) = studies.slots(study)[0]
+    assert (trial.number, trial.state, trial.user_attrs[studies.KILLED]) == (0, TrialState.RUNNING, 1)
+    assert records.kept_at(trial, rates_key(2)) == [0.25, 0.75]
 
 
 def test_a_trial_that_kills_its_process_again_and_again_is_given_up(queue: optuna.Study) -> None:
     lines = []
-    for _ in range(studies._MAX_KILLED):
+    for _ in range(recovery._MAX_KILLED):
         _begin(queue, _dead())
-        lines += studies.revive(queue, {})
+        lines += recovery.revive(queue, {})
     assert ["given up" in line for line in lines] == [False] * 4 + [True]
-    assert [trial.state for trial in studies.slots(queue)[0]] == [TrialState.FAIL] * 5
+    assert [trial.state for trial in studies.slots(queue)[0]] == [TrialState.FAIL]
     assert not queue.get_trials(states=(TrialState.WAITING,))

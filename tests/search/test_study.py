@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import optuna
@@ -20,12 +21,12 @@ from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow import runs
-from grpo_mlflow.config import TRAITS, Arguments, Resolved, resolve
+from grpo_mlflow.config import TRAITS, Arguments, Resolved, overlay, resolve
 from grpo_mlflow.errors import ServerFailed, StoreAway, UserError
 from grpo_mlflow.runs.stored import find, resolve_evaluation
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import space_file
+from grpo_mlflow.search import records, space_file
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.storage import open_storage
 from grpo_mlflow.search.study import final_trials, objective_value, slots
@@ -34,6 +35,8 @@ from tests.support.fake_server import Answer, FakeServer, Fault
 from tests.support.paths import ROOT
 from tests.support.small_runs import SMALL
 from tests.support.small_studies import STUDY, load, search, study_config
+
+RANGE = "search.space=train.lr='{low: 1e-5, high: 1e-2, log: true}'"
 
 
 @pytest.fixture(autouse=True)
@@ -247,7 +250,7 @@ def test_a_study_notes_what_its_trials_must_have_in_common(store: str, tmp_path:
     begun = study_config(store, tmp_path, "search.space=train.lr=[1e-3]")
     space, storage = space_file.load("train.lr=[1e-3]", begun), open_storage(begun.config.search.storage)
     study = studies.open_study(storage, begun.config, space)
-    assert set(study.user_attrs["config"]) == {key for key, traits in TRAITS.items() if traits.compared}
+    assert set(records.kept(study)["config"]) == {key for key, traits in TRAITS.items() if traits.compared}
     free = ("search.n_trials=9", "tracking.run_name=x", "checkpoint.keep_last=7", "generation.timeout=5")
     studies.open_study(storage, study_config(store, tmp_path, *free, "train.lr=0.5").config, space)
     for changed in ("model.dtype=bfloat16", "eval.interval=3", "search.cost=seconds", "seed=5"):
@@ -326,7 +329,7 @@ def test_ctrl_c_stops_cleanly_and_the_trial_goes_on_in_its_run(store: str, tmp_p
     curve = client.get_metric_history(all_runs(store, "train")[1].info.run_id, "eval/pass_at_1")
     assert [point.step for point in curve] == list(range(0, 31, 2))
     resolved = study_config(store, tmp_path, *words)
-    assert [len(trials) for trials in slots(load(resolved)).values()] == [1, 2]
+    assert [len(trials) for trials in slots(load(resolved)).values()] == [1, 1]
 
 
 @pytest.mark.parametrize("after", [None, 0.5], ids=["its process died", "its process is about to sign"])
@@ -337,7 +340,7 @@ def test_a_study_that_was_created_but_not_signed_is_continued(store: str, tmp_pa
     storage = open_storage(resolved.config.search.storage)
     made = optuna.create_study(study_name="grpo", storage=storage, direction="maximize")
     if after is None:
-        assert studies.open_study(storage, resolved.config, space).user_attrs.keys() == {"config", "grid"}
+        assert records.kept(studies.open_study(storage, resolved.config, space)).keys() == {"config", "grid"}
     else:
         other = study_config(store, tmp_path, "search.space=train.lr=[1e-3,3e-3]", words[1])
         signature = other.config, space_file.load(other.config.search.space, other)
@@ -395,6 +398,48 @@ def test_a_signal_that_comes_with_an_error_ends_the_study(store: str, tmp_path: 
     assert final_trials(study)[0].user_attrs["error"] == "the gradient is not finite"
 
 
+class Lacking(optuna.samplers.RandomSampler):
+    """Needs a package once it has something to learn from."""
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, *which: Any) -> Any:
+        if trial.number >= 3:
+            raise ModuleNotFoundError("No module named 'learning'", name="learning")
+        return super().sample_independent(study, trial, *which)
+
+
+def test_a_sampler_that_lacks_a_package_is_told_before_the_first_trial(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpo_mlflow.search.choices.sampler", lambda config, slot: Lacking())
+    named = "search.sampler = 'tpe': No module named 'learning'; needed: pip install learning"
+    with pytest.raises(UserError, match=f"^{re.escape(named)}$"):
+        search(study_config(store, tmp_path, RANGE, "search.sampler=tpe"))
+    assert open_storage(f"sqlite:///{tmp_path}/optuna.db").get_all_studies() == []
+
+
+def test_workers_propose_what_one_process_does(store: str, tmp_path: Path) -> None:
+    """Two take trials in turn; the second one ends first."""
+
+    def proposed(folder: str, workers: int) -> list[dict[str, Any]]:
+        resolved = study_config(store, tmp_path, RANGE, "search.sampler=random", "search.n_trials=6")
+        resolved = overlay(resolved, {"search.storage": f"journal:{tmp_path}/{folder}"}, "test")
+        begun: list[runs.Trial] = []
+
+        def train(resolved: Resolved, stored: object, trial: runs.Trial) -> None:
+            begun.append(trial)
+            if len(begun) < workers:
+                scripted_search(resolved, train)[0]._run_one()
+            raise UserError("no result is needed")
+
+        scripted, study = scripted_search(resolved, train)
+        scripted.run()
+        return [trial.params for trial in final_trials(study)]
+
+    alone = proposed("alone", 1)
+    assert len({params["train.lr"] for params in alone}) == 6
+    assert proposed("beside", 2) == alone
+
+
 class Interrupted(optuna.samplers.RandomSampler):
     """A signal comes while the study is asked for a trial."""
 
@@ -408,4 +453,4 @@ def test_a_trial_that_is_begun_as_a_signal_comes_is_put_back(store: str, tmp_pat
     study.sampler = Interrupted()
     with pytest.raises(interrupts.Interrupted), interrupts.handled():
         scripted.run()
-    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+    assert [trial.state for trial in study.get_trials()] == [TrialState.WAITING]

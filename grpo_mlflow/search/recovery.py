@@ -1,0 +1,115 @@
+"""Trials whose process was interrupted or killed: each waits again as what it is, and the next process goes on with it.
+
+It stays one trial, with its number, its settings, its reports and what sampler and pruner have noted on it. So they
+decide as if nothing had happened: a copy would compete with what it was copied from, would be new to asha, and its
+number would put it into another bracket of hyperband. (Earlier versions put back a copy, and ended the first as failed:
+`study.slots` reads both.)
+
+A waiting trial is taken by one process only, which every storage sees to. That only one puts it back, and not after
+another has taken it again, is a right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from grpo_mlflow.errors import UserError
+from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.search import owners, records, rights
+from grpo_mlflow.search import study as studies
+from grpo_mlflow.search.study import KILLED, OWNER, SLOT
+
+_UNSIGNED = 30.0  # seconds that a running trial may have no owner
+_MAX_KILLED = 5  # a trial that ends its process this often (memory, a driver) is given up
+Unsigned = dict[tuple[int, datetime | None], float]
+
+
+@contextmanager
+def owned(trial: optuna.Trial) -> Iterator[None]:
+    """Show that this process runs the trial, until the block ends."""
+    trial.set_user_attr(OWNER, owners.me())
+    with owners.showing_life(lambda owner: _renew(trial, owner)):
+        yield
+
+
+def _renew(trial: optuna.Trial, owner: dict[str, Any]) -> None:
+    require_own(trial)
+    trial.set_user_attr(OWNER, owner)
+
+
+def is_own(trial: optuna.Trial) -> bool:
+    """Return whether this process still runs the trial: after long silence, another may have taken it over."""
+    now = records.now(trial)
+    return now.state == TrialState.RUNNING and owners.is_me(now.user_attrs.get(OWNER))
+
+
+def require_own(trial: optuna.Trial) -> None:
+    """Raise UserError if another process took this one for dead and has the trial now."""
+    if not is_own(trial):
+        raise UserError(f"trial {trial.number}: another process has it; this one gave no sign of life for too long")
+
+
+def put_back(study: optuna.Study, trial: optuna.Trial) -> None:
+    """Let a trial of this process, which does not go on, wait in the queue again."""
+    if is_own(trial):
+        _let_wait(study, records.now(trial), 0)
+
+
+def _let_wait(study: optuna.Study, trial: FrozenTrial, deaths: int) -> None:
+    storage, number = records.storage_of(study), trial._trial_id
+    storage.set_trial_user_attr(number, KILLED, trial.user_attrs.get(KILLED, 0) + deaths)
+    storage.set_trial_user_attr(number, OWNER, None)  # first, or who takes it next would look dead until it has signed
+    storage.set_trial_state_values(number, TrialState.WAITING)
+
+
+def revive(study: optuna.Study, unsigned: Unsigned) -> list[str]:
+    """Put back the trials whose process is gone; return a line on each.
+
+    `unsigned` remembers between calls since when a trial has been seen without an owner: its process may be about to
+    sign it, or have died before it could.
+    """
+    if not _dead(study, unsigned):
+        return []
+    right = rights.take(records.storage_of(study), study.study_name, rights.REVIVER)
+    if right is None:
+        return []  # another process is at it
+    said = []
+    with interrupts.deferred(), right.held():
+        for trial in _dead(study, unsigned):  # what was dead before may have a living owner by now
+            if SLOT not in trial.user_attrs or _has_a_copy(study, trial):
+                study.tell(trial.number, state=TrialState.FAIL)
+                continue
+            killed = trial.user_attrs.get(KILLED, 0) + 1
+            if killed >= _MAX_KILLED:
+                study.tell(trial.number, state=TrialState.FAIL)
+                said.append(f"trial {trial.number}: its process died, for the {killed}th time; it is given up")
+                continue
+            _let_wait(study, trial, 1)
+            said.append(f"trial {trial.number}: its process died; it is put back and goes on from its last checkpoint")
+    return said
+
+
+def _dead(study: optuna.Study, unsigned: Unsigned) -> list[FrozenTrial]:
+    """Return the running trials whose process is gone."""
+    found = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if owner := trial.user_attrs.get(OWNER):
+            if owners.gone(owner):
+                found.append(trial)
+            continue
+        since = unsigned.setdefault((trial.number, trial.datetime_start), time.monotonic())  # each start is another
+        if time.monotonic() - since > _UNSIGNED:
+            found.append(trial)
+    return found
+
+
+def _has_a_copy(study: optuna.Study, trial: FrozenTrial) -> bool:
+    """Return whether a later trial has the place: an earlier version was killed before it had ended what it copied."""
+    return any(other.number > trial.number for other in studies.slots(study)[trial.user_attrs[SLOT]])
