@@ -21,7 +21,7 @@ from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import choices, report, rights
+from grpo_mlflow.search import choices, report, rights, settings
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
@@ -41,6 +41,7 @@ def optimize(resolved: Resolved, space: Space, storage: BaseStorage, command: Se
 
     `command` are the words of this command, for the worker processes that `search.n_jobs` asks for.
     """
+    resolved = settings.pinned(resolved)
     search = resolved.config.search
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("optimize under a launcher of several processes: each would run the study; allowed: n_jobs")

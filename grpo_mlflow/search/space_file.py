@@ -17,12 +17,13 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
-from grpo_mlflow.config import TRAITS, Resolved, flatten, overlay, split_overrides, summary, yaml12
+from grpo_mlflow.config import TRAITS, Resolved, flatten, overlay, split_overrides, yaml12
 from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.search import space_entry
 from grpo_mlflow.search.space import Dimension, Distribution, Space, holds
 
-_VARIES = {key for key, traits in TRAITS.items() if traits.varies}
+_VARIES = [key for key, traits in TRAITS.items() if traits.varies]
+_SECTIONS = ", ".join(dict.fromkeys(key.partition(".")[0] + "." * ("." in key) for key in _VARIES))
 
 
 def shipped() -> list[str]:
@@ -46,8 +47,7 @@ def load(text: str, base: Resolved) -> Space:
     flat = flatten(base.config.model_dump(mode="json"))
     for key, entry in content.items():
         if key not in _VARIES:
-            allowed = ", ".join(summary(_VARIES))
-            raise ConfigError(f"{where}: {key}: cannot vary; allowed: keys of {allowed} (--print-config)")
+            raise ConfigError(f"{where}: {key}: cannot vary{_why(key)}; allowed: keys of {_SECTIONS} (--print-config)")
         dimensions.append(_dimension(str(key), entry, f"{where}: {key}", dimensions, isinstance(flat[key], float)))
     for dimension in dimensions:
         switched = {key: values[0] for key, values in dimension.when.items()}
@@ -74,6 +74,12 @@ def _content(text: str, where: str) -> Any:
         return yaml12.load(path.read_text(), where)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: cannot be read as text: {error}") from None
+
+
+def _why(key: Any) -> str:
+    if key in TRAITS and TRAITS[key].evaluation:
+        return ", since it decides what evaluations measure, and trials measured differently cannot be compared"
+    return ""
 
 
 def _folder() -> Any:

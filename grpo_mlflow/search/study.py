@@ -19,10 +19,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow.algorithm.statistics import mean, rate_interval
-from grpo_mlflow.config import TRAITS, Config, flatten
+from grpo_mlflow.config import Config
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.runtime import interrupts
-from grpo_mlflow.search import choices, owners, rights
+from grpo_mlflow.search import choices, owners, rights, settings
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.space import Space
 
@@ -70,13 +70,7 @@ def open_study(storage: BaseStorage, config: Config, space: Space) -> optuna.Stu
 
 def _sign(study: optuna.Study, config: Config, space: Space) -> None:
     study.set_user_attr(_GRID, _grid(config, space))
-    study.set_user_attr(_CONFIG, _comparable(config))  # the last: whoever sees it sees all
-
-
-def _comparable(config: Config) -> dict[str, str]:
-    """Return what must be the same for trials to be comparable, as text."""
-    flat = flatten(config.model_dump(mode="json"))
-    return {key: json.dumps(value) for key, value in flat.items() if TRAITS[key].compared}
+    study.set_user_attr(_CONFIG, settings.comparable(config))  # the last: whoever sees it sees all
 
 
 def _grid(config: Config, space: Space) -> str | None:
@@ -94,8 +88,13 @@ def _require_same(study: optuna.Study, config: Config, space: Space, objectives:
     if study.user_attrs.get(_GRID) != _grid(config, space):
         raise UserError(f"search.space: study {study.study_name!r} was begun with another grid or sampler; {advice}")
     varies = {dimension.key for dimension in space.dimensions}
-    begun = study.user_attrs.get(_CONFIG, {})
-    for key, value in _comparable(config).items():
+    begun, followed = settings.pinned_then(study.user_attrs.get(_CONFIG, {}))
+    for key in varies & followed.keys():
+        raise UserError(
+            f"search.space: {key}: study {study.study_name!r} was begun by a version that evaluated each trial with "
+            f"its own; allowed: another search.study_name, whose trials share {followed[key]}"
+        )
+    for key, value in settings.comparable(config).items():
         if key not in varies and begun.get(key, value) != value:
             raise UserError(f"{key} = {value}: study {study.study_name!r} was begun with {begun[key]}; {advice}")
     for dimension in space.dimensions:

@@ -19,11 +19,10 @@ from grpo_mlflow.runs import stored
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.interrupts import Interrupted
-from grpo_mlflow.search import owners
+from grpo_mlflow.search import owners, settings
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.space import Space
-from grpo_mlflow.tasks.settings import task_settings
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.progress import Progress
 
@@ -126,8 +125,7 @@ class Search:
                 raise Pruned(f"as trial {equal.number}")
             assert equal.values is not None
             return list(equal.values)
-        settings = ", ".join(f"{key} = {value}" for key, value in values.items())
-        self._console.say(f"  trial {trial.number}  {settings}")
+        self._console.say(f"  trial {trial.number}  {', '.join(f'{key} = {value}' for key, value in values.items())}")
         resolved = self.config_of(values)
         stored = self._stored(trial)
         self._repeat_reports(trial, stored)
@@ -137,7 +135,7 @@ class Search:
             runs.Nested(self._parent, f"trial-{trial.number}", tags),
             lambda run_id: trial.set_user_attr(studies.RUN_ID, run_id),
             lambda progress, evaluation: self._report(trial, resolved.config, progress, evaluation),
-            self._baseline if _evaluated_alike(resolved.config, self._resolved.config) else None,
+            self._baseline if settings.untrained_alike(resolved.config, self._resolved.config) else None,
         )
         self._train(resolved, stored, hooks)
         return self._values(trial)
@@ -203,10 +201,3 @@ class Search:
                 return None
             self.revive()
             time.sleep(0.2)
-
-
-def _evaluated_alike(config: Config, other: Config) -> bool:
-    """Return whether the untrained model scores the same under both."""
-    parts = ("seed", "model", "generation", "eval")
-    same_task = (config.data.task, task_settings(config)) == (other.data.task, task_settings(other))
-    return same_task and all(getattr(config, part) == getattr(other, part) for part in parts)

@@ -45,6 +45,9 @@ FILES: dict[str, tuple[str, list[str]]] = {
     "section": ("train: {lr: [1e-4]}", ["train:", "cannot vary"]),
     "number as key": ("3: [1, 2]", ["3:", "cannot vary"]),
     "how it is measured": ("eval.num_ids: [8, 16]", ["eval.num_ids", "cannot vary", "train."]),
+    "the task": ("data.task: [arithmetic, sat]", ["data.task", "cannot vary", "decides what evaluations measure"]),
+    "its settings": ("data.arithmetic.digits: [1, 2]", ["data.arithmetic.digits", "decides what evaluations measure"]),
+    "its prompt": ("data.system_prompt: [null, Be brief.]", ["data.system_prompt", "decides what evaluations measure"]),
     "how it is kept": ("checkpoint.keep_last: [1, 2]", ["checkpoint.keep_last", "cannot vary"]),
     "the search itself": ("search.n_trials: [1, 2]", ["search.n_trials", "cannot vary"]),
     "refused choice": ("train.lr: [1e-4, -1]", ["train.lr = -1", "greater than 0"]),
@@ -74,7 +77,7 @@ FILES: dict[str, tuple[str, list[str]]] = {
     "equal numbers": ("train.epochs: [1, 1.0]", ["train.epochs", "twice"]),
     "choices and range": ("train.lr: {choices: [1e-4], low: 1e-5}", ["train.lr", "no range"]),
     "choices as mapping": ("train.lr: {choices: {a: 1}}", ["train.lr", "choices = {'a': 1}"]),
-    "list in a list": ("data.sat.difficulty: [[0.3, 0.7]]", ["data.sat.difficulty", "numbers, words"]),
+    "list in a list": ("train.loss_options: [[0.3, 0.7]]", ["train.loss_options", "numbers, words"]),
     "unknown field": ("train.lr: {lo: 1e-4, high: 1e-3}", ["train.lr", "'lo' is unknown", "low, high"]),
     "when below": (
         "train.clip_high: {low: 0.2, high: 0.4, when: {train.epochs: [2]}}\ntrain.epochs: [1, 2]",

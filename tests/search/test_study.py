@@ -20,12 +20,12 @@ from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow import runs
-from grpo_mlflow.config import TRAITS, Arguments, Resolved, resolve
+from grpo_mlflow.config import OF_EVALUATION, TRAITS, Arguments, Resolved, flatten, resolve
 from grpo_mlflow.errors import ServerFailed, StoreAway, UserError
 from grpo_mlflow.runs.stored import find, resolve_evaluation
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import space_file
+from grpo_mlflow.search import settings, space_file
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.storage import open_storage
 from grpo_mlflow.search.study import final_trials, objective_value, slots
@@ -97,7 +97,7 @@ def test_a_grid_leaves_a_run_per_combination_under_one_parent(store: str, tmp_pa
         finalists[0].trial.params["train.lr"],
         finalists[0].trial.params["train.kl_coef"],
     )
-    assert best.eval == resolved.config.eval
+    assert best.eval == settings.pinned(resolved).config.eval
     assert len(finalists[0].rates) == 8
 
 
@@ -142,7 +142,7 @@ def test_pruned_trials_show_as_pruned(store: str, tmp_path: Path) -> None:
 
 def test_the_untrained_model_is_evaluated_once_where_it_can_be(store: str, tmp_path: Path) -> None:
     """A mark in the shared evaluation shows which trials use it."""
-    words = ["search.space=train.lr=[1e-3,2e-3] generation.temperature=[0.5,1.0]", "search.sampler=random"]
+    words = ["search.space=train.lr=[1e-3,2e-3] model.dtype=[float32,bfloat16]", "search.sampler=random"]
     search(study_config(store, tmp_path, *words, "search.n_trials=1"))
     (parent,) = all_runs(store, "optimize")
     path = Path(parent.info.artifact_uri) / "study" / "baseline.jsonl"
@@ -151,10 +151,49 @@ def test_the_untrained_model_is_evaluated_once_where_it_can_be(store: str, tmp_p
     assert [run.info.run_name for run in all_runs(store, "evaluate")].count("baseline") == 1
     client = mlflow.MlflowClient(store)
     later = all_runs(store, "train")[1:]
-    assert {run.data.params["generation.temperature"] for run in later} == {"0.5", "1.0"}
+    assert {run.data.params["model.dtype"] for run in later} == {"float32", "bfloat16"}
     for run in later:
         first = client.get_metric_history(run.info.run_id, "eval/mean_at_1")[0]
-        assert (first.step, first.value == 77.0) == (0, run.data.params["generation.temperature"] == "1.0")
+        assert (first.step, first.value == 77.0) == (0, run.data.params["model.dtype"] == "float32")
+
+
+def test_trials_that_learn_nothing_score_the_same_whatever_they_vary(store: str, tmp_path: Path) -> None:
+    """How a model is evaluated belongs to the study: what a trial trains with changes nothing about it."""
+    varied = "generation.temperature=[0.7,1.3] generation.max_new_tokens=[2,24] generation.top_p=[0.6,1.0] seed=[3,4]"
+    words = ["search.sampler=random", "search.n_trials=3", "train.lr=1e-12", f"search.space={varied}"]
+    words = [*words, "train.iterations=2", "train.lr_warmup_steps=0", "eval.num_ids=32", "search.confirm_num_ids=32"]
+    resolved = study_config(store, tmp_path, *words)
+    finalists = search(resolved)
+    trials = final_trials(load(resolved))
+    for name, settings_of_all in (("seed", {3, 4}), ("generation.temperature", {0.7, 1.3})):
+        assert {trial.params[name] for trial in trials} == settings_of_all
+    (rates,) = {tuple(studies.curve(trial)[2]) for trial in trials}
+    assert len({*rates}) > 1
+    (rates,) = {finalist.rates for finalist in finalists}
+    assert len({*rates}) > 1
+    flat = flatten(resolved.config.model_dump(mode="json"))
+    for run in all_runs(store, "train"):  # what an evaluation followed stands in the trial's own run
+        assert {own: run.data.params[own] for own in OF_EVALUATION} == {
+            own: str(flat[other]) for own, other in OF_EVALUATION.items()
+        }
+
+
+def test_a_study_that_an_earlier_version_began_goes_on_where_its_trials_were_evaluated_alike(
+    store: str, tmp_path: Path
+) -> None:
+    resolved = study_config(store, tmp_path, "search.space=train.lr=[1e-3]")
+    storage = open_storage(resolved.config.search.storage)
+
+    def opened(space: str) -> optuna.Study:
+        return studies.open_study(storage, settings.pinned(resolved).config, space_file.load(space, resolved))
+
+    study = opened("train.lr=[1e-3]")
+    begun = {key: value for key, value in study.user_attrs["config"].items() if key not in OF_EVALUATION}
+    study.set_user_attr("config", begun | {"eval.temperature": "null"})
+    assert opened("train.lr=[1e-3]")._study_id == study._study_id
+    for key in ("generation.temperature=[0.7,1.0]", "seed=[1,2]"):
+        with pytest.raises(UserError, match=f"^search.space: {key.partition('=')[0]}: .* evaluated each trial"):
+            opened(f"train.lr=[1e-3] {key}")
 
 
 def test_the_configs_own_settings_come_first_and_are_measured_beside_the_winner(
