@@ -65,8 +65,8 @@ class Confirmation:
     def measure(self, trial: FrozenTrial) -> Finalist:
         """Measure a finished trial on the fresh problems, after retraining it where that is asked for."""
         search = self._resolved.config.search
-        curve = studies.curve(trial)
-        selected = rate_interval(curve[max(curve)])
+        rates_then = list(studies.curve(trial).values())
+        selected = rate_interval(studies.judged(rates_then, search.objective, search.objective_window))
         models: list[tuple[str, str | None, int | None]] = [
             (f"confirm-{trial.number}", trial.user_attrs[studies.RUN_ID], None)
         ]

@@ -24,9 +24,11 @@ _COLOURS = {TrialState.COMPLETE: "tab:blue", TrialState.PRUNED: "tab:orange"}
 
 
 def shown_score(trial: FrozenTrial) -> float | None:
-    """Return a trial's score; of a pruned one, its last evaluation."""
+    """Return a trial's score; of a pruned one, the one that it had by then."""
     if trial.state == TrialState.COMPLETE:
         return studies.score(trial)
+    if studies.SCORE in trial.user_attrs:
+        return float(trial.user_attrs[studies.SCORE])
     curve = studies.curve(trial)
     return mean(curve[max(curve)]) if curve else None
 

@@ -34,6 +34,7 @@ RUN_ID, OWNER = "run_id", "owner"
 KILLED = "killed"  # how often its process died; only trials that were put back have it
 SETTLED = "settled"  # its settings are all drawn
 TOKENS, SECONDS = "tokens", "seconds"  # what it has cost so far
+SCORE = "score_so_far"  # by the objective of the study
 DUPLICATE_OF = "duplicate_of"
 _OF_ONE_PROCESS = (OWNER, SETTLED, DUPLICATE_OF)
 _UNSIGNED = 30.0  # seconds that a running trial may have no owner
@@ -215,8 +216,9 @@ def _put_back_already(study: optuna.Study, trial: FrozenTrial) -> bool:
     return any(other.number > trial.number for other in slots(study)[trial.user_attrs[SLOT]])
 
 
-def progress(study: optuna.Study, total: int, started: float) -> str:
+def progress(study: optuna.Study, total: int, started: float, config: Config) -> str:
     """Return a line on where the study of `total` trials stands; `started` (monotonic) is when this process began."""
+    search = config.search
     trials = final_trials(study)
     ended = [trial for trial in trials if trial.state.is_finished()]
     text = f"study: {len(ended)} of {total} trials, {sum(t.state == TrialState.PRUNED for t in ended)} pruned"
@@ -224,8 +226,9 @@ def progress(study: optuna.Study, total: int, started: float) -> str:
         text += f", {failed} failed"
     best = next(iter(ranked(ended)), None)
     if best is not None:
-        rates = curve(best)
-        interval = rate_interval(rates[max(rates)]) if rates else f"{score(best):.3f}"
+        rates = list(curve(best).values())
+        chosen = judged(rates, search.objective, search.objective_window) if rates else []
+        interval = rate_interval(chosen) if chosen else f"{score(best):.3f}"
         text += f", best so far {interval} (trial {best.number})"
     since = time.time() - (time.monotonic() - started)
     mine = [trial for trial in ended if trial.datetime_complete and trial.datetime_complete.timestamp() >= since]
@@ -235,9 +238,11 @@ def progress(study: optuna.Study, total: int, started: float) -> str:
     return text
 
 
-def objective_value(rates: Sequence[Sequence[float]], objective: str, window: int) -> float:
-    """Return a trial's score from pass@k of each problem at its evaluations: the last, the best, or a mean."""
-    scores = [mean(each) for each in rates]
+def judged(rates: Sequence[Sequence[float]], objective: str, window: int) -> list[float]:
+    """Return pass@k of each problem that a trial is judged by, from those at all of its evaluations.
+
+    Those of the last evaluation, of the best (the first of equals), or the mean of the last `window`.
+    """
     if objective == "best":
-        return max(scores)
-    return scores[-1] if objective == "last" else mean(scores[-window:])
+        return list(max(rates, key=mean))
+    return list(rates[-1]) if objective == "last" else [mean(each) for each in zip(*rates[-window:], strict=True)]

@@ -67,7 +67,7 @@ class Search:
             if self._time_is_up or not self._queue.fill():
                 return
             self._run_one()
-            self._console.say(studies.progress(self._study, len(self._queue), self._started))
+            self._console.say(studies.progress(self._study, len(self._queue), self._started, self._resolved.config))
 
     def revive(self) -> None:
         """Put back the trials whose process is gone."""
@@ -160,6 +160,7 @@ class Search:
         trial.set_user_attr(rates_key(step), rates)
         trial.set_user_attr(studies.TOKENS, progress.tokens)
         trial.set_user_attr(studies.SECONDS, progress.seconds)
+        trial.set_user_attr(studies.SCORE, self._score(trial))
         self._console.say(f"  trial {trial.number}  iteration {step:>4}  {evaluation.summary()}")
         if len(self._study.directions) > 1:
             return  # Optuna neither takes reports nor prunes there
@@ -176,13 +177,16 @@ class Search:
 
     def _values(self, trial: optuna.Trial) -> list[float]:
         search = self._resolved.config.search
-        rates = list(studies.curve(trial).values())
-        if not rates:
+        if not studies.curve(trial):
             raise UserError(f"trial {trial.number} ended without an evaluation")
-        value = studies.objective_value(rates, search.objective, search.objective_window)
+        value = self._score(trial)
         if len(self._study.directions) == 1:
             return [value]
         return [value, float(trial.user_attrs[search.cost])]
+
+    def _score(self, trial: optuna.Trial) -> float:
+        search, rates = self._resolved.config.search, list(studies.curve(trial).values())
+        return mean(studies.judged(rates, search.objective, search.objective_window))
 
     def _equal(self, trial: optuna.Trial) -> FrozenTrial | None:
         """Return an earlier trial with the same settings that was finished or pruned, after waiting for it to end."""

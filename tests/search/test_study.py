@@ -25,11 +25,13 @@ from grpo_mlflow.errors import ServerFailed, StoreAway, UserError
 from grpo_mlflow.runs.stored import find, resolve_evaluation
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import settings, space_file
+from grpo_mlflow.search import figures, settings, space_file
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.storage import open_storage
-from grpo_mlflow.search.study import final_trials, objective_value, slots
+from grpo_mlflow.search.study import final_trials, judged, slots
 from grpo_mlflow.search.trials import Search, Train
+from grpo_mlflow.training.evaluation import Evaluation
+from grpo_mlflow.training.progress import Progress
 from tests.support.fake_server import Answer, FakeServer, Fault
 from tests.support.paths import ROOT
 from tests.support.small_runs import SMALL
@@ -259,7 +261,9 @@ def test_two_objectives(store: str, tmp_path: Path) -> None:
 )
 def test_a_trials_score(objective: str, window: int, expected: float) -> None:
     rates = [[0.0, 0.25], [0.75, 1.0], [0.0, 1.0]]  # .125, .875, .5
-    assert objective_value(rates, objective, window) == expected
+    chosen = judged(rates, objective, window)
+    assert len(chosen) == 2
+    assert sum(chosen) / 2 == expected
 
 
 @pytest.mark.parametrize(
@@ -448,3 +452,40 @@ def test_a_trial_that_is_begun_as_a_signal_comes_is_put_back(store: str, tmp_pat
     with pytest.raises(interrupts.Interrupted), interrupts.handled():
         scripted.run()
     assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+
+
+class Rates(Evaluation):
+    """An evaluation of which only pass@1 of each problem is known: its `ks`."""
+
+    def success_rates(self, k: int = 1) -> list[float]:
+        return [float(rate) for rate in self.ks]
+
+    def summary(self) -> str:
+        return "scripted"
+
+
+def scripted_train(*evaluations: tuple[int, ...]) -> Train:
+    """Return what a trial does that has these pass@1 of each problem after iteration 1, 2 and so on."""
+
+    def train(resolved: Resolved, stored: object, trial: runs.Trial) -> None:
+        trial.on_start(f"{trial.nested.name.removeprefix('trial-'):0>32}")
+        assert trial.on_evaluation is not None
+        for step, rates in enumerate(evaluations, 1):
+            trial.on_evaluation(Progress(iteration=step), Rates((), rates))
+
+    return train
+
+
+@pytest.mark.parametrize(("objective", "shown"), [("best", "0.750"), ("mean", "0.333"), ("last", "0.000")])
+def test_what_is_shown_of_a_trial_is_what_it_is_ranked_by(
+    objective: str, shown: str, store: str, tmp_path: Path
+) -> None:
+    words = ["search.space=train.lr=[1e-3]", "search.n_trials=1", f"search.objective={objective}"]
+    resolved = study_config(store, tmp_path, *words)
+    scripted, study = scripted_search(resolved, scripted_train((1, 1, 1, 0), (0, 0, 1, 0), (0, 0, 0, 0)))
+    scripted.run()
+    (trial,) = study.get_trials()
+    assert trial.value == pytest.approx(float(shown), abs=1e-3)
+    assert f"best so far {shown} [" in studies.progress(study, 1, 0.0, resolved.config)
+    pruned = optuna.trial.create_trial(state=TrialState.PRUNED, user_attrs=trial.user_attrs)
+    assert [figures.shown_score(each) for each in (trial, pruned)] == [trial.value] * 2
