@@ -11,6 +11,7 @@ Or in one line: `train.lr=[5e-6,1e-5] train.kl_coef=[0.02,0.05]`.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,24 @@ def load(text: str, base: Resolved) -> Space:
         if key not in _VARIES:
             raise ConfigError(f"{where}: {key}: cannot vary{_why(key)}; allowed: keys of {_SECTIONS} (--print-config)")
         dimensions.append(_dimension(str(key), entry, f"{where}: {key}", dimensions, isinstance(flat[key], float)))
+    by_key = {dimension.key: dimension for dimension in dimensions}
     for dimension in dimensions:
-        switched = {key: values[0] for key, values in dimension.when.items()}
+        conditions = _conditions(dimension, by_key)
+        if impossible := [key for key, values in conditions.items() if not values]:
+            raise ConfigError(f"{where}: {dimension.key}: is never on: what it depends on excludes {impossible[0]}")
+        switched = {key: values[0] for key, values in conditions.items()}
         for value in _ends(dimension.distribution):
             overlay(base, {**switched, dimension.key: value}, "space")
     return Space(tuple(dimensions))
+
+
+def _conditions(dimension: Dimension, by_key: Mapping[str, Dimension]) -> dict[str, list[Any]]:
+    """Return the values that each setting above must have for a dimension to be on, the whole chain up."""
+    found: dict[str, list[Any]] = {}
+    for key, values in dimension.when.items():
+        for other, allowed in {**_conditions(by_key[key], by_key), key: list(values)}.items():
+            found[other] = [value for value in found.get(other, allowed) if value in allowed]
+    return found
 
 
 def _content(text: str, where: str) -> Any:

@@ -244,6 +244,44 @@ train.clip_high: {low: 0.2, high: 0.4, when: {train.epochs: [2]}}
     assert choices.queue(outside, found) == [{}] * 12
 
 
+def test_own_settings_stay_own_where_the_method_varies(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: tiny\ntrain: {method: dapo, clip_high: 0.35}\n")
+    mine = resolve(str(tmp_path / "mine.yaml"))
+    own = space_file.load("train.method=[grpo,dapo]", mine).own(mine.config)
+    assert own == {"train.method": "dapo"}
+    assert overlay(mine, own, "trial").config == mine.config
+    assert overlay(mine, {"train.method": "grpo"}, "trial").config.train.clip_high == 0.2
+
+
+CHAIN = """
+train.kl_coef: [0.0, 0.05]
+train.kl_estimator: {choices: [k2, k3], when: {train.kl_coef: [0.05]}}
+train.kl_target: {choices: [0.05, 0.1], when: {train.kl_estimator: [k3]}}
+"""
+
+
+def test_a_chain_of_conditions_is_switched_on_as_a_whole(tmp_path: Path) -> None:
+    base = resolve("tiny", ["train.kl_coef=0"])
+    found = load(CHAIN, base, tmp_path)
+    every = found.all_settings(10)
+    assert every == [
+        {"train.kl_coef": 0.0},
+        {"train.kl_coef": 0.05, "train.kl_estimator": "k2"},
+        *({"train.kl_coef": 0.05, "train.kl_estimator": "k3", "train.kl_target": target} for target in (0.05, 0.1)),
+    ]
+    assert found.all_settings(3) is None
+    assert load("train.lr: {low: 1e-4, high: 1e-3}", base, tmp_path).all_settings(10) is None
+    drawn = {tuple(values.items()) for _, values in trials_of(found)}
+    assert drawn == {tuple(values.items()) for values in every}
+
+
+def test_what_can_never_be_on_is_one_line(base: Resolved, tmp_path: Path) -> None:
+    text = CHAIN + "train.lr: {choices: [1e-4], when: {train.kl_target: [0.1], train.kl_coef: [0.0]}}"
+    with pytest.raises(ConfigError) as error:
+        load(text, base, tmp_path)
+    refused(error, ["train.lr: is never on", "train.kl_coef"])
+
+
 def test_a_grid_whose_combination_the_config_refuses_is_one_line(base: Resolved) -> None:
     found = space_file.load("data.problems_per_iteration=[64,128] data.num_train_seeds=[100,4096]", base)
     with pytest.raises(ConfigError) as error:
