@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -36,6 +36,9 @@ SETTLED = "settled"  # its settings are all drawn
 TOKENS, SECONDS = "tokens", "seconds"  # what it has cost so far
 SCORE = "score_so_far"  # by the objective of the study
 DUPLICATE_OF = "duplicate_of"
+VARIED = "varied"  # the settings that it drew; a later space may hold others, too
+SETTINGS = "settings"  # what equal settings have in common
+DRAWN = "drawn_again"  # how often other settings were drawn in its place
 _OF_ONE_PROCESS = (OWNER, SETTLED, DUPLICATE_OF)
 _UNSIGNED = 30.0  # seconds that a running trial may have no owner
 _AHEAD = 16  # trials that wait at once
@@ -95,7 +98,7 @@ def _require_same(study: optuna.Study, config: Config, space: Space, objectives:
             f"search.space: {key}: study {study.study_name!r} was begun by a version that evaluated each trial with "
             f"its own; allowed: another search.study_name, whose trials share {followed[key]}"
         )
-    for key, value in settings.comparable(config).items():
+    for key, value in settings.pinned_then(settings.comparable(config))[0].items():
         if key not in varies and begun.get(key, value) != value:
             raise UserError(f"{key} = {value}: study {study.study_name!r} was begun with {begun[key]}; {advice}")
     for dimension in space.dimensions:
@@ -183,6 +186,13 @@ def put_back(study: optuna.Study, trial: FrozenTrial | optuna.Trial, **changes: 
     study.enqueue_trial({**trial.user_attrs.get(FIXED, {}), **trial.params}, user_attrs={**attributes, **changes})
 
 
+def draw_again(study: optuna.Study, trial: optuna.Trial, fixed: Mapping[str, Any]) -> None:
+    """Give the place of a trial, which is about to end, to another one with other settings."""
+    times = trial.user_attrs.get(DRAWN, 0) + 1
+    marks = {SLOT: trial.user_attrs[SLOT], FIXED: dict(fixed), OWN: False, DRAWN: times}
+    study.enqueue_trial(dict(fixed), user_attrs=marks)
+
+
 def revive(study: optuna.Study, unsigned: dict[int, float]) -> list[str]:
     """Put back the trials whose process is gone; return a line on each.
 
@@ -244,5 +254,6 @@ def judged(rates: Sequence[Sequence[float]], objective: str, window: int) -> lis
     Those of the last evaluation, of the best (the first of equals), or the mean of the last `window`.
     """
     if objective == "best":
-        return list(max(rates, key=mean))
+        best: Sequence[float] = max(rates, key=mean)
+        return list(best)
     return list(rates[-1]) if objective == "last" else [mean(each) for each in zip(*rates[-window:], strict=True)]

@@ -11,7 +11,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from grpo_mlflow import runs, tracking
+from grpo_mlflow import runs, seeding, tracking
 from grpo_mlflow.algorithm.statistics import mean
 from grpo_mlflow.config import Config, Resolved, overlay
 from grpo_mlflow.errors import Pruned, ServerFailed, StoreAway, UserError
@@ -28,6 +28,14 @@ from grpo_mlflow.training.progress import Progress
 
 _SLOT_TAG = "optuna.slot"
 Train = Callable[[Resolved, "stored.Stored | None", runs.Trial], object]
+
+
+_MOST_DRAWN = 20  # times that the sampler may propose known settings in one place
+_MOST_LISTED = 2_000  # settings; of a larger space, and of a continuous one, the sampler draws again
+
+
+class _DrawnBefore(Exception):
+    """The settings of a trial are those of an earlier one, and others take its place."""
 
 
 class Search:
@@ -55,6 +63,7 @@ class Search:
         self._baseline, self._train = baseline, train
         self._started = time.monotonic()
         self._unsigned: dict[int, float] = {}
+        self._exhausted = False
 
     def run(self, between: Callable[[], None] = lambda: None) -> None:
         """Run trials until no place is left or the time is up. A failed trial does not end the study.
@@ -66,8 +75,9 @@ class Search:
             between()
             if self._time_is_up or not self._queue.fill():
                 return
-            self._run_one()
-            self._console.say(studies.progress(self._study, len(self._queue), self._started, self._resolved.config))
+            if self._run_one():
+                said = studies.progress(self._study, len(self._queue), self._started, self._resolved.config)
+                self._console.say(said)
 
     def revive(self) -> None:
         """Put back the trials whose process is gone."""
@@ -83,16 +93,18 @@ class Search:
         limit = self._resolved.config.search.timeout
         return limit is not None and time.monotonic() - self._started > limit
 
-    def _run_one(self) -> None:
+    def _run_one(self) -> bool:
+        """Run a trial; return whether its place has ended."""
         with interrupts.deferred():  # a signal finds a trial to put back
             trial = self._study.ask()
             if studies.SLOT in trial.user_attrs:
-                self._run(trial)
-            else:  # another process took the last place between our look and our trial
-                trial.set_user_attr("note", "the queue was empty")
-                self._study.tell(trial, state=TrialState.FAIL)
+                return self._run(trial)
+            # Another process took the last place between our look and our trial.
+            trial.set_user_attr("note", "the queue was empty")
+            self._study.tell(trial, state=TrialState.FAIL)
+            return False
 
-    def _run(self, trial: optuna.Trial) -> None:
+    def _run(self, trial: optuna.Trial) -> bool:
         try:
             with (
                 interrupts.let_through(),
@@ -101,6 +113,10 @@ class Search:
                 values = self._perform(trial)
         except Pruned:
             self._study.tell(trial, state=TrialState.PRUNED)
+        except _DrawnBefore as found:
+            trial.set_user_attr("note", f"settings of trial {found}; others are drawn")
+            self._study.tell(trial, state=TrialState.FAIL)
+            return False
         except (Interrupted, KeyboardInterrupt, StoreAway, ServerFailed):  # the trials behind it would fare no better
             studies.put_back(self._study, trial)  # in this order, its place is never empty
             self._study.tell(trial, state=TrialState.FAIL)
@@ -113,12 +129,20 @@ class Search:
                 self._study.tell(trial, state=TrialState.FAIL)
         else:
             self._study.tell(trial, values)
+        return True
 
     def _perform(self, trial: optuna.Trial) -> list[float]:
         """Return the objective values of a trial: those of an equal one, or those of a training run."""
-        values = self._space.suggest(trial)
+        stored = self._stored(trial)
+        values = self._space.suggest(trial, trial.user_attrs.get(studies.VARIED) if stored else None)
+        resolved = self.config_of(values)
+        if stored is not None and stored.config:  # it goes on with what it began with
+            resolved = settings.of_run(self._resolved, stored.config, values)
+        trial.set_user_attr(studies.VARIED, list(values))
+        trial.set_user_attr(studies.SETTINGS, settings.digest(resolved.config))
         trial.set_user_attr(studies.SETTLED, True)
         if (equal := self._equal(trial)) is not None:
+            self._draw_again(trial, equal)
             trial.set_user_attr(studies.DUPLICATE_OF, equal.number)
             self._console.say(f"  trial {trial.number} has the settings of trial {equal.number} and shares its result")
             if equal.state == TrialState.PRUNED:
@@ -126,8 +150,6 @@ class Search:
             assert equal.values is not None
             return list(equal.values)
         self._console.say(f"  trial {trial.number}  {', '.join(f'{key} = {value}' for key, value in values.items())}")
-        resolved = self.config_of(values)
-        stored = self._stored(trial)
         self._repeat_reports(trial, stored)
         slot = str(trial.user_attrs[studies.SLOT])
         tags = {"optuna.trial": str(trial.number), "optuna.study": self._study.study_name, _SLOT_TAG: slot}
@@ -144,7 +166,10 @@ class Search:
         """Return the run of a trial that was put back, and the checkpoint that it goes on from."""
         uri = self._resolved.config.tracking.uri
         if run_id := trial.user_attrs.get(studies.RUN_ID):
-            return stored.find(run_id, uri)
+            if tracking.lives(tracking.connect(uri), run_id):
+                return stored.find(run_id, uri)
+            self._console.warn(f"trial {trial.number}: its run {run_id} was deleted in MLflow; it starts again")
+            return None
         if studies.KILLED not in trial.user_attrs:
             return None
         # Its process may have died when the run was open, but the study did not know of it yet.
@@ -190,18 +215,45 @@ class Search:
 
     def _equal(self, trial: optuna.Trial) -> FrozenTrial | None:
         """Return an earlier trial with the same settings that was finished or pruned, after waiting for it to end."""
+        mine = trial.user_attrs[studies.SETTINGS]
         while True:
             earlier = [
                 other
                 for other in self._study.get_trials(deepcopy=False)[: trial.number]
                 if studies.SLOT in other.user_attrs
             ]
-            for other in earlier:
-                if other.params == trial.params and other.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            equal = [
+                other  # an earlier version noted no settings
+                for other in earlier
+                if other.user_attrs.get(studies.SETTINGS, mine if other.params == trial.params else "") == mine
+            ]
+            for other in equal:
+                if other.state in (TrialState.COMPLETE, TrialState.PRUNED):
                     return other
             running = [other for other in earlier if other.state == TrialState.RUNNING]
             # One without all of its settings yet may turn out to be equal, too.
-            if not any(o.params == trial.params or studies.SETTLED not in o.user_attrs for o in running):
+            if not any(other in equal or studies.SETTLED not in other.user_attrs for other in running):
                 return None
             self.revive()
             time.sleep(0.2)
+
+    def _draw_again(self, trial: optuna.Trial, equal: FrozenTrial) -> None:
+        """Raise _DrawnBefore after giving the place of the trial to other settings, where there are any."""
+        marks = trial.user_attrs
+        prescribed = bool(marks[studies.FIXED]) and studies.DRAWN not in marks
+        if prescribed or studies.RUN_ID in marks or marks.get(studies.DRAWN, 0) >= _MOST_DRAWN:
+            return
+        fixed: dict[str, Any] = {}
+        if (every := self._space.all_settings(_MOST_LISTED)) is not None:
+            others = self._study.get_trials(deepcopy=False)
+            tried = {settings.rounded(other.params or other.user_attrs.get(studies.FIXED, {})) for other in others}
+            left = [each for each in every if settings.rounded(each) not in tried]
+            if not left:
+                if not self._exhausted:
+                    self._console.say("the space holds no further settings: what is left shares results")
+                self._exhausted = True
+                return
+            draws = seeding.stream(self._resolved.config.seed, "drawn again", trial.number)
+            fixed = left[int(draws.integers(len(left)))]
+        studies.draw_again(self._study, trial, fixed)
+        raise _DrawnBefore(equal.number)
