@@ -1,7 +1,7 @@
 """Typed configuration: presets and files, dotted overrides, checks. Importing it stays fast: no torch, no MLflow."""
 
 from grpo_mlflow.config.command import Arguments, parse_arguments
-from grpo_mlflow.config.keys import TRAITS, flatten, summary
+from grpo_mlflow.config.keys import OF_EVALUATION, TRAITS, flatten, nest, summary
 from grpo_mlflow.config.layers import presets
 from grpo_mlflow.config.overrides import parse_overrides, split_overrides
 from grpo_mlflow.config.resolve import Resolved, dump, overlay, render, resolve
@@ -17,6 +17,7 @@ from grpo_mlflow.config.schema import (
 )
 
 __all__ = [
+    "OF_EVALUATION",
     "TRAITS",
     "Arguments",
     "Config",
@@ -30,6 +31,7 @@ __all__ = [
     "TrainConfig",
     "dump",
     "flatten",
+    "nest",
     "overlay",
     "parse_arguments",
     "parse_overrides",

@@ -55,6 +55,8 @@ class Traits:
         varies: a search space may vary it. What decides how trials are measured or kept may not.
         secret: its value may hold a credential.
         evaluation: it decides what an evaluation measures: problems, prompts, sampling, length, judging, random draws.
+            In a study that is the same for all trials: it may vary only where `eval` has a setting of the same name,
+            which then holds for evaluations (`keys.OF_EVALUATION`).
     """
 
     resume: bool

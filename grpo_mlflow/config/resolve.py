@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from grpo_mlflow.config import adapt, checks, idle, layers, model_defaults, yaml12
+from grpo_mlflow.config import adapt, checks, idle, layers, methods, model_defaults, yaml12
 from grpo_mlflow.config.keys import KEYS, MAPPINGS, flatten, nest, short, unknown_line
 from grpo_mlflow.config.layers import Layer
 from grpo_mlflow.config.overrides import parse_overrides
@@ -136,7 +136,8 @@ def _origin(layer: Layer, key: str) -> str:
 def overlay(resolved: Resolved, values: Mapping[str, Any], origin: str) -> Resolved:
     """Return the config with some dotted keys changed, checked like any other.
 
-    A method among them leaves alone what was given on the command line.
+    A method among them leaves alone what was given on the command line; the one that the config has changes nothing,
+    since what was set beside it stays.
 
     Raises:
         ConfigError: as `resolve`.
@@ -144,8 +145,9 @@ def overlay(resolved: Resolved, values: Mapping[str, Any], origin: str) -> Resol
     known = flatten(resolved.config.model_dump(mode="json"))
     layer: Layer = {key: (value, resolved.origins[key]) for key, value in known.items()}
     changed = layers.layer_of(values, origin)
-    given = {key for key in changed if key not in values and resolved.origins[key] == "override"}
-    layer |= {key: value for key, value in changed.items() if key not in given}
+    same = methods.KEY in values and values[methods.KEY] == known[methods.KEY]
+    kept = {key for key in changed if key not in values and (same or resolved.origins[key] == "override")}
+    layer |= {key: value for key, value in changed.items() if key not in kept}
     _require_known(layer)
     return _finish(layer)
 

@@ -142,12 +142,14 @@ class Doctor:
             remedy = "set model.train_id to a folder with config.json, tokenizer and safetensors weights, or a hub id"
             raise Trouble(one_line(error), remedy) from error
         prompt, longest = self._prompt(actor[0]), getattr(actor[0].model.config, "max_position_embeddings", None)
-        needed = len(prompt.token_ids) + self.config.generation.max_new_tokens
+        key, new = "generation.max_new_tokens", self.config.generation.max_new_tokens
+        if self.config.eval.enabled and (self.config.eval.max_new_tokens or 0) > new:
+            key, new = "eval.max_new_tokens", self.config.eval.max_new_tokens or 0
+        needed = len(prompt.token_ids) + new
         if longest is not None and needed > longest:
             raise Trouble(
-                f"a prompt of {len(prompt.token_ids)} tokens and {self.config.generation.max_new_tokens} new ones "
-                f"exceed its {longest} positions",
-                f"lower generation.max_new_tokens to {longest - len(prompt.token_ids)} or less",
+                f"a prompt of {len(prompt.token_ids)} tokens and {new} new ones exceed its {longest} positions",
+                f"lower {key} to {longest - len(prompt.token_ids)} or less",
             )
         size = sum(p.numel() for p in actor[0].model.parameters())
         return f"{model.train_id}, {size / 1e6:.1f} M parameters"

@@ -31,7 +31,9 @@ def evaluate(resolved: Resolved, source: str | Path, nested: Nested | None = Non
             result = evaluation.evaluate(tasks.of(config), actor, generator, config, processes)
             seconds = time.perf_counter() - start
         evaluation.track(tracker, result, 0, seconds, config.tracking.samples)
-        console.say(f"{source} on {config.data.task}, at most {config.generation.max_new_tokens} tokens")
+        console.say(
+            f"{source} on {config.data.task}, at most {evaluation.evaluation_sampling(config).max_new_tokens} tokens"
+        )
         console.say(f"{result.summary()}  {seconds:.1f}s")
         for name, value in result.metrics().items():
             console.say(f"  {name:<24}{value:.4g}")

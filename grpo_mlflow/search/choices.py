@@ -54,13 +54,14 @@ def _startup(config: Config) -> int:
     return min(10, max(3, config.search.n_trials // 3))
 
 
-def sampler(config: Config, slot: int) -> BaseSampler:
+def sampler(config: Config, slot: int, drawn: int = 0) -> BaseSampler:
     """Return the sampler that proposes for one place in the queue.
 
-    Its draws depend on the place alone, and on no process: a study that is interrupted proposes what an undisturbed one
-    does, and workers propose different settings. What it proposes follows from these draws and the trials that ended.
+    Its draws depend on the place alone (and on how often settings were `drawn` there before), and on no process: a
+    study that is interrupted proposes what an undisturbed one does, and workers propose different settings. What it
+    proposes follows from these draws and the trials that ended.
     """
-    seed = seeding.integer(config.seed, "sampler", slot) % 2**32
+    seed = seeding.integer(config.seed, "sampler", slot, drawn) % 2**32
     startup = _startup(config)
     if config.search.sampler in ("random", "grid"):  # a grid's settings are fixed in the queue
         return RandomSampler(seed=seed)

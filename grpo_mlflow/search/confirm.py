@@ -12,17 +12,24 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial
 
-from grpo_mlflow import runs
+from grpo_mlflow import runs, tracking
 from grpo_mlflow.algorithm.statistics import Estimate, mean, rate_interval
 from grpo_mlflow.config import Resolved, overlay
-from grpo_mlflow.errors import UserError
-from grpo_mlflow.runs.stored import find
+from grpo_mlflow.errors import StoreAway, UserError
+from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import records
+from grpo_mlflow.search import records, settings
 from grpo_mlflow.search import study as studies
-from grpo_mlflow.search.trials import Search
 
 _SEED_STRIDE = 1_000_003  # far from the seeds that people choose
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The model of a run, and its pass@k on each fresh problem."""
+
+    run_id: str
+    rates: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,54 +40,91 @@ class Finalist:
         selected: its pass@k in the search.
         rates: its pass@k on each fresh problem; a mean over the retrained models where there are some.
         retrained: pass@k of each model that was trained again with a seed of its own, on the fresh problems.
+        models: what was measured: the trial's own model, or those that were trained again.
     """
 
     trial: FrozenTrial
     selected: Estimate
     rates: tuple[float, ...]
     retrained: tuple[float, ...] = ()
+    models: tuple[Model, ...] = ()
 
     @property
     def confirmed(self) -> Estimate:
         """Its pass@k on the fresh problems, with the interval over problems."""
         return rate_interval(self.rates)
 
+    @property
+    def typical(self) -> Model:
+        """The model whose own pass@k is nearest to that of all: the best of some seeds would be a lucky one."""
+        return min(self.models, key=lambda model: abs(mean(model.rates) - mean(self.rates)))
+
+
+def with_own(finalists: list[Finalist], own: Finalist | None) -> list[Finalist]:
+    """Return the finalists led by the config's own settings where those are better than all, though no finalist."""
+    beaten = own is None or own.confirmed.value <= finalists[0].confirmed.value
+    return finalists if own is None or beaten else [own, *finalists]
+
 
 class Confirmation:
     """Measures trials of an ended study again. What was measured is kept in the study and not measured twice."""
 
-    def __init__(self, resolved: Resolved, search: Search, study: optuna.Study, parent: str, console: Console) -> None:
-        self._resolved, self._search, self._study = resolved, search, study
+    def __init__(self, resolved: Resolved, study: optuna.Study, parent: str, console: Console) -> None:
+        self._resolved, self._study = resolved, study
         self._parent, self._console = parent, console
 
     def finalists(self) -> list[Finalist]:
-        """Measure the best trials of the search and return them, best first by the new measure."""
-        best = studies.ranked(studies.final_trials(self._study))
-        chosen: list[FrozenTrial] = []
-        for trial in best:  # one that shares another's result needs no measurement of its own
-            if studies.DUPLICATE_OF not in trial.user_attrs and len(chosen) < self._resolved.config.search.finalists:
-                chosen.append(trial)
-        found = [self.measure(trial) for trial in chosen]
+        """Measure the best trials of the search and return them, best first by the new measure.
+
+        A trial whose run is gone from the MLflow store is left out, and the next one takes its place.
+        """
+        found: list[Finalist] = []
+        for trial in studies.ranked(studies.final_trials(self._study)):
+            if len(found) >= self._resolved.config.search.finalists:
+                break
+            # One that shares another's result needs no measurement of its own.
+            if studies.DUPLICATE_OF not in trial.user_attrs and (finalist := self.measure(trial)) is not None:
+                found.append(finalist)
         return sorted(found, key=lambda finalist: -finalist.confirmed.value)
 
-    def measure(self, trial: FrozenTrial) -> Finalist:
-        """Measure a finished trial on the fresh problems, after retraining it where that is asked for."""
-        search = self._resolved.config.search
-        curve = studies.curve(trial)
-        selected = rate_interval(curve[max(curve)])
-        models: list[tuple[str, str | None, int | None]] = [
-            (f"confirm-{trial.number}", trial.user_attrs[studies.RUN_ID], None)
-        ]
-        if search.retrain_seeds:
-            models = [
-                (f"confirm-{trial.number}-seed-{i}", None, self._resolved.config.seed + i * _SEED_STRIDE)
-                for i in range(1, search.retrain_seeds + 1)
-            ]
-        rates = [self._rates(trial, name, run_id, seed) for name, run_id, seed in models]
-        pooled = tuple(mean(each) for each in zip(*rates, strict=True))
-        return Finalist(trial, selected, pooled, tuple(mean(r) for r in rates) if search.retrain_seeds else ())
+    def measure(self, trial: FrozenTrial) -> Finalist | None:
+        """Measure a finished trial on the fresh problems, after retraining it where that is asked for.
 
-    def _rates(self, trial: FrozenTrial, name: str, run_id: str | None, seed: int | None) -> list[float]:
+        None if its run is gone.
+        """
+        search, stored = self._resolved.config.search, self._stored(trial)
+        if stored is None or stored.checkpoint is None:
+            run_id = trial.user_attrs[studies.RUN_ID]
+            missing = "run" if stored is None else "checkpoint of its run"
+            self._console.warn(f"trial {trial.number}: left out, since the {missing} {run_id} is gone from MLflow")
+            return None
+        rates_then = list(studies.curve(trial).values())
+        selected = rate_interval(studies.judged(rates_then, search.objective, search.objective_window))
+        config = settings.of_run(self._resolved, stored.config, trial.params)
+        if not search.retrain_seeds:
+            run_id = trial.user_attrs[studies.RUN_ID]
+            models = [self._measured(trial, config, f"confirm-{trial.number}", run_id)]
+        else:
+            models = [self._retrained(trial, config, i) for i in range(1, search.retrain_seeds + 1)]
+        pooled = tuple(mean(each) for each in zip(*(model.rates for model in models), strict=True))
+        retrained = tuple(mean(model.rates) for model in models) if search.retrain_seeds else ()
+        return Finalist(trial, selected, pooled, retrained, tuple(models))
+
+    def _stored(self, trial: FrozenTrial) -> Stored | None:
+        """Return the run of a trial with the checkpoint that it is judged by; None if it is gone."""
+        uri, run_id = self._resolved.config.tracking.uri, trial.user_attrs[studies.RUN_ID]
+        try:
+            return find(run_id, uri, self._which) if tracking.lives(tracking.connect(uri), run_id) else None
+        except StoreAway:
+            raise
+        except UserError:  # its files are gone
+            return None
+
+    @property
+    def _which(self) -> str:
+        return "best" if self._resolved.config.search.objective == "best" else "last"
+
+    def _measured(self, trial: FrozenTrial, config: Resolved, name: str, run_id: str) -> Model:
         search = self._resolved.config.search
         fresh = {
             "eval.id_seed_start": search.confirm_seed_start,
@@ -90,30 +134,27 @@ class Confirmation:
         }
         key = ":".join(["confirmed", name, *map(str, fresh.values())])
         if (known := records.kept(self._study).get(key)) is not None:
-            return [float(rate) for rate in known]
-        if run_id is None:
-            run_id = self._retrain(trial, name.replace("confirm", "retrain"), seed)
-        which = "best" if search.objective == "best" else "last"
-        stored = find(run_id, self._resolved.config.tracking.uri, which)
-        if stored.checkpoint is None:
+            return Model(run_id, tuple(float(rate) for rate in known))
+        checkpoint = find(run_id, self._resolved.config.tracking.uri, self._which).checkpoint
+        if checkpoint is None:
             raise UserError(f"trial {trial.number}: its run {run_id} has no checkpoint to confirm")
-        config = overlay(self._search.config_of(trial.params), fresh, "confirmation")
         self._console.say(f"  {name}: {search.confirm_num_ids} fresh problems x {search.confirm_replicates}")
         nested = runs.Nested(self._parent, name, {"optuna.trial": str(trial.number)})
-        rates = runs.evaluate(config, stored.checkpoint.path, nested).success_rates(search.k)
+        found = runs.evaluate(overlay(config, fresh, "confirmation"), checkpoint.path, nested)
+        rates = found.success_rates(search.k)
         records.keep(self._study, key, rates)
-        return rates
+        return Model(run_id, tuple(rates))
 
-    def _retrain(self, trial: FrozenTrial, name: str, seed: int | None) -> str:
-        """Train a trial's settings again with another seed; return the run. One that was interrupted goes on."""
-        key = f"retrained:{name}"
+    def _retrained(self, trial: FrozenTrial, config: Resolved, number: int) -> Model:
+        """Train a trial's settings again with another seed and measure that. One that was interrupted goes on."""
+        name = f"{trial.number}-seed-{number}"
+        seed = self._resolved.config.seed + number * _SEED_STRIDE
+        uri, key = self._resolved.config.tracking.uri, f"retrained:retrain-{name}"
         known = self._study.user_attrs.get(key)
-        config = overlay(self._search.config_of(trial.params), {"seed": seed}, "confirmation")
-        stored = find(known, config.config.tracking.uri) if known else None
+        stored = find(known, uri) if known and tracking.lives(tracking.connect(uri), known) else None
         if stored is None or stored.checkpoint is None or stored.checkpoint.iteration < config.config.train.iterations:
-            self._console.say(f"  {name}: trains again with seed {seed}")
-            nested = runs.Nested(self._parent, name, {"optuna.trial": str(trial.number)})
+            self._console.say(f"  retrain-{name}: trains again with seed {seed}")
+            nested = runs.Nested(self._parent, f"retrain-{name}", {"optuna.trial": str(trial.number)})
             hooks = runs.Trial(nested, lambda run_id: self._study.set_user_attr(key, run_id))
-            return runs.train(config, stored, hooks).run_id
-        assert known is not None
-        return str(known)
+            known = runs.train(overlay(config, {"seed": seed}, "confirmation"), stored, hooks).run_id
+        return self._measured(trial, config, f"confirm-{name}", str(known))

@@ -20,13 +20,16 @@ from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Finalist
 
 matplotlib.use("Agg")
+_BELOW = -0.1  # where a trial is drawn that does not have a setting
 _COLOURS = {TrialState.COMPLETE: "tab:blue", TrialState.PRUNED: "tab:orange"}
 
 
 def shown_score(trial: FrozenTrial) -> float | None:
-    """Return a trial's score; of a pruned one, its last evaluation."""
+    """Return a trial's score; of a pruned one, the one that it had by then."""
     if trial.state == TrialState.COMPLETE:
         return studies.score(trial)
+    if studies.SCORE in trial.user_attrs:
+        return float(trial.user_attrs[studies.SCORE])
     curve = studies.curve(trial)
     return mean(curve[max(curve)]) if curve else None
 
@@ -106,7 +109,7 @@ def _parallel(trials: Sequence[FrozenTrial], k: int) -> Figure:
     for rank, (trial, score) in enumerate(sorted(zip(trials, scores, strict=True), key=lambda pair: pair[1])):
         place = (score - low) / (high - low) if high > low else 0.5
         better = rank / max(1, len(trials) - 1)  # one outlier must not make all others look alike
-        heights = [scale[key].height(trial.params.get(key)) for key in keys] + [place]
+        heights = [scale[key].height(trial.params[key]) if key in trial.params else _BELOW for key in keys] + [place]
         pruned = trial.state == TrialState.PRUNED
         axes.plot(heights, color=colormaps["viridis"](better), ls=":" if pruned else "-", lw=1.0 + 1.5 * better)
     for at, key in enumerate(keys):
@@ -128,16 +131,14 @@ class _Scale:
 
     def __init__(self, trials: Sequence[FrozenTrial], key: str) -> None:
         values = [trial.params[key] for trial in trials if key in trial.params]
-        self._numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+        self._numeric = _is_numeric(trials, key)
         self._log = _is_log(trials, key)
         found = {float(v) for v in values} if self._numeric else {str(v) for v in values}
         self._known: list[Any] = sorted(found)
 
     def height(self, value: Any) -> float:
-        if value is None and self._numeric:
-            return -0.1
         if not self._numeric:
-            return self._known.index(str(value)) / max(1, len(self._known) - 1) if str(value) in self._known else -0.1
+            return self._known.index(str(value)) / max(1, len(self._known) - 1)
         low, high, at = self._known[0], self._known[-1], float(value)
         if low == high:
             return 0.5
@@ -155,12 +156,13 @@ def _settings(trials: Sequence[FrozenTrial], k: int) -> Figure:
     figure = Figure(figsize=(3 * max(1, len(keys)), 3.4))
     panels = figure.subplots(1, max(1, len(keys)), sharey=True, squeeze=False)[0]
     for axes, key in zip(panels, keys, strict=False):
+        words = [] if _is_numeric(trials, key) else sorted({str(t.params[key]) for t in trials if key in t.params})
         for state, colour in _COLOURS.items():
             some = [trial for trial in trials if trial.state == state and key in trial.params]
-            values = [trial.params[key] for trial in some]
-            numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-            texts = values if numeric else [str(v) for v in values]
-            axes.scatter(texts, [shown_score(trial) or 0.0 for trial in some], color=colour, s=18)
+            at = [words.index(str(trial.params[key])) if words else trial.params[key] for trial in some]
+            axes.scatter(at, [shown_score(trial) or 0.0 for trial in some], color=colour, s=18)
+        if words:
+            axes.set_xticks(range(len(words)), words)
         if _is_log(trials, key):
             axes.set_xscale("log")
         axes.set_xlabel(key)
@@ -202,6 +204,15 @@ def _importances(study: optuna.Study) -> Figure:
 
 def _keys(trials: Sequence[FrozenTrial]) -> list[str]:
     return sorted({key for trial in trials for key in trial.params})
+
+
+def _is_numeric(trials: Sequence[FrozenTrial], key: str) -> bool:
+    """Return whether all that a setting may be is numbers: not what some trials happen to have of it."""
+    for trial in trials:
+        if (distribution := trial.distributions.get(key)) is not None:
+            values = getattr(distribution, "choices", ())
+            return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    return True
 
 
 def _is_log(trials: Sequence[FrozenTrial], key: str) -> bool:

@@ -15,24 +15,22 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from grpo_mlflow import runs, tracking
-from grpo_mlflow.config import Resolved, dump
+from grpo_mlflow.config import Resolved
 from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import report, rights
+from grpo_mlflow.search import champion, report, rights, settings
 from grpo_mlflow.search import study as studies
-from grpo_mlflow.search.confirm import Confirmation, Finalist
+from grpo_mlflow.search.confirm import Confirmation, Finalist, with_own
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.trials import Search
 from grpo_mlflow.search.workers import Workers
 from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import evaluation
-from grpo_mlflow.training.checkpoint import name_of
 
 _PARENT = "parent_run_id"
 _BASELINE = "study/baseline.jsonl"
-_CHAMPION = "champion"
 
 
 def optimize(resolved: Resolved, space: Space, storage: BaseStorage, command: Sequence[str] = ()) -> list[Finalist]:
@@ -40,6 +38,7 @@ def optimize(resolved: Resolved, space: Space, storage: BaseStorage, command: Se
 
     `command` are the words of this command, for the worker processes that `search.n_jobs` asks for.
     """
+    resolved = settings.pinned(resolved)
     search = resolved.config.search
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("optimize under a launcher of several processes: each would run the study; allowed: n_jobs")
@@ -67,13 +66,19 @@ def _lead(
 ) -> list[Finalist]:
     config, search = resolved.config, resolved.config.search
     known = study.user_attrs.get(_PARENT)
-    if known and not tracking.exists(tracking.connect(config.tracking.uri), known):
+    if known and not tracking.lives(tracking.connect(config.tracking.uri), known):
         raise UserError(
-            f"study {search.study_name!r}: its parent run {known} is not in this MLflow store; allowed: the one "
-            "that it was begun with, or another search.study_name"
+            f"study {search.study_name!r}: its parent run {known} is not in this MLflow store, or was deleted; "
+            f"allowed: the store that it was begun with, after `mlflow runs restore --run-id {known}` (or `mlflow "
+            "experiments restore`) this one, or another search.study_name"
         )
     with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
         study.set_user_attr(_PARENT, tracker.run_id)
+        if champion.model_name(search.study_name) != search.study_name:
+            console.say(
+                f"study {search.study_name}: the model registry takes no such name; the winner will be "
+                f"{champion.address(search.study_name)}"
+            )
         console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")
         baseline = _baseline(resolved, tracker, console)
         right.announce(tracker.run_id)
@@ -81,16 +86,19 @@ def _lead(
         with Workers(search.n_jobs - 1, command).running() as workers:
             _run_all(work, study, workers, console)
         right.require()
-        confirmation = Confirmation(resolved, work, study, tracker.run_id, console)
+        confirmation = Confirmation(resolved, study, tracker.run_id, console)
         finalists = confirmation.finalists()
         own = _own_settings(study, confirmation, finalists)
+        finalists = with_own(finalists, own)
         tracking.end_abandoned(tracking.connect(config.tracking.uri), tracker.run_id)
         with interrupts.deferred():
-            _leave(work, study, len(queue), finalists, own, tracker, search.k)
+            _leave(study, len(queue), finalists, own, tracker, search.k)
             if finalists:
-                _register(config.tracking.uri, search.study_name, finalists[0], search.objective, tracker)
+                _honour(resolved, finalists[0], tracker, console)
         trials = studies.begun_trials(study)
         console.say(f"\n{report.summary(search.k, trials, len(queue), finalists, own)}")
+        if finalists:
+            console.say(f"champion  {champion.address(search.study_name)}")
         console.say(f"files     {tracker.run_dir / 'study'}")
         failed = [trial for trial in trials if trial.state == TrialState.FAIL]
         if failed and not studies.ranked(trials):
@@ -147,7 +155,6 @@ def _own_settings(study: optuna.Study, confirmation: Confirmation, finalists: Se
 
 
 def _leave(
-    work: Search,
     study: optuna.Study,
     total: int,
     finalists: Sequence[Finalist],
@@ -161,7 +168,6 @@ def _leave(
     tracker.text("study/report.html", report.page(study, k, trials, total, finalists, own))
     if finalists:
         winner = finalists[0]
-        tracker.text("study/best_config.yaml", dump(work.config_of(winner.trial.params).config))
         values = {
             f"study/confirmed_pass_at_{k}": winner.confirmed.value,
             f"study/confirmed_pass_at_{k}_low": winner.confirmed.low,
@@ -171,19 +177,13 @@ def _leave(
         if own is not None:
             values[f"study/own_pass_at_{k}"] = own.confirmed.value
         tracker.metrics(values, len(trials))
-        tracker.tags({"study.winner_run": winner.trial.user_attrs[studies.RUN_ID]})
 
 
-def _register(uri: str | None, name: str, winner: Finalist, objective: str, tracker: Tracker) -> None:
-    """Make the winner's checkpoint the champion of the registered model that is named like the study."""
-    run_id = winner.trial.user_attrs[studies.RUN_ID]
-    stored = find(run_id, uri, "best" if objective == "best" else "last")
-    assert stored.checkpoint is not None
-    confirmed = winner.confirmed
-    tracker.register(
-        name,
-        _CHAMPION,
-        run_id,
-        f"checkpoints/{name_of(stored.checkpoint.iteration)}",
-        {"confirmed_score": f"{confirmed}", "trial": str(winner.trial.number)},
-    )
+def _honour(resolved: Resolved, winner: Finalist, tracker: Tracker, console: Console) -> None:
+    """Leave the winner's config, as its own run had it, and make its model the champion."""
+    config, run_id = resolved.config, winner.trial.user_attrs[studies.RUN_ID]
+    own = settings.of_run(resolved, find(run_id, config.tracking.uri).config, winner.trial.params)
+    tracker.text("study/best_config.yaml", settings.best_config(own.config))
+    champion.tell_of_another(config.tracking.uri, config.search.study_name, tracker.run_id, console)
+    chosen = champion.register(config.tracking.uri, config.search.study_name, winner, config.search.objective, tracker)
+    tracker.tags({"study.winner_run": run_id, "study.champion_run": chosen})

@@ -77,6 +77,8 @@ def summary(
     if own is not None and own.trial.number != winner.trial.number:
         lines.append(f"yours     trial {own.trial.number}, the settings you started from: {_scores(own, k)}")
     settings = ", ".join(f"{key} = {value}" for key, value in winner.trial.params.items())
+    if own is not None and own.trial.number == winner.trial.number:
+        settings += " (those you started from: none was better)"
     lines.append(f"settings  {settings}")
     lines.append(_verdict(winner, finalists, own))
     return "\n".join(lines)
@@ -96,9 +98,13 @@ def _verdict(winner: Finalist, finalists: Sequence[Finalist], own: Finalist | No
     for name, other in (("your own settings", own), ("the second", finalists[1] if len(finalists) > 1 else None)):
         if other is None or other.trial.number == winner.trial.number:
             continue
-        gap = paired_difference(winner.rates, other.rates)
+        gap, of = paired_difference(winner.rates, other.rates), "problems"
+        if min(len(winner.retrained), len(other.retrained)) > 1:
+            of = "problems and training seeds"
+            seeds = paired_difference(winner.retrained, other.retrained)
+            gap = min(gap, seeds, key=lambda found: found.low)
         sure = "beyond" if gap.low > 0 else "within"
-        parts.append(f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] against {name}, {sure} the noise of problems")
+        parts.append(f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] against {name}, {sure} the noise of {of}")
     return f"verdict   {'; '.join(parts)}" if parts else "verdict   nothing to compare the winner with"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -37,13 +37,30 @@ class Space:
 
     dimensions: tuple[Dimension, ...]
 
-    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Draw a value for every dimension that is switched on."""
+    def suggest(self, trial: optuna.Trial, only: Collection[str] | None = None) -> dict[str, Any]:
+        """Draw a value for every dimension that is switched on, or of those for `only` some."""
         values: dict[str, Any] = {}
         for dimension in self.dimensions:
-            if dimension.is_on(values):
+            if dimension.is_on(values) and (only is None or dimension.key in only):
                 values[dimension.key] = _draw(trial, dimension)
         return values
+
+    def all_settings(self, most: int) -> list[dict[str, Any]] | None:
+        """Return every combination of settings; None if there are more than `most`, as of a continuous range."""
+        found: list[dict[str, Any]] = [{}]
+        for dimension in self.dimensions:
+            count = _count(dimension.distribution)
+            if count is None or count > most:
+                return None
+            values = _values(dimension.distribution, count)
+            found = [
+                {**settings, dimension.key: value} if dimension.is_on(settings) else settings
+                for settings in found
+                for value in (values if dimension.is_on(settings) else values[:1])
+            ]
+            if len(found) > most:
+                return None
+        return found
 
     def own(self, config: Config) -> dict[str, Any] | None:
         """Return the settings that the config itself has for this space; None if the space does not hold them all."""
@@ -69,7 +86,7 @@ class Space:
         Raises:
             ConfigError: a dimension has no finite list of values, or is conditional.
         """
-        return {dimension.key: _values(dimension) for dimension in self.dimensions}
+        return {dimension.key: _grid_values(dimension) for dimension in self.dimensions}
 
 
 def holds(distribution: Distribution, value: Any) -> bool:
@@ -93,15 +110,28 @@ def _draw(trial: optuna.Trial, dimension: Dimension) -> Any:
     return trial.suggest_float(key, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
 
 
-def _values(dimension: Dimension) -> list[Any]:
+def _grid_values(dimension: Dimension) -> list[Any]:
     distribution = dimension.distribution
     if dimension.when:
         raise ConfigError(f"search.space: {dimension.key}: search.sampler = grid; allowed: settings without `when`")
+    count = _count(distribution)
+    if count is None or getattr(distribution, "log", False):
+        raise ConfigError(f"search.space: {dimension.key}: search.sampler = grid; allowed: a list of values, or a step")
+    return _values(distribution, count)
+
+
+def _count(distribution: Distribution) -> int | None:
+    """Return how many values there are; None of a continuous range."""
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    if distribution.step is None:
+        return None
+    return math.floor((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
+
+
+def _values(distribution: Distribution, count: int) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
-    if distribution.step is None or distribution.log:
-        raise ConfigError(f"search.space: {dimension.key}: search.sampler = grid; allowed: a list of values, or a step")
-    count = math.floor((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
     if isinstance(distribution, IntDistribution):
         return [distribution.low + i * distribution.step for i in range(count)]
     low, step = Decimal(str(distribution.low)), Decimal(str(distribution.step))  # .8 and not .7999999999999999

@@ -11,18 +11,20 @@ Or in one line: `train.lr=[5e-6,1e-5] train.kl_coef=[0.02,0.05]`.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
-from grpo_mlflow.config import TRAITS, Resolved, flatten, overlay, split_overrides, summary, yaml12
+from grpo_mlflow.config import TRAITS, Resolved, flatten, overlay, split_overrides, yaml12
 from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.search import space_entry
 from grpo_mlflow.search.space import Dimension, Distribution, Space, holds
 
-_VARIES = {key for key, traits in TRAITS.items() if traits.varies}
+_VARIES = [key for key, traits in TRAITS.items() if traits.varies]
+_SECTIONS = ", ".join(dict.fromkeys(key.partition(".")[0] + "." * ("." in key) for key in _VARIES))
 
 
 def shipped() -> list[str]:
@@ -46,14 +48,26 @@ def load(text: str, base: Resolved) -> Space:
     flat = flatten(base.config.model_dump(mode="json"))
     for key, entry in content.items():
         if key not in _VARIES:
-            allowed = ", ".join(summary(_VARIES))
-            raise ConfigError(f"{where}: {key}: cannot vary; allowed: keys of {allowed} (--print-config)")
+            raise ConfigError(f"{where}: {key}: cannot vary{_why(key)}; allowed: keys of {_SECTIONS} (--print-config)")
         dimensions.append(_dimension(str(key), entry, f"{where}: {key}", dimensions, isinstance(flat[key], float)))
+    by_key = {dimension.key: dimension for dimension in dimensions}
     for dimension in dimensions:
-        switched = {key: values[0] for key, values in dimension.when.items()}
+        conditions = _conditions(dimension, by_key)
+        if impossible := [key for key, values in conditions.items() if not values]:
+            raise ConfigError(f"{where}: {dimension.key}: is never on: what it depends on excludes {impossible[0]}")
+        switched = {key: values[0] for key, values in conditions.items()}
         for value in _ends(dimension.distribution):
             overlay(base, {**switched, dimension.key: value}, "space")
     return Space(tuple(dimensions))
+
+
+def _conditions(dimension: Dimension, by_key: Mapping[str, Dimension]) -> dict[str, list[Any]]:
+    """Return the values that each setting above must have for a dimension to be on, the whole chain up."""
+    found: dict[str, list[Any]] = {}
+    for key, values in dimension.when.items():
+        for other, allowed in {**_conditions(by_key[key], by_key), key: list(values)}.items():
+            found[other] = [value for value in found.get(other, allowed) if value in allowed]
+    return found
 
 
 def _content(text: str, where: str) -> Any:
@@ -74,6 +88,12 @@ def _content(text: str, where: str) -> Any:
         return yaml12.load(path.read_text(), where)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: cannot be read as text: {error}") from None
+
+
+def _why(key: Any) -> str:
+    if key in TRAITS and TRAITS[key].evaluation:
+        return ", since it decides what evaluations measure, and trials measured differently cannot be compared"
+    return ""
 
 
 def _folder() -> Any:

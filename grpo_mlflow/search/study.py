@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import optuna
 from optuna.distributions import check_distribution_compatibility
@@ -16,9 +17,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow.algorithm.statistics import mean, rate_interval
-from grpo_mlflow.config import TRAITS, Config, flatten
+from grpo_mlflow.config import Config
 from grpo_mlflow.errors import UserError
-from grpo_mlflow.search import choices, records, rights
+from grpo_mlflow.search import choices, records, rights, settings
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.space import Space
 
@@ -29,7 +30,11 @@ RUN_ID, OWNER = "run_id", "owner"
 KILLED = "killed"  # how often its process died; only trials that were put back have it
 SETTLED = "settled"  # its settings are all drawn
 TOKENS, SECONDS = "tokens", "seconds"  # what it has cost so far
+SCORE = "score_so_far"  # by the objective of the study
 DUPLICATE_OF = "duplicate_of"
+VARIED = "varied"  # the settings that it drew; a later space may hold others, too
+SETTINGS = "settings"  # what equal settings have in common
+DRAWN = "drawn_again"  # how often other settings were drawn in its place
 _AHEAD = 16  # trials that wait at once
 _CONFIG, _GRID = "config", "grid"
 _SIGNING = 3.0  # seconds in which who created a study notes its settings, unless its process has died
@@ -61,13 +66,7 @@ def open_study(storage: BaseStorage, config: Config, space: Space) -> optuna.Stu
 
 def _sign(study: optuna.Study, config: Config, space: Space) -> None:
     records.keep(study, _GRID, _grid(config, space))
-    records.keep(study, _CONFIG, _comparable(config))  # the last: whoever sees it sees all
-
-
-def _comparable(config: Config) -> dict[str, str]:
-    """Return what must be the same for trials to be comparable, as text."""
-    flat = flatten(config.model_dump(mode="json"))
-    return {key: json.dumps(value) for key, value in flat.items() if TRAITS[key].compared}
+    records.keep(study, _CONFIG, settings.comparable(config))  # the last: whoever sees it sees all
 
 
 def _grid(config: Config, space: Space) -> str | None:
@@ -86,8 +85,13 @@ def _require_same(study: optuna.Study, config: Config, space: Space, objectives:
     if kept.get(_GRID) != _grid(config, space):
         raise UserError(f"search.space: study {study.study_name!r} was begun with another grid or sampler; {advice}")
     varies = {dimension.key for dimension in space.dimensions}
-    begun = kept.get(_CONFIG, {})
-    for key, value in _comparable(config).items():
+    begun, followed = settings.pinned_then(kept.get(_CONFIG, {}))
+    for key in varies & followed.keys():
+        raise UserError(
+            f"search.space: {key}: study {study.study_name!r} was begun by a version that evaluated each trial with "
+            f"its own; allowed: another search.study_name, whose trials share {followed[key]}"
+        )
+    for key, value in settings.pinned_then(settings.comparable(config))[0].items():
         if key not in varies and begun.get(key, value) != value:
             raise UserError(f"{key} = {value}: study {study.study_name!r} was begun with {begun[key]}; {advice}")
     for dimension in space.dimensions:
@@ -170,8 +174,21 @@ def curve(trial: FrozenTrial | optuna.Trial) -> dict[int, list[float]]:
     return {step: kept[rates_key(step)] for step in sorted(steps)}
 
 
-def progress(study: optuna.Study, total: int, started: float) -> str:
+def fixed(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the settings that the queue prescribes."""
+    found: dict[str, Any] = trial.system_attrs.get("fixed_params", {})  # of `Study.enqueue_trial`
+    return found
+
+
+def draw_again(study: optuna.Study, trial: optuna.Trial, fixed: Mapping[str, Any]) -> None:
+    """Give the place of a trial, which is about to end, to another one with other settings."""
+    marks = {SLOT: trial.user_attrs[SLOT], OWN: False, DRAWN: trial.user_attrs.get(DRAWN, 0) + 1}
+    study.enqueue_trial(dict(fixed), user_attrs=marks)
+
+
+def progress(study: optuna.Study, total: int, started: float, config: Config) -> str:
     """Return a line on where the study of `total` trials stands; `started` (monotonic) is when this process began."""
+    search = config.search
     trials = final_trials(study)
     ended = [trial for trial in trials if trial.state.is_finished()]
     text = f"study: {len(ended)} of {total} trials, {sum(t.state == TrialState.PRUNED for t in ended)} pruned"
@@ -179,8 +196,9 @@ def progress(study: optuna.Study, total: int, started: float) -> str:
         text += f", {failed} failed"
     best = next(iter(ranked(ended)), None)
     if best is not None:
-        rates = curve(best)
-        interval = rate_interval(rates[max(rates)]) if rates else f"{score(best):.3f}"
+        rates = list(curve(best).values())
+        chosen = judged(rates, search.objective, search.objective_window) if rates else []
+        interval = rate_interval(chosen) if chosen else f"{score(best):.3f}"
         text += f", best so far {interval} (trial {best.number})"
     since = time.time() - (time.monotonic() - started)
     mine = [trial for trial in ended if trial.datetime_complete and trial.datetime_complete.timestamp() >= since]
@@ -190,9 +208,12 @@ def progress(study: optuna.Study, total: int, started: float) -> str:
     return text
 
 
-def objective_value(rates: Sequence[Sequence[float]], objective: str, window: int) -> float:
-    """Return a trial's score from pass@k of each problem at its evaluations: the last, the best, or a mean."""
-    scores = [mean(each) for each in rates]
+def judged(rates: Sequence[Sequence[float]], objective: str, window: int) -> list[float]:
+    """Return pass@k of each problem that a trial is judged by, from those at all of its evaluations.
+
+    Those of the last evaluation, of the best (the first of equals), or the mean of the last `window`.
+    """
     if objective == "best":
-        return max(scores)
-    return scores[-1] if objective == "last" else mean(scores[-window:])
+        best: Sequence[float] = max(rates, key=mean)
+        return list(best)
+    return list(rates[-1]) if objective == "last" else [mean(each) for each in zip(*rates[-window:], strict=True)]

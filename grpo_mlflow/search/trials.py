@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from grpo_mlflow import runs, tracking
+from grpo_mlflow import runs, seeding, tracking
 from grpo_mlflow.algorithm.statistics import mean
 from grpo_mlflow.config import Config, Resolved, overlay
 from grpo_mlflow.errors import Pruned, ServerFailed, StoreAway, UserError
@@ -18,17 +18,24 @@ from grpo_mlflow.runs import stored
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.interrupts import Interrupted
-from grpo_mlflow.search import choices, records, recovery
+from grpo_mlflow.search import choices, records, recovery, settings
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.space import Space
-from grpo_mlflow.tasks.settings import task_settings
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.progress import Progress
 
 _SLOT_TAG = "optuna.slot"
 _JUDGED = "judged"  # [step, whether the pruner ended the trial there]: its last decision
 Train = Callable[[Resolved, "stored.Stored | None", runs.Trial], object]
+
+
+_MOST_DRAWN = 20  # times that the sampler may propose known settings in one place
+_MOST_LISTED = 2_000  # settings; of a larger space, and of a continuous one, the sampler draws again
+
+
+class _DrawnBefore(Exception):
+    """The settings of a trial are those of an earlier one, and others take its place."""
 
 
 class Search:
@@ -56,6 +63,7 @@ class Search:
         self._baseline, self._train = baseline, train
         self._started = time.monotonic()
         self._unsigned: recovery.Unsigned = {}
+        self._exhausted = False
 
     def run(self, between: Callable[[], None] = lambda: None) -> None:
         """Run trials until no place is left or the time is up. A failed trial does not end the study.
@@ -67,8 +75,9 @@ class Search:
             between()
             if self._time_is_up or not self._queue.fill():
                 return
-            self._run_one()
-            self._console.say(studies.progress(self._study, len(self._queue), self._started))
+            if self._run_one():
+                said = studies.progress(self._study, len(self._queue), self._started, self._resolved.config)
+                self._console.say(said)
 
     def revive(self) -> None:
         """Put back the trials whose process is gone."""
@@ -84,22 +93,29 @@ class Search:
         limit = self._resolved.config.search.timeout
         return limit is not None and time.monotonic() - self._started > limit
 
-    def _run_one(self) -> None:
+    def _run_one(self) -> bool:
+        """Run a trial; return whether its place has ended."""
         with interrupts.deferred():  # a signal finds a trial to put back
             trial = self._study.ask()
             if (slot := trial.user_attrs.get(studies.SLOT)) is not None:
-                self._study.sampler = choices.sampler(self._resolved.config, slot)
-                self._run(trial)
-            else:  # another process took the last place between our look and our trial
-                trial.set_user_attr("note", "the queue was empty")
-                self._study.tell(trial, state=TrialState.FAIL)
+                drawn = trial.user_attrs.get(studies.DRAWN, 0)
+                self._study.sampler = choices.sampler(self._resolved.config, slot, drawn)
+                return self._run(trial)
+            # Another process took the last place between our look and our trial.
+            trial.set_user_attr("note", "the queue was empty")
+            self._study.tell(trial, state=TrialState.FAIL)
+            return False
 
-    def _run(self, trial: optuna.Trial) -> None:
+    def _run(self, trial: optuna.Trial) -> bool:
         try:
             with recovery.owned(trial), interrupts.let_through():
                 values = self._perform(trial)
         except Pruned:
             self._tell(trial, state=TrialState.PRUNED)
+        except _DrawnBefore as found:
+            trial.set_user_attr("note", f"settings of trial {found}; others are drawn")
+            self._tell(trial, state=TrialState.FAIL)
+            return False
         except (Interrupted, KeyboardInterrupt, StoreAway, ServerFailed):  # the trials behind it would fare no better
             recovery.put_back(self._study, trial)
             raise
@@ -111,6 +127,7 @@ class Search:
                 self._tell(trial, state=TrialState.FAIL)
         else:
             self._tell(trial, values)
+        return True
 
     def _tell(self, trial: optuna.Trial, values: list[float] | None = None, state: TrialState | None = None) -> None:
         if recovery.is_own(trial):
@@ -120,20 +137,24 @@ class Search:
 
     def _perform(self, trial: optuna.Trial) -> list[float]:
         """Return the objective values of a trial: those of an equal one, or those of a training run."""
+        stored = self._stored(trial)
         with interrupts.deferred():  # a sampler that is asked for the rest would begin with the draws of the first
-            values = self._space.suggest(trial)
+            values = self._space.suggest(trial, trial.user_attrs.get(studies.VARIED) if stored else None)
+            resolved = self.config_of(values)
+            if stored is not None and stored.config:  # it goes on with what it began with
+                resolved = settings.of_run(self._resolved, stored.config, values)
+            trial.set_user_attr(studies.VARIED, list(values))
+            trial.set_user_attr(studies.SETTINGS, settings.digest(resolved.config))
             trial.set_user_attr(studies.SETTLED, True)
         if (equal := self._equal(trial)) is not None:
+            self._draw_again(trial, equal)
             trial.set_user_attr(studies.DUPLICATE_OF, equal.number)
             self._console.say(f"  trial {trial.number} has the settings of trial {equal.number} and shares its result")
             if equal.state == TrialState.PRUNED:
                 raise Pruned(f"as trial {equal.number}")
             assert equal.values is not None
             return list(equal.values)
-        settings = ", ".join(f"{key} = {value}" for key, value in values.items())
-        self._console.say(f"  trial {trial.number}  {settings}")
-        resolved = self.config_of(values)
-        stored = self._stored(trial)
+        self._console.say(f"  trial {trial.number}  {', '.join(f'{key} = {value}' for key, value in values.items())}")
         self._repeat_reports(trial, stored)
         slot = str(trial.user_attrs[studies.SLOT])
         tags = {"optuna.trial": str(trial.number), "optuna.study": self._study.study_name, _SLOT_TAG: slot}
@@ -141,7 +162,7 @@ class Search:
             runs.Nested(self._parent, f"trial-{trial.number}", tags),
             lambda run_id: self._started_as(trial, run_id),
             lambda progress, evaluation: self._report(trial, resolved.config, progress, evaluation),
-            self._baseline if _evaluated_alike(resolved.config, self._resolved.config) else None,
+            self._baseline if settings.untrained_alike(resolved.config, self._resolved.config) else None,
         )
         self._train(resolved, stored, hooks)
         return self._values(trial)
@@ -160,7 +181,10 @@ class Search:
         """Return the run of a trial that was put back, and the checkpoint that it goes on from."""
         uri = self._resolved.config.tracking.uri
         if run_id := trial.user_attrs.get(studies.RUN_ID):
-            return stored.find(run_id, uri)
+            if tracking.lives(tracking.connect(uri), run_id):
+                return stored.find(run_id, uri)
+            self._console.warn(f"trial {trial.number}: its run {run_id} was deleted in MLflow; it starts again")
+            return None
         if studies.KILLED not in trial.user_attrs:
             return None
         # Its process may have died when the run was open, but the study did not know of it yet.
@@ -177,6 +201,7 @@ class Search:
             trial.set_user_attr(studies.TOKENS, progress.tokens)
             trial.set_user_attr(studies.SECONDS, progress.seconds)
             pruned = self._judge(trial, config, step, evaluation.success_rates(config.search.k))
+            trial.set_user_attr(studies.SCORE, self._score(trial))
         self._console.say(f"  trial {trial.number}  iteration {step:>4}  {evaluation.summary()}")
         if pruned:
             raise Pruned(f"trial {trial.number} at iteration {step}")
@@ -208,42 +233,65 @@ class Search:
 
     def _values(self, trial: optuna.Trial) -> list[float]:
         search = self._resolved.config.search
-        rates = list(studies.curve(trial).values())
-        if not rates:
+        if not studies.curve(trial):
             raise UserError(f"trial {trial.number} ended without an evaluation")
-        value = studies.objective_value(rates, search.objective, search.objective_window)
+        value = self._score(trial)
         if len(self._study.directions) == 1:
             return [value]
         return [value, float(trial.user_attrs[search.cost])]
 
+    def _score(self, trial: optuna.Trial) -> float:
+        search, rates = self._resolved.config.search, list(studies.curve(trial).values())
+        return mean(studies.judged(rates, search.objective, search.objective_window))
+
     def _equal(self, trial: optuna.Trial) -> FrozenTrial | None:
         """Return a trial with the same settings that was finished or pruned, after waiting for those begun earlier."""
+        mine = trial.user_attrs[studies.SETTINGS]
         while True:
             others = [
                 other
                 for other in self._study.get_trials(deepcopy=False)
                 if studies.SLOT in other.user_attrs and other.number != trial.number
             ]
-            for other in others:
+            equal = [
+                other  # an earlier version noted no settings
+                for other in others
+                if other.user_attrs.get(studies.SETTINGS, mine if other.params == trial.params else "") == mine
+            ]
+            for other in equal:
                 own = studies.DUPLICATE_OF not in other.user_attrs
-                if own and other.params == trial.params and other.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                if own and other.state in (TrialState.COMPLETE, TrialState.PRUNED):
                     return other
             # By when they started, as one that was put back has a low number: of two, one waits for the other.
             running = [o for o in others if o.state == TrialState.RUNNING and _start(o) < _start(trial)]
             # One without all of its settings yet may turn out to be equal, too.
-            if not any(o.params == trial.params or studies.SETTLED not in o.user_attrs for o in running):
+            if not any(other in equal or studies.SETTLED not in other.user_attrs for other in running):
                 return None
             self.revive()
             time.sleep(0.2)
+
+    def _draw_again(self, trial: optuna.Trial, equal: FrozenTrial) -> None:
+        """Raise _DrawnBefore after giving the place of the trial to other settings, where there are any."""
+        marks = trial.user_attrs
+        prescribed = bool(studies.fixed(records.now(trial))) and studies.DRAWN not in marks
+        if prescribed or studies.RUN_ID in marks or marks.get(studies.DRAWN, 0) >= _MOST_DRAWN:
+            return
+        fixed: dict[str, Any] = {}
+        if (every := self._space.all_settings(_MOST_LISTED)) is not None:
+            others = self._study.get_trials(deepcopy=False)
+            tried = {settings.rounded(other.params or studies.fixed(other)) for other in others}
+            left = [each for each in every if settings.rounded(each) not in tried]
+            if not left:
+                if not self._exhausted:
+                    self._console.say("the space holds no further settings: what is left shares results")
+                self._exhausted = True
+                return
+            draws = seeding.stream(self._resolved.config.seed, "drawn again", trial.number)
+            fixed = left[int(draws.integers(len(left)))]
+        studies.draw_again(self._study, trial, fixed)
+        raise _DrawnBefore(equal.number)
 
 
 def _start(trial: FrozenTrial | optuna.Trial) -> tuple[datetime, int]:
     assert trial.datetime_start is not None, "it runs"
     return trial.datetime_start, trial.number
-
-
-def _evaluated_alike(config: Config, other: Config) -> bool:
-    """Return whether the untrained model scores the same under both."""
-    parts = ("seed", "model", "generation", "eval")
-    same_task = (config.data.task, task_settings(config)) == (other.data.task, task_settings(other))
-    return same_task and all(getattr(config, part) == getattr(other, part) for part in parts)

@@ -17,6 +17,7 @@ os.environ.setdefault(_TIMEOUT, "10")
 import mlflow
 import requests
 from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
@@ -25,6 +26,7 @@ from mlflow.utils.uri import is_local_uri
 from grpo_mlflow.errors import StoreAway, UserError, one_line, redact
 
 _TRANSFER_SECONDS = 600
+STUDY_TAG = "grpo.study_run"  # of a registered version: the parent run of its study
 log = logging.getLogger(__name__)
 STORE_ERRORS = (MlflowException, requests.exceptions.RequestException, OSError)
 
@@ -98,19 +100,18 @@ def upload_folder(run_id: str) -> Path:
     return Path("outputs").absolute() / run_id
 
 
-def exists(client: mlflow.MlflowClient, run_id: str) -> bool:
-    """Return whether the store has the run.
+def lives(client: mlflow.MlflowClient, run_id: str) -> bool:
+    """Return whether the store has the run and nobody has deleted it (which is to be undone until `mlflow gc`).
 
     Raises:
         StoreAway: the store cannot be reached.
     """
     try:
-        find_run(client, run_id)
+        return bool(find_run(client, run_id).info.lifecycle_stage == "active")
     except StoreAway:
         raise
     except UserError:
         return False
-    return True
 
 
 def folders(client: mlflow.MlflowClient, run_id: str, name: str) -> list[str]:
@@ -215,16 +216,70 @@ def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
         except MlflowException:
             if client.get_experiment_by_name(name) is None:  # else another process was first
                 raise
-    return str(client.get_experiment_by_name(name).experiment_id)
+    found = client.get_experiment_by_name(name)
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"tracking.experiment = {name!r}: was deleted in MLflow; allowed: another name, or after "
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}` this one"
+        )
+    return str(found.experiment_id)
+
+
+def alias_of(alias: str, study: str) -> str:
+    """Return the alias for what another study (its parent run) has named, so that nothing loses its name."""
+    return f"{alias}-{study[:8]}"
+
+
+def study_of_alias(client: mlflow.MlflowClient, name: str, alias: str) -> str | None:
+    """Return the parent run of the study whose version an alias names; None without one, or if the store is away."""
+    try:
+        version = _version_of(client, name, alias)
+        return _study_of(client, version) if version is not None else None
+    except STORE_ERRORS as error:
+        log.warning("MLflow is away, so it is not known what %s names: %s", alias, one_line(error))
+        return None
+
+
+def _version_of(client: mlflow.MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, or alias
+            return None
+        raise
+
+
+def _study_of(client: mlflow.MlflowClient, version: ModelVersion) -> str:
+    """Return the parent run of the study of a version; one that an earlier version registered has no tag."""
+    if study := version.tags.get(STUDY_TAG):
+        return str(study)
+    try:
+        return str(client.get_run(version.run_id).data.tags["mlflow.parentRunId"])
+    except (MlflowException, KeyError):
+        return f"v{version.version}"  # its run is gone
 
 
 def register(
     client: mlflow.MlflowClient, name: str, alias: str, run_id: str, artifact: str, tags: Mapping[str, str]
 ) -> None:
-    """Make an artifact of a run the newest version of a registered model, once, and let the alias name it."""
+    """Make an artifact of a run the newest version of a registered model, once, and let the alias name it.
+
+    Of `tags` one may be `description`. Where the alias names a version of another study (`STUDY_TAG`), that one gets an
+    alias of its own (`alias_of`) first.
+    """
     source = f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     known = [v for v in client.search_model_versions(f"name = '{name}'") if v.source == source]
-    version = known[0] if known else client.create_model_version(name, source, run_id, tags=dict(tags))
+    version = known[0] if known else client.create_model_version(name, source, run_id)
+    for key, value in tags.items():
+        if key == "description":
+            client.update_model_version(name, version.version, value)
+        else:
+            client.set_model_version_tag(name, version.version, key, value)
+    before = _version_of(client, name, alias)
+    if before is not None and before.version != version.version:
+        other = _study_of(client, before)
+        if other != tags.get(STUDY_TAG):
+            client.set_registered_model_alias(name, alias_of(alias, other), before.version)
     client.set_registered_model_alias(name, alias, version.version)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.algorithm.statistics import Estimate, mean, mean_at_k, mean_interval, pass_at_k, rate_interval
 from grpo_mlflow.config import Config
-from grpo_mlflow.generation import Generator, Sampling
+from grpo_mlflow.generation import Generator, Sampling, training_sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Task, member_of
@@ -119,14 +119,9 @@ class Evaluation:
 
 def evaluation_sampling(config: Config) -> Sampling:
     """Return how evaluation completions are drawn: as in training where `eval` does not say."""
-    own, shared = config.eval, config.generation
-    return Sampling(
-        max_new_tokens=shared.max_new_tokens,
-        temperature=shared.temperature if own.temperature is None else own.temperature,
-        top_p=shared.top_p if own.top_p is None else own.top_p,
-        top_k=shared.top_k if own.top_k is None else own.top_k,
-        repetition_penalty=shared.repetition_penalty,
-    )
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
+    own = {name: value for name in names if (value := getattr(config.eval, name)) is not None}
+    return replace(training_sampling(config.generation), **own)
 
 
 def evaluate(
@@ -149,7 +144,7 @@ def _outcomes(
     sampling = evaluation_sampling(config)
 
     def drawn(k: int, sampling: Sampling) -> list[list[Rollout]]:
-        key, seed = ("eval",), config.seed
+        key, seed = ("eval",), config.seed if config.eval.seed is None else config.eval.seed
         return collect(task, policy, generator, problems, k=k, sampling=sampling, seed=seed, key=key, training=False)
 
     sampled = drawn(config.eval.replicates, sampling)

@@ -15,8 +15,9 @@ class Progress:
     """Where a run stands; saved in every checkpoint.
 
     `iteration` is the version of the weights; `evaluated` says whether that version was. The rates are pass@1 per
-    problem; version 0 is a candidate for the best. `seconds` of training and `tokens` sampled are counted since the
-    first iteration, over all resumes. `watch` is what the run has seen and told.
+    problem. Version 0 is a candidate for `best_*`, but not for `best_trained_*`, since it is no checkpoint. `seconds`
+    of training and `tokens` sampled are counted since the first iteration, over all resumes. `watch` is what the run
+    has seen and told.
     """
 
     iteration: int = 0
@@ -27,6 +28,8 @@ class Progress:
     last_rates: tuple[float, ...] = ()
     best_score: float | None = None
     best_iteration: int = 0
+    best_trained_score: float | None = None
+    best_trained_iteration: int = 0
     watch: Watch = field(default_factory=Watch)
 
     @classmethod
@@ -55,6 +58,8 @@ class Progress:
             last_rates=rates,
             seconds=self.seconds + seconds,
         )
+        if self.iteration > 0 and (self.best_trained_score is None or score > self.best_trained_score):
+            evaluated = replace(evaluated, best_trained_score=score, best_trained_iteration=self.iteration)
         if self.best_score is None or score > self.best_score:
             return replace(evaluated, best_score=score, best_iteration=self.iteration)
         return evaluated

@@ -161,7 +161,8 @@ class Trainer:
         if version == 0 or self._saved == version:
             return False
         interval, total = self._config.checkpoint.save_interval, self._config.train.iterations
-        is_best = self.progress.evaluated and self.progress.best_iteration == version
+        # Where the model before training is better than all, the best of the others is still what people ask for.
+        is_best = self.progress.evaluated and self.progress.best_trained_iteration == version
         return is_best or version == total or (interval > 0 and version % interval == 0)
 
     def _save(self, version: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import Field
 
-from grpo_mlflow.config import TRAITS, Config, flatten, parse_arguments, resuming, summary
+from grpo_mlflow.config import OF_EVALUATION, TRAITS, Config, flatten, parse_arguments, resuming, summary
 from grpo_mlflow.config.fields import Section, Traits, setting
 from grpo_mlflow.config.keys import KEYS
 from grpo_mlflow.errors import ConfigError
@@ -21,12 +21,16 @@ NOT_COMPARED = (
 )
 MEASURING = ("search.k", "search.objective", "search.objective_window", "search.cost")
 VARIES = ("seed", "model.", "generation.", "train.", "data.")
+MEASURED = (
+    *("model.chat_template", "data.task", "data.system_prompt", "data.mix", "data.arithmetic.", "data.sat."),
+    *("data.gsm8k.", "data.reasoning_gym", "data.settings"),
+)
 SECRET = ("generation.base_url", "generation.server.arguments", "eval.base_url", "tracking.uri", "search.storage")
 EVALUATION = (
-    *("seed", "model.chat_template", "data.task", "data.system_prompt", "data.mix", "data.arithmetic.", "data.sat."),
-    *("data.gsm8k.", "data.reasoning_gym", "data.settings", "generation.max_new_tokens", "generation.temperature"),
+    *(*MEASURED, "seed", "generation.backend", "generation.max_new_tokens", "generation.temperature"),
     *("generation.top_", "generation.repetition_penalty", "eval.replicates", "eval.num_ids", "eval.id_seed_start"),
-    *("eval.ks", "eval.greedy", "eval.temperature", "eval.top_"),
+    *("eval.ks", "eval.greedy", "eval.temperature", "eval.top_", "eval.backend", "eval.seed", "eval.max_new_tokens"),
+    "eval.repetition_penalty",
 )
 RUN_ID = "1" * 32
 
@@ -40,13 +44,21 @@ def test_every_setting_declares_every_trait() -> None:
     [
         ("resume", {key for key in KEYS if key.startswith(RESUME)}),
         ("compared", {key for key in KEYS if key in MEASURING or not key.startswith(NOT_COMPARED)}),
-        ("varies", {key for key in KEYS if key.startswith(VARIES)}),
+        ("varies", {key for key in KEYS if key.startswith(VARIES) and not key.startswith(MEASURED)}),
         ("secret", set(SECRET)),
         ("evaluation", {key for key in KEYS if key.startswith(EVALUATION)}),
     ],
 )
 def test_the_settings_with_a_trait(trait: str, expected: set[str]) -> None:
     assert {key for key, traits in TRAITS.items() if getattr(traits, trait)} == expected
+
+
+def test_what_decides_evaluations_varies_only_where_eval_can_hold_it() -> None:
+    """Else a study would compare trials that were measured differently."""
+    followed = {key for key, traits in TRAITS.items() if traits.evaluation and traits.varies}
+    assert followed == set(OF_EVALUATION.values())
+    empty = flatten(Config().model_dump())
+    assert {empty[own] for own in OF_EVALUATION} == {None}
 
 
 class Silent(Section):

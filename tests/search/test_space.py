@@ -45,6 +45,9 @@ FILES: dict[str, tuple[str, list[str]]] = {
     "section": ("train: {lr: [1e-4]}", ["train:", "cannot vary"]),
     "number as key": ("3: [1, 2]", ["3:", "cannot vary"]),
     "how it is measured": ("eval.num_ids: [8, 16]", ["eval.num_ids", "cannot vary", "train."]),
+    "the task": ("data.task: [arithmetic, sat]", ["data.task", "cannot vary", "decides what evaluations measure"]),
+    "its settings": ("data.arithmetic.digits: [1, 2]", ["data.arithmetic.digits", "decides what evaluations measure"]),
+    "its prompt": ("data.system_prompt: [null, Be brief.]", ["data.system_prompt", "decides what evaluations measure"]),
     "how it is kept": ("checkpoint.keep_last: [1, 2]", ["checkpoint.keep_last", "cannot vary"]),
     "the search itself": ("search.n_trials: [1, 2]", ["search.n_trials", "cannot vary"]),
     "refused choice": ("train.lr: [1e-4, -1]", ["train.lr = -1", "greater than 0"]),
@@ -74,7 +77,7 @@ FILES: dict[str, tuple[str, list[str]]] = {
     "equal numbers": ("train.epochs: [1, 1.0]", ["train.epochs", "twice"]),
     "choices and range": ("train.lr: {choices: [1e-4], low: 1e-5}", ["train.lr", "no range"]),
     "choices as mapping": ("train.lr: {choices: {a: 1}}", ["train.lr", "choices = {'a': 1}"]),
-    "list in a list": ("data.sat.difficulty: [[0.3, 0.7]]", ["data.sat.difficulty", "numbers, words"]),
+    "list in a list": ("train.loss_options: [[0.3, 0.7]]", ["train.loss_options", "numbers, words"]),
     "unknown field": ("train.lr: {lo: 1e-4, high: 1e-3}", ["train.lr", "'lo' is unknown", "low, high"]),
     "when below": (
         "train.clip_high: {low: 0.2, high: 0.4, when: {train.epochs: [2]}}\ntrain.epochs: [1, 2]",
@@ -239,6 +242,44 @@ train.clip_high: {low: 0.2, high: 0.4, when: {train.epochs: [2]}}
     outside = overlay(base, {"train.lr": 1e-5}, "test").config
     assert found.own(outside) is None
     assert choices.queue(outside, found) == [{}] * 12
+
+
+def test_own_settings_stay_own_where_the_method_varies(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: tiny\ntrain: {method: dapo, clip_high: 0.35}\n")
+    mine = resolve(str(tmp_path / "mine.yaml"))
+    own = space_file.load("train.method=[grpo,dapo]", mine).own(mine.config)
+    assert own == {"train.method": "dapo"}
+    assert overlay(mine, own, "trial").config == mine.config
+    assert overlay(mine, {"train.method": "grpo"}, "trial").config.train.clip_high == 0.2
+
+
+CHAIN = """
+train.kl_coef: [0.0, 0.05]
+train.kl_estimator: {choices: [k2, k3], when: {train.kl_coef: [0.05]}}
+train.kl_target: {choices: [0.05, 0.1], when: {train.kl_estimator: [k3]}}
+"""
+
+
+def test_a_chain_of_conditions_is_switched_on_as_a_whole(tmp_path: Path) -> None:
+    base = resolve("tiny", ["train.kl_coef=0"])
+    found = load(CHAIN, base, tmp_path)
+    every = found.all_settings(10)
+    assert every == [
+        {"train.kl_coef": 0.0},
+        {"train.kl_coef": 0.05, "train.kl_estimator": "k2"},
+        *({"train.kl_coef": 0.05, "train.kl_estimator": "k3", "train.kl_target": target} for target in (0.05, 0.1)),
+    ]
+    assert found.all_settings(3) is None
+    assert load("train.lr: {low: 1e-4, high: 1e-3}", base, tmp_path).all_settings(10) is None
+    drawn = {tuple(values.items()) for _, values in trials_of(found)}
+    assert drawn == {tuple(values.items()) for values in every}
+
+
+def test_what_can_never_be_on_is_one_line(base: Resolved, tmp_path: Path) -> None:
+    text = CHAIN + "train.lr: {choices: [1e-4], when: {train.kl_target: [0.1], train.kl_coef: [0.0]}}"
+    with pytest.raises(ConfigError) as error:
+        load(text, base, tmp_path)
+    refused(error, ["train.lr: is never on", "train.kl_coef"])
 
 
 def test_a_grid_whose_combination_the_config_refuses_is_one_line(base: Resolved) -> None:

@@ -20,20 +20,25 @@ import pytest
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
-from grpo_mlflow import runs
-from grpo_mlflow.config import TRAITS, Arguments, Resolved, overlay, resolve
+from grpo_mlflow import runs, tracking
+from grpo_mlflow.algorithm.statistics import rate_interval
+from grpo_mlflow.config import OF_EVALUATION, TRAITS, Arguments, Config, Resolved, flatten, overlay, resolve
 from grpo_mlflow.errors import ServerFailed, StoreAway, UserError
-from grpo_mlflow.runs.stored import find, resolve_evaluation
+from grpo_mlflow.runs.session import session
+from grpo_mlflow.runs.stored import Stored, find, resolve_evaluation
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import records, space_file
+from grpo_mlflow.search import champion, figures, records, report, settings, space_file
 from grpo_mlflow.search import study as studies
+from grpo_mlflow.search.confirm import Finalist, with_own
 from grpo_mlflow.search.storage import open_storage
-from grpo_mlflow.search.study import final_trials, objective_value, slots
+from grpo_mlflow.search.study import final_trials, judged, slots
 from grpo_mlflow.search.trials import Search, Train
+from grpo_mlflow.training.evaluation import Evaluation
+from grpo_mlflow.training.progress import Progress
 from tests.support.fake_server import Answer, FakeServer, Fault
 from tests.support.paths import ROOT
-from tests.support.small_runs import SMALL
+from tests.support.small_runs import SMALL, curves
 from tests.support.small_studies import STUDY, load, search, study_config
 
 RANGE = "search.space=train.lr='{low: 1e-5, high: 1e-2, log: true}'"
@@ -100,7 +105,7 @@ def test_a_grid_leaves_a_run_per_combination_under_one_parent(store: str, tmp_pa
         finalists[0].trial.params["train.lr"],
         finalists[0].trial.params["train.kl_coef"],
     )
-    assert best.eval == resolved.config.eval
+    assert best.eval == settings.pinned(resolved).config.eval
     assert len(finalists[0].rates) == 8
 
 
@@ -145,7 +150,7 @@ def test_pruned_trials_show_as_pruned(store: str, tmp_path: Path) -> None:
 
 def test_the_untrained_model_is_evaluated_once_where_it_can_be(store: str, tmp_path: Path) -> None:
     """A mark in the shared evaluation shows which trials use it."""
-    words = ["search.space=train.lr=[1e-3,2e-3] generation.temperature=[0.5,1.0]", "search.sampler=random"]
+    words = ["search.space=train.lr=[1e-3,2e-3] model.dtype=[float32,bfloat16]", "search.sampler=random"]
     search(study_config(store, tmp_path, *words, "search.n_trials=1"))
     (parent,) = all_runs(store, "optimize")
     path = Path(parent.info.artifact_uri) / "study" / "baseline.jsonl"
@@ -154,10 +159,49 @@ def test_the_untrained_model_is_evaluated_once_where_it_can_be(store: str, tmp_p
     assert [run.info.run_name for run in all_runs(store, "evaluate")].count("baseline") == 1
     client = mlflow.MlflowClient(store)
     later = all_runs(store, "train")[1:]
-    assert {run.data.params["generation.temperature"] for run in later} == {"0.5", "1.0"}
+    assert {run.data.params["model.dtype"] for run in later} == {"float32", "bfloat16"}
     for run in later:
         first = client.get_metric_history(run.info.run_id, "eval/mean_at_1")[0]
-        assert (first.step, first.value == 77.0) == (0, run.data.params["generation.temperature"] == "1.0")
+        assert (first.step, first.value == 77.0) == (0, run.data.params["model.dtype"] == "float32")
+
+
+def test_trials_that_learn_nothing_score_the_same_whatever_they_vary(store: str, tmp_path: Path) -> None:
+    """How a model is evaluated belongs to the study: what a trial trains with changes nothing about it."""
+    varied = "generation.temperature=[0.7,1.3] generation.max_new_tokens=[2,24] generation.top_p=[0.6,1.0] seed=[3,4]"
+    words = ["search.sampler=random", "search.n_trials=3", "train.lr=1e-12", f"search.space={varied}"]
+    words = [*words, "train.iterations=2", "train.lr_warmup_steps=0", "eval.num_ids=32", "search.confirm_num_ids=32"]
+    resolved = study_config(store, tmp_path, *words)
+    finalists = search(resolved)
+    trials = final_trials(load(resolved))
+    for name, settings_of_all in (("seed", {3, 4}), ("generation.temperature", {0.7, 1.3})):
+        assert {trial.params[name] for trial in trials} == settings_of_all
+    (rates,) = {tuple(studies.curve(trial)[2]) for trial in trials}
+    assert len({*rates}) > 1
+    (rates,) = {finalist.rates for finalist in finalists}
+    assert len({*rates}) > 1
+    flat = flatten(resolved.config.model_dump(mode="json"))
+    for run in all_runs(store, "train"):  # what an evaluation followed stands in the trial's own run
+        assert {own: run.data.params[own] for own in OF_EVALUATION} == {
+            own: str(flat[other]) for own, other in OF_EVALUATION.items()
+        }
+
+
+def test_a_study_that_an_earlier_version_began_goes_on_where_its_trials_were_evaluated_alike(
+    store: str, tmp_path: Path
+) -> None:
+    resolved = study_config(store, tmp_path, "search.space=train.lr=[1e-3]")
+    storage = open_storage(resolved.config.search.storage)
+
+    def opened(space: str) -> optuna.Study:
+        return studies.open_study(storage, settings.pinned(resolved).config, space_file.load(space, resolved))
+
+    study = opened("train.lr=[1e-3]")
+    begun = {key: value for key, value in study.user_attrs["config"].items() if key not in OF_EVALUATION}
+    study.set_user_attr("config", begun | {"eval.temperature": "null"})
+    assert opened("train.lr=[1e-3]")._study_id == study._study_id
+    for key in ("generation.temperature=[0.7,1.0]", "seed=[1,2]"):
+        with pytest.raises(UserError, match=f"^search.space: {key.partition('=')[0]}: .* evaluated each trial"):
+            opened(f"train.lr=[1e-3] {key}")
 
 
 def test_the_configs_own_settings_come_first_and_are_measured_beside_the_winner(
@@ -174,6 +218,100 @@ def test_the_configs_own_settings_come_first_and_are_measured_beside_the_winner(
     assert measured["confirm-0"] == parent.data.metrics["study/own_pass_at_1"]
     said = capsys.readouterr().out
     assert winner.trial.number == 0 or "against your own settings" in said
+
+
+def test_the_winners_config_is_that_of_its_own_run(store: str, tmp_path: Path) -> None:
+    """A study goes on with a larger space, and the config now has another value of what varies."""
+    words = ["search.n_trials=1", "train.iterations=3"]
+    narrow = [*words, "search.space=train.lr=[1e-3]", "train.scale_rewards=group", "search.finalists=0"]
+    assert search(study_config(store, tmp_path, *narrow)) == []
+    wide = [*words, "search.space=train.lr=[1e-3] train.scale_rewards=[group,none]", "train.scale_rewards=none"]
+    (winner,) = search(study_config(store, tmp_path, *wide))
+    (confirmed,) = [run for run in all_runs(store, "evaluate") if run.info.run_name == "confirm-0"]
+    assert confirmed.data.params["train.scale_rewards"] == "group"
+    (parent,) = all_runs(store, "optimize")
+    again = resolve(str(Path(parent.info.artifact_uri) / "study" / "best_config.yaml"))
+    assert again.config.train.scale_rewards == "group"
+    assert (again.config.search, again.config.tracking.run_name) == (Config().search, None)
+    finished = runs.train(again)
+    assert curves(store, finished.run_id) == curves(store, winner.trial.user_attrs["run_id"])
+
+
+def test_a_winner_whose_run_was_deleted_is_left_out(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["search.space=train.lr=[1e-3,2e-3]", "search.sampler=grid", "train.iterations=2"]
+    words = [*words, "train.lr_warmup_steps=0"]
+    resolved = study_config(store, tmp_path, *words, "search.finalists=0")
+    search(resolved)
+    best, second = studies.ranked(final_trials(load(resolved)))
+    mlflow.MlflowClient(store).delete_run(best.user_attrs["run_id"])
+    (winner,) = search(study_config(store, tmp_path, *words, "search.finalists=2"))
+    assert winner.trial.number == second.number
+    assert capsys.readouterr().err.count(f"trial {best.number}: left out, since the run") == 1
+
+
+def test_a_deleted_parent_or_experiment_is_one_line_with_the_remedy(store: str, tmp_path: Path) -> None:
+    resolved = study_config(store, tmp_path, "search.space=train.lr=[1e-3]")
+    with session(resolved, "optimize") as (_, tracker, _):
+        parent = tracker.run_id
+    space = space_file.load("train.lr=[1e-3]", resolved)
+    study = studies.open_study(open_storage(resolved.config.search.storage), settings.pinned(resolved).config, space)
+    study.set_user_attr("parent_run_id", parent)
+    client = mlflow.MlflowClient(store)
+    experiment = client.get_run(parent).info.experiment_id
+    client.delete_experiment(experiment)
+    with pytest.raises(UserError, match=f"its parent run {parent} .* was deleted; .*mlflow runs restore --run-id"):
+        search(resolved)
+    with pytest.raises(UserError, match=f"deleted in MLflow; .*experiments restore --experiment-id {experiment}"):
+        search(study_config(store, tmp_path, "search.space=train.lr=[1e-3]", "search.study_name=another"))
+
+
+@pytest.mark.parametrize(
+    ("study", "model"),
+    [("grpo", "grpo"), ("lr/sweep", "lr-sweep"), ("a:b", "a-b"), ("it's 5%@home", "it-s 5--home"), ("..", "study-")],
+)
+def test_a_champion_has_a_name_that_the_registry_takes(study: str, model: str, store: str) -> None:
+    assert champion.model_name(study) == model
+    assert champion.address(study) == f"models:/{model}@champion"
+    mlflow.MlflowClient(store).create_registered_model(model)
+
+
+def test_two_studies_of_one_name_leave_each_other_their_champions(store: str, tmp_path: Path) -> None:
+    resolved = study_config(store, tmp_path)
+    client, said = mlflow.MlflowClient(store), []
+    for _ in range(2):
+        with session(resolved, "optimize") as (_, tracker, _):
+            with session(resolved, "train", nested=runs.Nested(tracker.run_id, "trial")) as (_, trained, _):
+                pass
+            said.append(tracking.study_of_alias(client, "grpo", "champion"))
+            tags = {"description": "best", tracking.STUDY_TAG: tracker.run_id}
+            tracker.register("grpo", "champion", trained.run_id, "checkpoints/iter_002", tags)
+    first, second = all_runs(store, "optimize")
+    assert said == [None, first.info.run_id]
+    old = client.get_model_version_by_alias("grpo", tracking.alias_of("champion", first.info.run_id))
+    new = client.get_model_version_by_alias("grpo", "champion")
+    assert [version.tags[tracking.STUDY_TAG] for version in (old, new)] == [first.info.run_id, second.info.run_id]
+    assert new.description == "best"
+
+
+def test_own_settings_can_win_and_it_is_said() -> None:
+    def finalist(number: int, *rates: float, retrained: tuple[float, ...] = ()) -> Finalist:
+        trial = optuna.trial.create_trial(state=TrialState.COMPLETE, value=0.5)
+        trial.number = number
+        return Finalist(trial, rate_interval(rates), rates, retrained)
+
+    best, own = finalist(1, 1.0, 0.0, 0.0, 0.0), finalist(0, 1.0, 1.0, 0.0, 0.0)
+    assert with_own([best], None) == [best]
+    assert with_own([own, best], own) == [own, best]
+    assert with_own([own], best) == [own]
+    assert with_own([best], own) == [own, best]
+    assert "those you started from: none was better" in report.summary(1, [], 0, [own, best], own)
+    ones, zeros = (1.0,) * 40, (0.0, 1.0) * 20
+    sure = finalist(2, *ones), finalist(3, *zeros)
+    assert "beyond the noise of problems" in report.summary(1, [], 0, sure, None)
+    seeds = finalist(2, *ones, retrained=(0.9, 0.2)), finalist(3, *zeros, retrained=(0.5, 0.5))
+    assert "within the noise of problems and training seeds" in report.summary(1, [], 0, seeds, None)
 
 
 def test_the_winner_is_registered_and_can_be_evaluated_by_its_alias(store: str, tmp_path: Path) -> None:
@@ -201,6 +339,12 @@ def test_finalists_are_trained_again_with_new_seeds(store: str, tmp_path: Path) 
     assert {run.data.params["seed"] for run in confirmed} == {"0"}  # the same draws for all
     search(resolved)  # what was measured is not measured again
     assert len(all_runs(store, "train")) == 4
+    version = mlflow.MlflowClient(store).get_model_version_by_alias("grpo", "champion")
+    assert version.run_id == winner.typical.run_id
+    assert version.run_id in {run.info.run_id for run in again}
+    own = sum(winner.typical.rates) / len(winner.typical.rates)
+    assert version.tags["confirmed_score"].startswith(f"{own:.3f} [")
+    assert f"2 seeds: {scores[0]:.3f} to {scores[1]:.3f}" in version.description
 
 
 def test_two_objectives(store: str, tmp_path: Path) -> None:
@@ -223,7 +367,9 @@ def test_two_objectives(store: str, tmp_path: Path) -> None:
 )
 def test_a_trials_score(objective: str, window: int, expected: float) -> None:
     rates = [[0.0, 0.25], [0.75, 1.0], [0.0, 1.0]]  # .125, .875, .5
-    assert objective_value(rates, objective, window) == expected
+    chosen = judged(rates, objective, window)
+    assert len(chosen) == 2
+    assert sum(chosen) / 2 == expected
 
 
 @pytest.mark.parametrize(
@@ -454,3 +600,97 @@ def test_a_trial_that_is_begun_as_a_signal_comes_is_put_back(store: str, tmp_pat
     with pytest.raises(interrupts.Interrupted), interrupts.handled():
         scripted.run()
     assert [trial.state for trial in study.get_trials()] == [TrialState.WAITING]
+
+
+class Rates(Evaluation):
+    """An evaluation of which only pass@1 of each problem is known: its `ks`."""
+
+    def success_rates(self, k: int = 1) -> list[float]:
+        return [float(rate) for rate in self.ks]
+
+    def summary(self) -> str:
+        return "scripted"
+
+
+def scripted_train(*evaluations: tuple[int, ...]) -> Train:
+    """Return what a trial does that has these pass@1 of each problem after iteration 1, 2 and so on."""
+
+    def train(resolved: Resolved, stored: object, trial: runs.Trial) -> None:
+        trial.on_start(f"{trial.nested.name.removeprefix('trial-'):0>32}")
+        assert trial.on_evaluation is not None
+        for step, rates in enumerate(evaluations, 1):
+            trial.on_evaluation(Progress(iteration=step), Rates((), rates))
+
+    return train
+
+
+@pytest.mark.parametrize(("objective", "shown"), [("best", "0.750"), ("mean", "0.333"), ("last", "0.000")])
+def test_what_is_shown_of_a_trial_is_what_it_is_ranked_by(
+    objective: str, shown: str, store: str, tmp_path: Path
+) -> None:
+    words = ["search.space=train.lr=[1e-3]", "search.n_trials=1", f"search.objective={objective}"]
+    resolved = study_config(store, tmp_path, *words)
+    scripted, study = scripted_search(resolved, scripted_train((1, 1, 1, 0), (0, 0, 1, 0), (0, 0, 0, 0)))
+    scripted.run()
+    (trial,) = study.get_trials()
+    assert trial.value == pytest.approx(float(shown), abs=1e-3)
+    assert f"best so far {shown} [" in studies.progress(study, 1, 0.0, resolved.config)
+    pruned = optuna.trial.create_trial(state=TrialState.PRUNED, user_attrs=trial.user_attrs)
+    assert [figures.shown_score(each) for each in (trial, pruned)] == [trial.value] * 2
+
+
+SPACE_OF_SIX = "search.space=train.epochs=[1,2] train.aggregation=[grpo,dapo,dr_grpo]"
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_every_trial_has_settings_of_its_own_while_the_space_has_some(
+    sampler: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolved = study_config(store, tmp_path, SPACE_OF_SIX, f"search.sampler={sampler}", "search.n_trials=8")
+    scripted, study = scripted_search(resolved, scripted_train((1, 0)))
+    scripted._console = Console()
+    scripted.run()
+    final = final_trials(study)
+    assert [trial.state for trial in final] == [TrialState.COMPLETE] * 8
+    assert len({tuple(sorted(trial.params.items())) for trial in final}) == 6
+    assert sum(studies.DUPLICATE_OF in trial.user_attrs for trial in final) == 2
+    assert capsys.readouterr().out.count("the space holds no further settings") == 1
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_trial_that_was_interrupted_goes_on_with_its_settings_in_a_larger_space(
+    deleted: bool, store: str, tmp_path: Path
+) -> None:
+    """What its run began with stays, and what the space holds by now is not drawn. Without its run it starts again."""
+    words = ["search.sampler=random", "search.n_trials=2"]
+    before = study_config(store, tmp_path, *words, "search.space=train.lr=[1e-3,2e-3]", "train.epochs=1")
+
+    def interrupted(resolved: Resolved, stored: object, trial: runs.Trial) -> None:
+        with session(resolved, "train", nested=runs.Nested(parent, "trial")) as (_, tracker, _):
+            trial.on_start(tracker.run_id)
+            raise StoreAway("away")
+
+    with session(before, "optimize") as (_, tracker, _):
+        parent = tracker.run_id
+    scripted, _ = scripted_search(before, interrupted)
+    with pytest.raises(StoreAway):
+        scripted.run()
+    (interrupted_run,) = all_runs(store, "train")
+    if deleted:
+        mlflow.MlflowClient(store).delete_run(interrupted_run.info.run_id)
+    began: dict[str, tuple[Resolved, Stored | None]] = {}
+
+    def train(resolved: Resolved, stored: Stored | None, trial: runs.Trial) -> None:
+        began[trial.nested.tags["optuna.slot"]] = resolved, stored
+        scripted_train((1, 0))(resolved, stored, trial)
+
+    wider = "search.space=train.lr=[1e-3,2e-3] train.epochs=[2,4]"
+    scripted, study = scripted_search(study_config(store, tmp_path, *words, wider, "train.epochs=2"), train)
+    scripted.run()
+    first, second = final_trials(study)
+    assert [trial.state for trial in (first, second)] == [TrialState.COMPLETE] * 2
+    assert first.params.keys() == ({"train.lr", "train.epochs"} if deleted else {"train.lr"})
+    assert second.params.keys() == {"train.lr", "train.epochs"}
+    settings_then, stored = began["0"]
+    assert (stored is None) == deleted
+    assert settings_then.config.train.epochs == first.params.get("train.epochs", 1)

@@ -212,9 +212,30 @@ def test_progress_keeps_the_first_rates_and_the_earliest_best() -> None:
     assert third.first_rates == (0, 1)
     assert third.last_rates == (1, 1)
     assert (third.best_score, third.best_iteration) == (1.0, 2)
+    assert (second.best_score, second.best_trained_score, second.best_trained_iteration) == (1.0, 1.0, 2)
+    assert (third.best_trained_score, third.best_trained_iteration) == (1.0, 2)
     assert (third.iteration, third.tokens, third.seconds) == (3, 30, 7.5)
     assert third.evaluated
     assert not third.after_iteration(1, 1.0).evaluated
+
+
+def test_the_best_of_what_was_trained_is_kept_although_nothing_beats_the_model_before_training(
+    policy: Policy, tmp_path: Path
+) -> None:
+    events: Events = []
+
+    class Fading(One):
+        """Every update takes the answer of one of three problems away."""
+
+        def verify(self, problem: Problem, text: str) -> Verdict:
+            right = problem.seed % 3 >= sum(event[0] == "update" for event in events)
+            return Verdict(float(right), {}, right, text)
+
+    words = ("eval.interval=1", "eval.num_ids=3", "checkpoint.save_interval=0", "train.iterations=3")
+    parts = replace(parts_of(policy, tmp_path, events, *words), task=Fading())
+    ended = Trainer(parts).run()
+    assert (ended.best_score, ended.best_iteration) == (1.0, 0)
+    assert [(saved.iteration, saved.score) for saved in parts.store.all()] == [(1, 2 / 3), (3, 0.0)]
 
 
 def test_a_run_that_only_got_worse_names_the_model_before_training_the_best(policy: Policy, tmp_path: Path) -> None:

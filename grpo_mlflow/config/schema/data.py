@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from grpo_mlflow.config.fields import OWN, Fraction, NonNegative, Positive, PositiveFloat, Section, as_tuple, setting
 
 
-class ArithmeticConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=True):
+class ArithmeticConfig(Section, resume=False, compared=True, varies=False, secret=False, evaluation=True):
     operations: Annotated[tuple[Literal["+", "-", "*"], ...], BeforeValidator(as_tuple), Field(min_length=1)] = setting(
         ("+",), "operations to draw from"
     )
@@ -19,13 +19,13 @@ class ArithmeticConfig(Section, resume=False, compared=True, varies=True, secret
     terms: Annotated[int, Field(ge=2, le=6)] = setting(2, "operands per problem")
 
 
-class SatConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=True):
+class SatConfig(Section, resume=False, compared=True, varies=False, secret=False, evaluation=True):
     difficulty: Annotated[tuple[Fraction, Fraction], BeforeValidator(as_tuple)] = setting(
         (0.3, 0.7), "range [low, high] that problems draw d from"
     )
 
 
-class Gsm8kConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=True):
+class Gsm8kConfig(Section, resume=False, compared=True, varies=False, secret=False, evaluation=True):
     path: str | None = setting(
         None, "folder or file with question and answer, parquet or jsonl; null: openai/gsm8k from the hub"
     )
@@ -45,7 +45,7 @@ TaskName = Annotated[str, AfterValidator(_task_name)]
 
 
 class DataConfig(Section, resume=False, compared=True, varies=True, secret=False):
-    task: TaskName = setting("sat", "what the model learns", evaluation=True)
+    task: TaskName = setting("sat", "what the model learns", varies=False, evaluation=True)
     source: Annotated[str, Field(pattern=r"^(live|runs:/[0-9a-f]{32})$")] = setting(
         "live", "live, or runs:/RUN_ID to train on the rollouts that a run has kept", evaluation=False
     )
@@ -60,19 +60,25 @@ class DataConfig(Section, resume=False, compared=True, varies=True, secret=False
     train_seed_start: NonNegative = setting(1000, "first training problem", evaluation=False)
     num_train_seeds: Positive = setting(64, "number of training problems", evaluation=False)
     system_prompt: str | None = setting(
-        None, "first message of every prompt; null: the task's own, or none", evaluation=True
+        None, "first message of every prompt; null: the task's own, or none", varies=False, evaluation=True
     )
     overlong_buffer: NonNegative = setting(
         0,
         "last tokens before max_new_tokens over which a training reward falls by up to 1 (DAPO); 0: off",
         evaluation=False,
     )
-    mix: dict[str, PositiveFloat] = setting({}, "task = mix: names of tasks and their weights", evaluation=True)
+    mix: dict[str, PositiveFloat] = setting(
+        {}, "task = mix: names of tasks and their weights", varies=False, evaluation=True
+    )
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     sat: SatConfig = SatConfig()
     gsm8k: Gsm8kConfig = Gsm8kConfig()
-    reasoning_gym: dict[str, JsonValue] = setting({}, "settings of the generator, as a mapping", evaluation=True)
-    settings: dict[str, JsonValue] = setting({}, "keyword arguments of a python: task, as a mapping", evaluation=True)
+    reasoning_gym: dict[str, JsonValue] = setting(
+        {}, "settings of the generator, as a mapping", varies=False, evaluation=True
+    )
+    settings: dict[str, JsonValue] = setting(
+        {}, "keyword arguments of a python: task, as a mapping", varies=False, evaluation=True
+    )
 
     @property
     def tasks(self) -> tuple[str, ...]:

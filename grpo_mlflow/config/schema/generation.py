@@ -38,7 +38,7 @@ class ServerConfig(Section, resume=True, compared=False, varies=True, secret=Fal
 
 
 class GenerationConfig(Section, resume=False, compared=True, varies=True, secret=False):
-    backend: Backend = setting("vllm_server", "who samples the rollouts", evaluation=False)
+    backend: Backend = setting("vllm_server", "who samples the rollouts", evaluation=True)
     base_url: str | None = setting(
         None, "address of the inference server", resume=True, compared=False, secret=True, evaluation=False
     )

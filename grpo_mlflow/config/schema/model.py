@@ -59,6 +59,7 @@ class ModelConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     chat_template: Literal["auto", "none"] = setting(
         "auto",
         "auto: prompts through the tokenizer's chat template where it has one; none: plain text",
+        varies=False,
         evaluation=True,
     )
     trust_remote_code: bool = setting(False, "let a hub model run its own Python code")
