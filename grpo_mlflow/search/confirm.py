@@ -66,7 +66,7 @@ class Confirmation:
         """Measure a finished trial on the fresh problems, after retraining it where that is asked for."""
         search = self._resolved.config.search
         curve = studies.curve(trial)
-        selected = rate_interval(curve[max(curve)])
+        selected = rate_interval(curve[max(curve)], self._resolved.config.eval.replicates)
         models: list[tuple[str, str | None, int | None]] = [
             (f"confirm-{trial.number}", trial.user_attrs[studies.RUN_ID], None)
         ]

@@ -13,7 +13,7 @@ import optuna
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
-from grpo_mlflow.algorithm.statistics import paired_difference
+from grpo_mlflow.algorithm.statistics import in_words, paired_difference
 from grpo_mlflow.search import figures
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Finalist
@@ -97,8 +97,7 @@ def _verdict(winner: Finalist, finalists: Sequence[Finalist], own: Finalist | No
         if other is None or other.trial.number == winner.trial.number:
             continue
         gap = paired_difference(winner.rates, other.rates)
-        sure = "beyond" if gap.low > 0 else "within"
-        parts.append(f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] against {name}, {sure} the noise of problems")
+        parts.append(f"against {name} {in_words(gap)}")
     return f"verdict   {'; '.join(parts)}" if parts else "verdict   nothing to compare the winner with"
 
 

@@ -225,8 +225,8 @@ def progress(study: optuna.Study, total: int, started: float) -> str:
         text += f", {failed} failed"
     best = next(iter(ranked(ended)), None)
     if best is not None:
-        rates = curve(best)
-        interval = rate_interval(rates[max(rates)]) if rates else f"{score(best):.3f}"
+        rates, replicates = curve(best), int(study.user_attrs[_CONFIG]["eval.replicates"])
+        interval = rate_interval(rates[max(rates)], replicates) if rates else f"{score(best):.3f}"
         text += f", best so far {interval} (trial {best.number})"
     since = time.time() - (time.monotonic() - started)
     mine = [trial for trial in ended if trial.datetime_complete and trial.datetime_complete.timestamp() >= since]

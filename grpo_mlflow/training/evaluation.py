@@ -51,11 +51,17 @@ class Evaluation:
         """Return pass@k of each problem."""
         return [pass_at_k(o.successes, len(o.rollouts), k) for o in self.outcomes]
 
+    @property
+    def replicates(self) -> int:
+        return len(self.outcomes[0].rollouts)
+
     def pass_at(self, k: int) -> Estimate:
-        return rate_interval(self.success_rates(k))
+        return rate_interval(self.success_rates(k), self.replicates)
 
     def mean_at(self, k: int) -> Estimate:
-        return mean_interval([mean_at_k([r.verdict.reward for r in o.rollouts], k) for o in self.outcomes])
+        rewards = [[rollout.verdict.reward for rollout in outcome.rollouts] for outcome in self.outcomes]
+        values, seen = [mean_at_k(each, k) for each in rewards], [reward for each in rewards for reward in each]
+        return mean_interval(values, self.replicates, min(seen), max(seen))
 
     def metrics(self) -> dict[str, float]:
         """Return every figure under its name in the metrics files, `pass@1` among them.
@@ -68,7 +74,7 @@ class Evaluation:
             "truncated_frac": mean([r.completion.finish_reason == "length" for r in rollouts]),
             "chance_pass@1": mean([outcome.chance for outcome in self.outcomes]),
             "tasks": float(len(self.outcomes)),
-            "replicates": float(len(self.outcomes[0].rollouts)),
+            "replicates": float(self.replicates),
         }
         of_tasks: dict[str, list[Outcome]] = {}
         for outcome in self.outcomes:
