@@ -18,7 +18,7 @@ from grpo_mlflow.config import Config
 from grpo_mlflow.generation import Generator, Sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.processes import Processes
-from grpo_mlflow.tasks import Task, member_of
+from grpo_mlflow.tasks import Task, contents, member_of
 from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training.checkpoint import name_of
 from grpo_mlflow.training.rollout_files import record_of, rollout_of
@@ -136,11 +136,19 @@ def evaluation_sampling(config: Config) -> Sampling:
 
 
 def evaluate(
-    task: Task, policy: Policy, generator: Generator, config: Config, processes: Processes | None = None
+    task: Task,
+    policy: Policy,
+    generator: Generator,
+    config: Config,
+    processes: Processes | None = None,
+    *,
+    before: Sequence[range] = (),
 ) -> Evaluation:
-    """Evaluate the policy on `eval.num_ids` problems; processes share the work and all return the whole."""
-    first = config.eval.id_seed_start
-    problems = [task.problem("eval", first + i) for i in range(config.eval.num_ids)]
+    """Evaluate the policy on the different problems of `eval.num_ids` seeds, without those of the seeds `before`.
+
+    Processes share the work, and all return the whole.
+    """
+    problems, _ = contents.evaluation_problems(task, config, before)
     if processes is None:
         outcomes = _outcomes(task, policy, generator, config, problems)
     else:
