@@ -104,7 +104,7 @@ def _effective_size(values: Array) -> Array:
         excess = np.maximum(0.0, ((n + 1) * biased + 6) * (n - 1) / ((n - 2) * (n - 3)))
     degrees = 2 / (2 / max(1, n - 1) + excess / n)
     coins = mean * (1 - mean) * (n - 1) / known * (_Z / stdtrit(degrees, 1 - _TAIL)) ** 2
-    return np.where(varies, np.clip(coins, n, max(n, n * n / 4)), n)
+    return np.asarray(np.where(varies, np.clip(coins, n, max(n, n * n / 4)), n))
 
 
 def _exact(mean: Array, size: Array) -> tuple[Array, Array]:

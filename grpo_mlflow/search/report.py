@@ -70,20 +70,23 @@ def summary(
     lines = [text]
     for place, finalist in enumerate(finalists):
         name = "winner  " if place == 0 else "finalist"
-        lines.append(f"{name}  trial {finalist.trial.number}: {_scores(finalist, k)}")
+        where = "fresh problems" if place < 2 else "the problems that ranked the finalists"
+        lines.append(f"{name}  trial {finalist.trial.number}: {_scores(finalist, k, where)}")
     if not finalists:
         return "\n".join(lines)
     winner = finalists[0]
     if own is not None and own.trial.number != winner.trial.number:
-        lines.append(f"yours     trial {own.trial.number}, the settings you started from: {_scores(own, k)}")
+        lines.append(
+            f"yours     trial {own.trial.number}, the settings you started from: {_scores(own, k, 'fresh problems')}"
+        )
     settings = ", ".join(f"{key} = {value}" for key, value in winner.trial.params.items())
     lines.append(f"settings  {settings}")
     lines.append(_verdict(winner, finalists, own))
     return "\n".join(lines)
 
 
-def _scores(finalist: Finalist, k: int) -> str:
-    text = f"pass@{k} {finalist.selected} in the search, {finalist.confirmed} on fresh problems"
+def _scores(finalist: Finalist, k: int, where: str) -> str:
+    text = f"pass@{k} {finalist.selected} in the search, {finalist.confirmed} on {where}"
     if finalist.retrained:
         each = ", ".join(f"{value:.3f}" for value in finalist.retrained)
         text += f" (mean of models trained again with other seeds: {each})"
@@ -98,6 +101,8 @@ def _verdict(winner: Finalist, finalists: Sequence[Finalist], own: Finalist | No
             continue
         gap = paired_difference(winner.rates, other.rates)
         parts.append(f"against {name} {in_words(gap)}")
+    if own is not None and own.trial.number == winner.trial.number:
+        parts.insert(0, "your own settings win")
     return f"verdict   {'; '.join(parts)}" if parts else "verdict   nothing to compare the winner with"
 
 
@@ -125,8 +130,8 @@ def page(
         f"<style>{_STYLE}</style><h1>Study {html.escape(study.study_name)}</h1>"
         f"<pre>{html.escape(summary(k, trials, total, finalists, own))}</pre>"
         "<p>The score in the search is that of the best of many noisy measurements, so it is a little too good; "
-        "the score on fresh problems is not. Neither contains what another training seed would change, unless "
-        "finalists were trained again.</p>"
+        "the score on fresh problems, which have chosen nothing, is not. Neither contains what another training seed "
+        "would change, unless finalists were trained again.</p>"
         f"{images}<h2>Trials</h2><div style='overflow-x:auto'><table>{body}</table></div></html>\n"
     )
 
