@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-CONFIDENCE = 0.95
+from grpo_mlflow.algorithm import intervals
+
+Verdict = Literal["better", "worse", "not distinguishable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,11 @@ class Estimate:
     @property
     def half_width(self) -> float:
         return (self.high - self.low) / 2
+
+    def stretched(self, factor: float) -> Estimate:
+        """Return it with each side of the interval `factor` times as long."""
+        low, high = (self.value + factor * (end - self.value) for end in (self.low, self.high))
+        return Estimate(self.value, low, high)
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -70,37 +76,18 @@ def t_quantile(probability: float, degrees: int) -> float:
     return float(stdtrit(degrees, probability))
 
 
-def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> Estimate:
-    """Return the mean with Student's t interval; one value alone has an unbounded one."""
-    x = np.asarray(values, dtype=np.float64)
-    mean = float(x.mean())
-    if len(x) < 2:
-        return Estimate(mean, -math.inf, math.inf)
-    half = t_quantile(0.5 + CONFIDENCE / 2, len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
-    return Estimate(mean, mean - half, mean + half)
+def rate_interval(rates: Sequence[float], replicates: int) -> Estimate:
+    """Return the mean of per-problem rates in [0, 1], each of `replicates` completions, with its interval."""
+    return _estimate(intervals.of_rates(np.asarray(rates, dtype=np.float64), replicates))
 
 
-def rate_interval(values: Sequence[float] | NDArray[np.float64]) -> Estimate:
-    """Return the mean of per-problem rates in [0, 1] with a Wilson score interval at the effective sample size.
-
-    A problem's rate from several replicates varies less than a coin: n_eff = p (1 - p) / SE^2 (Kish's design effect),
-    never below the number of problems. Unlike mean +- SE it stays inside [0, 1] and keeps a width when all problems
-    are solved.
-    """
-    x = np.asarray(values, dtype=np.float64)
-    n = len(x)
-    p = float(x.mean())
-    variance_of_mean = float(x.var(ddof=1)) / n if n > 1 else 0.0
-    spread = p * (1 - p)
-    n_eff = max(n, spread / variance_of_mean) if variance_of_mean > 0 and spread > 0 else float(n)
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    centre = (p + z * z / (2 * n_eff)) / (1 + z * z / n_eff)
-    half = z / (1 + z * z / n_eff) * math.sqrt(spread / n_eff + z * z / (4 * n_eff * n_eff))
-    return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
+def mean_interval(values: Sequence[float], replicates: int, lowest: float, highest: float) -> Estimate:
+    """Return the mean of per-problem rewards with its interval; single rewards went from `lowest` to `highest`."""
+    return _estimate(intervals.of_rewards(np.asarray(values, dtype=np.float64), replicates, lowest, highest))
 
 
 def paired_difference(after: Sequence[float], before: Sequence[float]) -> Estimate:
-    """Return the mean of after - before over the same problems, with its t interval.
+    """Return the mean of after - before over the same problems, with its interval; both are rates in [0, 1].
 
     Pairing removes the spread between easy and hard problems (Miller 2024, section 4.2).
 
@@ -109,4 +96,32 @@ def paired_difference(after: Sequence[float], before: Sequence[float]) -> Estima
     """
     if len(after) != len(before):
         raise ValueError(f"paired values must match: {len(after)} and {len(before)}")
-    return mean_interval(np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64))
+    differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    return _estimate(intervals.of_differences(differences))
+
+
+def verdict(difference: Estimate) -> Verdict:
+    """Return what a difference means: its interval lies above 0, below 0, or holds 0.
+
+    >>> verdict(Estimate(-0.086, -0.099, -0.073))
+    'worse'
+    """
+    if difference.low > 0:
+        return "better"
+    return "worse" if difference.high < 0 else "not distinguishable"
+
+
+def in_words(difference: Estimate, of: str = "problems") -> str:
+    """Return a difference with its interval, which is that `of` something, and its verdict, as people are told it.
+
+    >>> in_words(Estimate(-0.086, -0.099, -0.073))
+    '-0.086 [-0.099, -0.073]: worse, beyond the noise of problems'
+    """
+    found = verdict(difference)
+    noise = "within" if found == "not distinguishable" else "beyond"
+    interval = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    return f"{interval}: {found}, {noise} the noise of {of}"
+
+
+def _estimate(bounds: intervals.Bounds) -> Estimate:
+    return Estimate(*map(float, bounds))

@@ -52,7 +52,7 @@ def _seeds(config: Config, free: Free) -> Iterator[Change]:
 
 def _confirmation(config: Config, free: Free) -> Iterator[Change]:
     data, evaluation, search = config.data, config.eval, config.search
-    first, end = search.confirm_seed_start, search.confirm_seed_start + search.confirm_num_ids
+    first, end = search.confirm_seed_start, search.confirm_seed_end
     ranges = (
         (data.train_seed_start, data.train_seed_start + data.num_train_seeds),
         (evaluation.id_seed_start, evaluation.id_seed_start + evaluation.num_ids),

@@ -36,7 +36,7 @@ def _seeds(config: Config) -> Iterator[str]:
             f"{train_end} or more, or {max(0, data.train_seed_start - evaluation.num_ids)} or less"
         )
     search = config.search
-    confirm_end = search.confirm_seed_start + search.confirm_num_ids
+    confirm_end = search.confirm_seed_end
     for name, first, end in (
         ("training", data.train_seed_start, train_end),
         ("evaluation", evaluation.id_seed_start, eval_end),

@@ -45,13 +45,12 @@ def introduce(config: Config, actor: policy.Policy, seconds: float) -> str:
 def conclude(config: Config, ended: Progress, tracker: Tracker) -> str:
     lines = [""]
     if ended.first_rates:
-        before, after = (statistics.rate_interval(rates) for rates in (ended.first_rates, ended.last_rates))
+        rates = ended.first_rates, ended.last_rates
+        before, after = (statistics.rate_interval(each, config.eval.replicates) for each in rates)
         change = statistics.paired_difference(ended.last_rates, ended.first_rates)
         lines += [
             f"held-out pass@1   {before}  ->  {after}   (95% intervals, {len(ended.last_rates)} problems)",
-            f"change            {change.value:+.3f} +- {change.half_width:.3f}, problem by problem"
-            if change.half_width > 0
-            else "change            none: every problem scored as before",
+            f"change            {statistics.in_words(change)}",
         ]
     if ended.best_score is not None:
         what = "(picked on these problems, so a little optimistic)"

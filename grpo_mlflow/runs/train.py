@@ -11,6 +11,7 @@ from grpo_mlflow.runs import messages
 from grpo_mlflow.runs.parts import open_parts
 from grpo_mlflow.runs.session import Nested, session
 from grpo_mlflow.runs.stored import Stored
+from grpo_mlflow.tasks import contents
 from grpo_mlflow.training import loss
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.progress import Progress
@@ -46,6 +47,9 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
         if trial:
             trial.on_start(tracker.run_id)
         with open_parts(config, checkpoint, recording, processes, tracker, console) as (parts, progress):
+            if config.eval.enabled and processes.is_first and not trial:  # a study says it once for all its trials
+                for line in contents.remarks(parts.task, config):
+                    console.say(line)
             ended = Trainer(
                 parts,
                 progress,

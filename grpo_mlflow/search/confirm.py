@@ -1,18 +1,24 @@
 """A second, fairer look at the best trials.
 
 The best of many noisy trials looks better than it is, because being lucky is one way to be the best. The finalists are
-therefore measured again on fresh problems with more replicates, and the winner is named by that. How much another
-training seed would change can only be learned by retraining: `search.retrain_seeds` asks for that.
+therefore measured again on fresh problems with more replicates, and the winner is named by that.
+
+The best of several finalists is again lucky on the problems that made it the best. So the winner, the second and the
+own settings are measured once more, on problems that have chosen nothing; the reported score and comparisons come from
+those. Where there is one finalist, nothing was chosen on the first fresh problems, and they serve for that.
+
+How much another training seed would change can only be learned by retraining: `search.retrain_seeds` asks for that.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import optuna
 from optuna.trial import FrozenTrial
 
-from grpo_mlflow import runs, tracking
+from grpo_mlflow import runs, tasks, tracking
 from grpo_mlflow.algorithm.statistics import Estimate, mean, rate_interval
 from grpo_mlflow.config import Resolved, overlay
 from grpo_mlflow.errors import StoreAway, UserError
@@ -20,6 +26,7 @@ from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.search import records, settings
 from grpo_mlflow.search import study as studies
+from grpo_mlflow.tasks import contents
 
 _SEED_STRIDE = 1_000_003  # far from the seeds that people choose
 
@@ -39,20 +46,24 @@ class Finalist:
     Args:
         selected: its pass@k in the search.
         rates: its pass@k on each fresh problem; a mean over the retrained models where there are some.
+        replicates: completions of each fresh problem, over all models.
         retrained: pass@k of each model that was trained again with a seed of its own, on the fresh problems.
         models: what was measured: the trial's own model, or those that were trained again.
+        ranked_by_these: whether these problems ranked the finalists, which favours the first of them.
     """
 
     trial: FrozenTrial
     selected: Estimate
     rates: tuple[float, ...]
+    replicates: int
     retrained: tuple[float, ...] = ()
     models: tuple[Model, ...] = ()
+    ranked_by_these: bool = False
 
     @property
     def confirmed(self) -> Estimate:
         """Its pass@k on the fresh problems, with the interval over problems."""
-        return rate_interval(self.rates)
+        return rate_interval(self.rates, self.replicates)
 
     @property
     def typical(self) -> Model:
@@ -60,10 +71,26 @@ class Finalist:
         return min(self.models, key=lambda model: abs(mean(model.rates) - mean(self.rates)))
 
 
+Measure = Callable[[FrozenTrial, int], Finalist]
+
+
+def chosen_and_measured(trials: Sequence[FrozenTrial], measure: Measure) -> list[Finalist]:
+    """Return the trials as finalists, best first: ranked by the first fresh problems, the first two measured on others.
+
+    `measure` takes a trial and the number of the block of fresh problems, 0 or 1.
+    """
+    ranked = sorted((measure(trial, 0) for trial in trials), key=lambda finalist: -finalist.confirmed.value)
+    if len(ranked) < 2:
+        return ranked
+    others = [replace(finalist, ranked_by_these=True) for finalist in ranked[2:]]
+    return [*(measure(finalist.trial, 1) for finalist in ranked[:2]), *others]
+
+
 def with_own(finalists: list[Finalist], own: Finalist | None) -> list[Finalist]:
-    """Return the finalists led by the config's own settings where those are better than all, though no finalist."""
-    beaten = own is None or own.confirmed.value <= finalists[0].confirmed.value
-    return finalists if own is None or beaten else [own, *finalists]
+    """Return the finalists led by the config's own settings where those are better than the winner."""
+    if own is None or not finalists or own.confirmed.value <= finalists[0].confirmed.value:
+        return finalists
+    return [own, *(each for each in finalists if each.trial.number != own.trial.number)]
 
 
 class Confirmation:
@@ -72,43 +99,57 @@ class Confirmation:
     def __init__(self, resolved: Resolved, study: optuna.Study, parent: str, console: Console) -> None:
         self._resolved, self._study = resolved, study
         self._parent, self._console = parent, console
+        self._said: set[str] = set()
 
     def finalists(self) -> list[Finalist]:
         """Measure the best trials of the search and return them, best first by the new measure.
 
         A trial whose run is gone from the MLflow store is left out, and the next one takes its place.
         """
-        found: list[Finalist] = []
+        chosen: list[FrozenTrial] = []
         for trial in studies.ranked(studies.final_trials(self._study)):
-            if len(found) >= self._resolved.config.search.finalists:
+            if len(chosen) >= self._resolved.config.search.finalists:
                 break
             # One that shares another's result needs no measurement of its own.
-            if studies.DUPLICATE_OF not in trial.user_attrs and (finalist := self.measure(trial)) is not None:
-                found.append(finalist)
-        return sorted(found, key=lambda finalist: -finalist.confirmed.value)
+            if studies.DUPLICATE_OF not in trial.user_attrs and self.is_there(trial):
+                chosen.append(trial)
+        return chosen_and_measured(chosen, self.measure)
 
-    def measure(self, trial: FrozenTrial) -> Finalist | None:
-        """Measure a finished trial on the fresh problems, after retraining it where that is asked for.
+    def beside(self, trial: FrozenTrial, finalists: Sequence[Finalist]) -> Finalist | None:
+        """Return another trial, measured on the problems that the winner's score comes from; None if its run is gone."""
+        known = {finalist.trial.number: finalist for finalist in finalists[:2]}
+        if trial.number in known:
+            return known[trial.number]
+        return self.measure(trial, min(1, len(finalists) - 1)) if self.is_there(trial) else None
 
-        None if its run is gone.
-        """
+    def is_there(self, trial: FrozenTrial) -> bool:
+        """Return whether MLflow still has the run of a finished trial and its checkpoint, and say so if not."""
+        stored = self._stored(trial)
+        if stored is not None and stored.checkpoint is not None:
+            return True
+        missing = "run" if stored is None else "checkpoint of its run"
+        run_id = trial.user_attrs[studies.RUN_ID]
+        self._console.warn(f"trial {trial.number}: left out, since the {missing} {run_id} is gone from MLflow")
+        return False
+
+    def measure(self, trial: FrozenTrial, block: int) -> Finalist:
+        """Measure a finished trial on a block of fresh problems, after retraining it where that is asked for."""
         search, stored = self._resolved.config.search, self._stored(trial)
-        if stored is None or stored.checkpoint is None:
-            run_id = trial.user_attrs[studies.RUN_ID]
-            missing = "run" if stored is None else "checkpoint of its run"
-            self._console.warn(f"trial {trial.number}: left out, since the {missing} {run_id} is gone from MLflow")
-            return None
-        rates_then = list(studies.curve(trial).values())
-        selected = rate_interval(studies.judged(rates_then, search.objective, search.objective_window))
+        run_id = trial.user_attrs[studies.RUN_ID]
+        if stored is None:
+            raise UserError(f"trial {trial.number}: its run {run_id} is gone from MLflow")
+        rates_then = studies.judged(list(studies.curve(trial).values()), search.objective, search.objective_window)
+        selected = rate_interval(rates_then, self._resolved.config.eval.replicates)
         config = settings.of_run(self._resolved, stored.config, trial.params)
-        if not search.retrain_seeds:
-            run_id = trial.user_attrs[studies.RUN_ID]
-            models = [self._measured(trial, config, f"confirm-{trial.number}", run_id)]
+        if search.retrain_seeds:
+            models = [self._retrained(trial, config, block, i) for i in range(1, search.retrain_seeds + 1)]
         else:
-            models = [self._retrained(trial, config, i) for i in range(1, search.retrain_seeds + 1)]
+            models = [self._measured(trial, config, block, f"{trial.number}", run_id)]
         pooled = tuple(mean(each) for each in zip(*(model.rates for model in models), strict=True))
         retrained = tuple(mean(model.rates) for model in models) if search.retrain_seeds else ()
-        return Finalist(trial, selected, pooled, retrained, tuple(models))
+        return Finalist(
+            trial, selected, pooled, search.confirm_replicates * len(models), retrained=retrained, models=tuple(models)
+        )
 
     def _stored(self, trial: FrozenTrial) -> Stored | None:
         """Return the run of a trial with the checkpoint that it is judged by; None if it is gone."""
@@ -124,10 +165,12 @@ class Confirmation:
     def _which(self) -> str:
         return "best" if self._resolved.config.search.objective == "best" else "last"
 
-    def _measured(self, trial: FrozenTrial, config: Resolved, name: str, run_id: str) -> Model:
-        search = self._resolved.config.search
+    def _measured(self, trial: FrozenTrial, config: Resolved, block: int, model: str, run_id: str) -> Model:
+        search, evaluation = self._resolved.config.search, self._resolved.config.eval
+        name = f"{'final' if block else 'confirm'}-{model}"
+        first = search.confirm_seed_start + block * search.confirm_num_ids
         fresh = {
-            "eval.id_seed_start": search.confirm_seed_start,
+            "eval.id_seed_start": first,
             "eval.num_ids": search.confirm_num_ids,
             "eval.replicates": search.confirm_replicates,
             "search.finalists": 0,  # those problems are in use now
@@ -138,14 +181,22 @@ class Confirmation:
         checkpoint = find(run_id, self._resolved.config.tracking.uri, self._which).checkpoint
         if checkpoint is None:
             raise UserError(f"trial {trial.number}: its run {run_id} has no checkpoint to confirm")
-        self._console.say(f"  {name}: {search.confirm_num_ids} fresh problems x {search.confirm_replicates}")
+        measuring = overlay(config, fresh, "confirmation")
+        before = [  # what has chosen the trial: the search's problems, and those that ranked the finalists
+            range(evaluation.id_seed_start, evaluation.id_seed_start + evaluation.num_ids),
+            range(search.confirm_seed_start, first),
+        ]
+        problems, remark = contents.evaluation_problems(tasks.of(measuring.config), measuring.config, before)
+        if remark and remark not in self._said:
+            self._said.add(remark)
+            self._console.say(f"  fresh problems from seed {first}: {remark}")
+        self._console.say(f"  {name}: {len(problems)} problems x {search.confirm_replicates}")
         nested = runs.Nested(self._parent, name, {"optuna.trial": str(trial.number)})
-        found = runs.evaluate(overlay(config, fresh, "confirmation"), checkpoint.path, nested)
-        rates = found.success_rates(search.k)
+        rates = runs.evaluate(measuring, checkpoint.path, nested, before).success_rates(search.k)
         records.keep(self._study, key, rates)
         return Model(run_id, tuple(rates))
 
-    def _retrained(self, trial: FrozenTrial, config: Resolved, number: int) -> Model:
+    def _retrained(self, trial: FrozenTrial, config: Resolved, block: int, number: int) -> Model:
         """Train a trial's settings again with another seed and measure that. One that was interrupted goes on."""
         name = f"{trial.number}-seed-{number}"
         seed = self._resolved.config.seed + number * _SEED_STRIDE
@@ -157,4 +208,4 @@ class Confirmation:
             nested = runs.Nested(self._parent, f"retrain-{name}", {"optuna.trial": str(trial.number)})
             hooks = runs.Trial(nested, lambda run_id: self._study.set_user_attr(key, run_id))
             known = runs.train(overlay(config, {"seed": seed}, "confirmation"), stored, hooks).run_id
-        return self._measured(trial, config, f"confirm-{name}", str(known))
+        return self._measured(trial, config, block, name, str(known))

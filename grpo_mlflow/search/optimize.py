@@ -14,7 +14,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from grpo_mlflow import runs, tracking
+from grpo_mlflow import runs, tasks, tracking
 from grpo_mlflow.config import Resolved
 from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.runs.stored import Stored, find
@@ -26,6 +26,7 @@ from grpo_mlflow.search.confirm import Confirmation, Finalist, with_own
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.trials import Search
 from grpo_mlflow.search.workers import Workers
+from grpo_mlflow.tasks import contents
 from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import evaluation
 
@@ -111,6 +112,8 @@ def _baseline(resolved: Resolved, tracker: Tracker, console: Console) -> evaluat
     path = tracker.run_dir / _BASELINE
     if not path.exists():
         console.say("evaluating the untrained model, once for all trials")
+        for line in contents.remarks(tasks.of(resolved.config), resolved.config):
+            console.say(line)
         result = runs.evaluate(resolved, "", runs.Nested(tracker.run_id, "baseline"))
         evaluation.write(path, result)
         tracker.publish(_BASELINE)
@@ -148,10 +151,7 @@ def _own_settings(study: optuna.Study, confirmation: Confirmation, finalists: Se
     if not finalists or not marked or marked[0].state != TrialState.COMPLETE:
         return None
     own = study.trials[marked[0].user_attrs.get(studies.DUPLICATE_OF, marked[0].number)]
-    for finalist in finalists:
-        if finalist.trial.number == own.number:
-            return finalist
-    return confirmation.measure(own)
+    return confirmation.beside(own, finalists)
 
 
 def _leave(

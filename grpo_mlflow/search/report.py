@@ -13,7 +13,7 @@ import optuna
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
-from grpo_mlflow.algorithm.statistics import paired_difference
+from grpo_mlflow.algorithm.statistics import in_words, paired_difference
 from grpo_mlflow.search import figures
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Finalist
@@ -70,12 +70,15 @@ def summary(
     lines = [text]
     for place, finalist in enumerate(finalists):
         name = "winner  " if place == 0 else "finalist"
-        lines.append(f"{name}  trial {finalist.trial.number}: {_scores(finalist, k)}")
+        where = "the problems that ranked the finalists" if finalist.ranked_by_these else "fresh problems"
+        lines.append(f"{name}  trial {finalist.trial.number}: {_scores(finalist, k, where)}")
     if not finalists:
         return "\n".join(lines)
     winner = finalists[0]
     if own is not None and own.trial.number != winner.trial.number:
-        lines.append(f"yours     trial {own.trial.number}, the settings you started from: {_scores(own, k)}")
+        lines.append(
+            f"yours     trial {own.trial.number}, the settings you started from: {_scores(own, k, 'fresh problems')}"
+        )
     settings = ", ".join(f"{key} = {value}" for key, value in winner.trial.params.items())
     if own is not None and own.trial.number == winner.trial.number:
         settings += " (those you started from: none was better)"
@@ -84,8 +87,8 @@ def summary(
     return "\n".join(lines)
 
 
-def _scores(finalist: Finalist, k: int) -> str:
-    text = f"pass@{k} {finalist.selected} in the search, {finalist.confirmed} on fresh problems"
+def _scores(finalist: Finalist, k: int, where: str) -> str:
+    text = f"pass@{k} {finalist.selected} in the search, {finalist.confirmed} on {where}"
     if finalist.retrained:
         each = ", ".join(f"{value:.3f}" for value in finalist.retrained)
         text += f" (mean of models trained again with other seeds: {each})"
@@ -98,13 +101,14 @@ def _verdict(winner: Finalist, finalists: Sequence[Finalist], own: Finalist | No
     for name, other in (("your own settings", own), ("the second", finalists[1] if len(finalists) > 1 else None)):
         if other is None or other.trial.number == winner.trial.number:
             continue
-        gap, of = paired_difference(winner.rates, other.rates), "problems"
+        of, gap = "problems", paired_difference(winner.rates, other.rates)
         if min(len(winner.retrained), len(other.retrained)) > 1:
             of = "problems and training seeds"
-            seeds = paired_difference(winner.retrained, other.retrained)
-            gap = min(gap, seeds, key=lambda found: found.low)
-        sure = "beyond" if gap.low > 0 else "within"
-        parts.append(f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] against {name}, {sure} the noise of {of}")
+            seeds = paired_difference(winner.retrained, other.retrained)  # both were trained with the same seeds
+            gap = max(gap, seeds, key=lambda found: found.half_width)
+        parts.append(f"against {name} {in_words(gap, of)}")
+    if own is not None and own.trial.number == winner.trial.number:
+        parts.insert(0, "your own settings win")
     return f"verdict   {'; '.join(parts)}" if parts else "verdict   nothing to compare the winner with"
 
 
@@ -132,8 +136,8 @@ def page(
         f"<style>{_STYLE}</style><h1>Study {html.escape(study.study_name)}</h1>"
         f"<pre>{html.escape(summary(k, trials, total, finalists, own))}</pre>"
         "<p>The score in the search is that of the best of many noisy measurements, so it is a little too good; "
-        "the score on fresh problems is not. Neither contains what another training seed would change, unless "
-        "finalists were trained again.</p>"
+        "the score on fresh problems, which have chosen nothing, is not. Neither contains what another training seed "
+        "would change, unless finalists were trained again.</p>"
         f"{images}<h2>Trials</h2><div style='overflow-x:auto'><table>{body}</table></div></html>\n"
     )
 

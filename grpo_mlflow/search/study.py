@@ -196,9 +196,9 @@ def progress(study: optuna.Study, total: int, started: float, config: Config) ->
         text += f", {failed} failed"
     best = next(iter(ranked(ended)), None)
     if best is not None:
-        rates = list(curve(best).values())
+        rates, replicates = list(curve(best).values()), config.eval.replicates
         chosen = judged(rates, search.objective, search.objective_window) if rates else []
-        interval = rate_interval(chosen) if chosen else f"{score(best):.3f}"
+        interval = rate_interval(chosen, replicates) if chosen else f"{score(best):.3f}"
         text += f", best so far {interval} (trial {best.number})"
     since = time.time() - (time.monotonic() - started)
     mine = [trial for trial in ended if trial.datetime_complete and trial.datetime_complete.timestamp() >= since]

@@ -18,7 +18,7 @@ from grpo_mlflow.config import Config
 from grpo_mlflow.generation import Generator, Sampling, training_sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.processes import Processes
-from grpo_mlflow.tasks import Task, member_of
+from grpo_mlflow.tasks import Task, contents, member_of
 from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training.checkpoint import name_of
 from grpo_mlflow.training.rollout_files import record_of, rollout_of
@@ -51,11 +51,17 @@ class Evaluation:
         """Return pass@k of each problem."""
         return [pass_at_k(o.successes, len(o.rollouts), k) for o in self.outcomes]
 
+    @property
+    def replicates(self) -> int:
+        return len(self.outcomes[0].rollouts)
+
     def pass_at(self, k: int) -> Estimate:
-        return rate_interval(self.success_rates(k))
+        return rate_interval(self.success_rates(k), self.replicates)
 
     def mean_at(self, k: int) -> Estimate:
-        return mean_interval([mean_at_k([r.verdict.reward for r in o.rollouts], k) for o in self.outcomes])
+        rewards = [[rollout.verdict.reward for rollout in outcome.rollouts] for outcome in self.outcomes]
+        values, seen = [mean_at_k(each, k) for each in rewards], [reward for each in rewards for reward in each]
+        return mean_interval(values, self.replicates, min(seen), max(seen))
 
     def metrics(self) -> dict[str, float]:
         """Return every figure under its name in the metrics files, `pass@1` among them.
@@ -68,7 +74,7 @@ class Evaluation:
             "truncated_frac": mean([r.completion.finish_reason == "length" for r in rollouts]),
             "chance_pass@1": mean([outcome.chance for outcome in self.outcomes]),
             "tasks": float(len(self.outcomes)),
-            "replicates": float(len(self.outcomes[0].rollouts)),
+            "replicates": float(self.replicates),
         }
         of_tasks: dict[str, list[Outcome]] = {}
         for outcome in self.outcomes:
@@ -125,11 +131,19 @@ def evaluation_sampling(config: Config) -> Sampling:
 
 
 def evaluate(
-    task: Task, policy: Policy, generator: Generator, config: Config, processes: Processes | None = None
+    task: Task,
+    policy: Policy,
+    generator: Generator,
+    config: Config,
+    processes: Processes | None = None,
+    *,
+    before: Sequence[range] = (),
 ) -> Evaluation:
-    """Evaluate the policy on `eval.num_ids` problems; processes share the work and all return the whole."""
-    first = config.eval.id_seed_start
-    problems = [task.problem("eval", first + i) for i in range(config.eval.num_ids)]
+    """Evaluate the policy on the different problems of `eval.num_ids` seeds, without those of the seeds `before`.
+
+    Processes share the work, and all return the whole.
+    """
+    problems, _ = contents.evaluation_problems(task, config, before)
     if processes is None:
         outcomes = _outcomes(task, policy, generator, config, problems)
     else:

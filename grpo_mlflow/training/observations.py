@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from grpo_mlflow.algorithm.statistics import paired_difference
+from grpo_mlflow.algorithm.statistics import paired_difference, verdict
 
 # Half of all groups are flat in a healthy run; that 4 of 4 are in 3 iterations in a row then happens once in 4000.
 FLAT_ITERATIONS = 3
@@ -19,8 +19,8 @@ TRUNCATED = 0.5
 SAMPLER_RATIO = (0.5, 1.1)
 # Rare tokens make one iteration's mean noisy; two in a row are no chance.
 SAMPLER_ITERATIONS = 2
-# In half-widths of the 95% interval of the change. A run looks at many evaluations, and one of them is low by chance;
-# 1.5 is about 99.7%. The last evaluation is a single look.
+# By what the 95% interval of the change is stretched. A run looks at many evaluations, and one of them is low by
+# chance; 1.5 is about 99.7%. The last evaluation is a single look.
 WORSE, WORSE_AT_THE_END = 1.5, 1.0
 
 
@@ -71,10 +71,11 @@ def of_iteration(metrics: Mapping[str, float | None], own_rollouts: bool = True)
 def of_evaluation(first: Sequence[float], last: Sequence[float], at_the_end: bool) -> list[Observation]:
     """Return what an evaluation shows beside that before training, both as pass@1 of the same problems."""
     change = paired_difference(last, first)
-    if change.value + (WORSE_AT_THE_END if at_the_end else WORSE) * change.half_width >= 0:
+    if verdict(change.stretched(WORSE_AT_THE_END if at_the_end else WORSE)) != "worse":
         return []
     text = (
-        f"pass@1 is {-change.value:.3f} +- {change.half_width:.3f} below that of the model before training, so "
+        f"pass@1 is {-change.value:.3f} [{-change.high:.3f}, {-change.low:.3f}] below that of the model before "
+        "training, beyond the noise of problems, so "
         "training does harm: lower train.lr or raise train.kl_coef, and look whether the reward pays for something else"
     )
     return [Observation("worse", text)]

@@ -51,10 +51,11 @@ class Progress:
     def after_evaluation(self, found: Evaluation, seconds: float) -> Progress:
         """Return the progress after an evaluation of the current version, which took `seconds`."""
         rates, score = tuple(found.success_rates()), found.pass_at(1).value
+        pairs = len(self.first_rates) == len(rates)  # not so where an older version asked repeated problems again
         evaluated = replace(
             self,
             evaluated=True,
-            first_rates=self.first_rates or rates,
+            first_rates=self.first_rates if pairs else rates,
             last_rates=rates,
             seconds=self.seconds + seconds,
         )

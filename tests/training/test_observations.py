@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from grpo_mlflow.algorithm.statistics import paired_difference
 from grpo_mlflow.training.observations import Watch, of_evaluation, of_iteration
 
 HEALTHY: dict[str, float | None] = {
@@ -92,22 +93,23 @@ def test_a_thing_is_told_once_with_its_first_iteration() -> None:
 
 
 def test_worse_is_worse_than_chance() -> None:
-    before = [0.5] * 16
-    # change -1/8 with the standard error sqrt(0.25^2 / 16 * 16/15) / 2 = .0323: half-width 2.131 * .0323 = .0688
-    lower = [0.5] * 8 + [0.25] * 8
+    before = [0.5] * 64
+    lower = [0.5] * 32 + [0.0] * 32
     assert [each.kind for each in of_evaluation(before, lower, at_the_end=False)] == ["worse"]
     (seen,) = of_evaluation(before, lower, at_the_end=True)
-    assert seen.text.startswith("pass@1 is 0.125 +- 0.069 below")
-    # 4 of 16 lower: -1/16 +- .0596, beyond one half-width but not beyond one and a half
-    little = [0.5] * 12 + [0.25] * 4
+    change = paired_difference(lower, before)
+    assert seen.text.startswith(f"pass@1 is 0.250 [{-change.high:.3f}, {-change.low:.3f}] below")
+    # 10 of 64 lower: beyond the interval, but not beyond one and a half
+    little = [0.5] * 54 + [0.0] * 10
     assert of_evaluation(before, little, at_the_end=False) == []
-    assert len(of_evaluation(before, little, at_the_end=True)) == 1
+    assert of_evaluation(before, little, at_the_end=True) != []
     assert of_evaluation(lower, before, at_the_end=True) == []
     assert of_evaluation(before, before, at_the_end=True) == []
 
 
-def test_all_problems_lost_is_worse_without_any_spread() -> None:
-    assert len(of_evaluation([1.0, 1.0], [0.0, 0.0], at_the_end=False)) == 1
+def test_all_problems_lost_is_worse_without_any_spread_unless_there_are_too_few() -> None:
+    assert len(of_evaluation([1.0] * 12, [0.0] * 12, at_the_end=False)) == 1
+    assert of_evaluation([1.0] * 5, [0.0] * 5, at_the_end=True) == []  # a fair coin falls five times alike in 1 of 16
 
 
 def test_an_evaluation_leaves_the_streaks_of_iterations() -> None:

@@ -245,7 +245,7 @@ def test_a_run_that_only_got_worse_names_the_model_before_training_the_best(poli
         name = "worse"
 
         def problem(self, split: Split, seed: int) -> Problem:
-            return Problem(f"worse/{seed}", seed, ({"role": "user", "content": "1"},))
+            return Problem(f"worse/{seed}", seed, ({"role": "user", "content": "1"},), {"seed": seed})
 
         def verify(self, problem: Problem, text: str) -> Verdict:
             right = ("update", 0) not in events
@@ -261,7 +261,7 @@ def test_a_run_that_only_got_worse_names_the_model_before_training_the_best(poli
             self.kept.update(values)
 
     events: Events = []
-    parts = replace(parts_of(policy, tmp_path, events), task=Worse(), tracker=Tags("", tmp_path))
+    parts = replace(parts_of(policy, tmp_path, events, "eval.num_ids=12"), task=Worse(), tracker=Tags("", tmp_path))
     ended = Trainer(parts).run()
     assert (ended.best_iteration, ended.best_score) == (0, 1.0)
     assert list(ended.watch.told) == ["worse"]
@@ -272,7 +272,8 @@ def test_a_run_that_only_got_worse_names_the_model_before_training_the_best(poli
     assert (tmp_path / "checkpoints" / best).is_dir()
     text = messages.conclude(parts.config, ended, parts.tracker)
     assert "best              1.000 at iteration 0 (the model before training; no checkpoint is better)" in text
-    assert "look at           iteration 2: pass@1 is 1.000 +- 0.000 below that of the model before training" in text
+    assert "change            -1.000 [-1.000, -0.471]: worse, beyond the noise of problems" in text
+    assert "look at           iteration 2: pass@1 is 1.000 [0.471, 1.000] below that of the model before" in text
 
 
 def test_what_was_told_is_not_told_again_after_a_resume(policy: Policy, tmp_path: Path) -> None:

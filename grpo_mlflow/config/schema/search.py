@@ -33,9 +33,16 @@ class SearchConfig(Section, resume=False, compared=False, varies=False, secret=F
         "tokens", "what nsga2 minimises beside: tokens or seconds", compared=True
     )
     finalists: NonNegative = setting(3, "best trials to measure again on fresh problems")
-    confirm_seed_start: NonNegative = setting(50000, "first of the fresh problems")
-    confirm_num_ids: Annotated[int, Field(ge=2)] = setting(512, "number of fresh problems")
+    confirm_seed_start: NonNegative = setting(50000, "first seed of the fresh problems")
+    confirm_num_ids: Annotated[int, Field(ge=2)] = setting(
+        512, "fresh problems that rank finalists, and as many after them for the winner"
+    )
     confirm_replicates: Positive = setting(16, "completions per fresh problem")
     retrain_seeds: NonNegative = setting(
         0, "train each finalist again with this many new seeds, and confirm those models"
     )
+
+    @property
+    def confirm_seed_end(self) -> int:
+        """The first seed after the fresh problems: a second block, which ranks nothing, follows where some rank."""
+        return self.confirm_seed_start + self.confirm_num_ids * (2 if self.finalists > 1 else 1)
