@@ -45,6 +45,9 @@ class Row:
     bias: float
 
 
+Ranked = Callable[[Sequence[FrozenTrial], Measure], list[Finalist]]
+
+
 def two_sets(trials: Sequence[FrozenTrial], measure: Measure) -> list[Finalist]:
     """Return the finalists as a study does; the winner's score is of problems that have chosen nothing."""
     return chosen_and_measured(trials, measure)
@@ -56,7 +59,7 @@ def one_set(trials: Sequence[FrozenTrial], measure: Measure) -> list[Finalist]:
 
 
 def simulate(
-    finalists: int, studies: int, seed: int, *, problems: int = 64, replicates: int = 4, ranked: Callable = two_sets
+    finalists: int, studies: int, seed: int, *, problems: int = 64, replicates: int = 4, ranked: Ranked = two_sets
 ) -> Row:
     """Simulate studies of equal models."""
     rng = np.random.default_rng(seed)

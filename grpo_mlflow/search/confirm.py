@@ -116,7 +116,7 @@ class Confirmation:
         return chosen_and_measured(chosen, self.measure)
 
     def beside(self, trial: FrozenTrial, finalists: Sequence[Finalist]) -> Finalist | None:
-        """Return another trial, measured on the problems that the winner's score comes from; None if its run is gone."""
+        """Return another trial, measured on the problems of the winner's score; None if its run is gone."""
         known = {finalist.trial.number: finalist for finalist in finalists[:2]}
         if trial.number in known:
             return known[trial.number]

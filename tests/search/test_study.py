@@ -302,7 +302,7 @@ def test_own_settings_can_win_and_it_is_said() -> None:
     def finalist(number: int, *rates: float, retrained: tuple[float, ...] = ()) -> Finalist:
         trial = optuna.trial.create_trial(state=TrialState.COMPLETE, value=0.5)
         trial.number = number
-        return Finalist(trial, rate_interval(rates), rates, retrained)
+        return Finalist(trial, rate_interval(rates, 1), rates, 1, retrained)
 
     best, own = finalist(1, 1.0, 0.0, 0.0, 0.0), finalist(0, 1.0, 1.0, 0.0, 0.0)
     assert with_own([best], None) == [best]
