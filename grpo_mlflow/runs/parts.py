@@ -45,8 +45,7 @@ def open_parts(
     """
     models = _load(config, checkpoint, processes, console)
     learner = _learner(config, models, processes)
-    folder = tracker.run_dir / "checkpoints"
-    store = processes.one_after_first(lambda: CheckpointStore(folder, config.checkpoint.keep_last))
+    store = processes.one_after_first(lambda: _store(config, tracker))
     progress = None
     if checkpoint:
         progress = state.restore(checkpoint, learner)
@@ -79,6 +78,10 @@ def open_parts(
             console=console,
         )
         yield parts, progress
+
+
+def _store(config: Config, tracker: Tracker) -> CheckpointStore:
+    return CheckpointStore(tracker.run_dir / "checkpoints", config.checkpoint.keep_last)
 
 
 def _sync(
