@@ -10,6 +10,7 @@ from pathlib import Path
 
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Config
+from grpo_mlflow.generation import Generator
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import loading
 from grpo_mlflow.model.policy import Policy
@@ -44,8 +45,7 @@ def open_parts(
     """
     models = _load(config, checkpoint, processes, console)
     learner = _learner(config, models, processes)
-    folder = tracker.run_dir / "checkpoints"
-    store = processes.one_after_first(lambda: CheckpointStore(folder, config.checkpoint.keep_last))
+    store = processes.one_after_first(lambda: _store(config, tracker))
     progress = None
     if checkpoint:
         progress = state.restore(checkpoint, learner)
@@ -64,8 +64,7 @@ def open_parts(
             recording=recording,
             ahead=read_ahead(checkpoint) if checkpoint else None,
         )
-        if recording is None and (version := progress.iteration if progress else 0) < config.train.iterations:
-            generators.training().sync(version)  # a server that cannot be trained with is refused before long work
+        _sync(config, recording, progress, generators.training)
         parts = Parts(
             config=config,
             task=task,
@@ -79,6 +78,19 @@ def open_parts(
             console=console,
         )
         yield parts, progress
+
+
+def _store(config: Config, tracker: Tracker) -> CheckpointStore:
+    return CheckpointStore(tracker.run_dir / "checkpoints", config.checkpoint.keep_last)
+
+
+def _sync(
+    config: Config, recording: Recording | None, progress: Progress | None, make_generator: Callable[[], Generator]
+) -> None:
+    """Give what samples its first weights now, so that a server that cannot be trained with is refused at once."""
+    version = progress.iteration if progress else 0
+    if recording is None and version < config.train.iterations:
+        make_generator().sync(version)
 
 
 @dataclass(frozen=True, slots=True)

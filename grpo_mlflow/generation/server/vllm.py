@@ -278,7 +278,7 @@ class VLLM:
         try:
             answer = await self.client.post("/v1/completions", body)
         except Refusal as refusal:
-            if refusal.status == 404 and self._model in str(refusal):
+            if refusal.status == 404 and body["model"] in str(refusal):
                 raise Fault(str(refusal)) from refusal  # restarted under another name, which the next try asks for
             raise
         choices = answer.get("choices") if isinstance(answer, dict) else None
