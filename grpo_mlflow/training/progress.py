@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from grpo_mlflow.algorithm.statistics import mean
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.observations import Watch
 
@@ -50,7 +51,8 @@ class Progress:
 
     def after_evaluation(self, found: Evaluation, seconds: float) -> Progress:
         """Return the progress after an evaluation of the current version, which took `seconds`."""
-        rates, score = tuple(found.success_rates()), found.pass_at(1).value
+        rates = tuple(found.success_rates())
+        score = mean(rates)
         pairs = len(self.first_rates) == len(rates)  # not so where an older version asked repeated problems again
         evaluated = replace(
             self,
