@@ -77,6 +77,8 @@ def _lead(
     with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
         study.set_user_attr(_PARENT, tracker.run_id)
         console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")
+        if (note := choices.pruning_note(config, space)) is not None:
+            console.say(note)
         baseline = _baseline(resolved, tracker, console)
         right.announce(tracker.run_id)
         work = Search(resolved, space, study, queue, tracker.run_id, console, baseline=baseline)
