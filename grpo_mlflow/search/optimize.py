@@ -81,6 +81,8 @@ def _lead(
                 f"{champion.address(search.study_name)}"
             )
         console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")
+        if (note := choices.pruning_note(config, space)) is not None:
+            console.say(note)
         baseline = _baseline(resolved, tracker, console)
         right.announce(tracker.run_id)
         work = Search(resolved, space, study, queue, tracker.run_id, console, baseline=baseline)
