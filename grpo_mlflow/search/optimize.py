@@ -20,7 +20,7 @@ from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import champion, report, rights, settings
+from grpo_mlflow.search import champion, choices, report, rights, settings
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist, with_own
 from grpo_mlflow.search.space import Space

@@ -357,7 +357,7 @@ def test_of_two_equal_settings_one_is_seldom_pruned() -> None:
 )
 def test_an_option_outside_its_range_is_refused(option: str, value: float, allowed: str) -> None:
     with pytest.raises(ValueError, match=rf"^{option} = {value}; allowed: {allowed}$"):
-        PairedPruner(4, **{option: value})
+        PairedPruner(4, **{option: value})  # type: ignore[arg-type]
 
 
 def test_the_order_of_the_problems_changes_nothing() -> None:
