@@ -240,7 +240,8 @@ def test_a_run_that_samples_ahead_in_bfloat16_survives_kill_9_of_its_server(shar
     words += [f"generation.server.python={PYTHON}", "generation.server.device=cpu"]
     words += ['generation.server.arguments=["--max-model-len","512"]', "generation.max_new_tokens=8"]
     words += ["train.iterations=3", "train.lr=1e-6", "train.lr_warmup_steps=0", "train.batch_size=8"]
-    words += ["data.problems_per_iteration=2", "data.rollouts_per_problem=4"]
+    words += ["data.task=python:tests.support.vowels:Vowels", "data.problems_per_iteration=2"]
+    words += ["data.rollouts_per_problem=4"]
     words += ["eval.num_ids=2", "eval.replicates=4", "eval.interval=3", "checkpoint.save_interval=0"]
     finished = runs.train(resolve("tiny", words))
     assert len(killed) == 1
@@ -251,4 +252,5 @@ def test_a_run_that_samples_ahead_in_bfloat16_survives_kill_9_of_its_server(shar
     assert sum(each["server_restarts"] for each in metrics) >= 1
     for each in metrics:
         assert each["server_canary_error"] < canary.TOLERANCE[torch.bfloat16]
-        assert 0.8 < each["sampler_ratio_mean"] < 1.2
+        assert 0.9 < each["sampler_ratio_mean"] < 1.1
+        print({name: each[name] for name in ("sampler_ratio_mean", "server_canary_error", "seconds_sync")})
