@@ -18,11 +18,14 @@ import pytest
 import yaml
 from mlflow import db
 
+from grpo_mlflow import tasks
 from grpo_mlflow.cli import evaluate, merge, optimize, train
 from grpo_mlflow.config import flatten, resolve
 from grpo_mlflow.errors import UserError
+from grpo_mlflow.tasks import contents
 from tests.support import stored
 from tests.support.fake_server import FakeServer
+from tests.support.small_runs import SMALL
 
 STORE = "tracking.uri=sqlite:///mlflow.db"
 CLOSE = 2e-3  # CPUs round differently, and four optimizer steps carry that on
@@ -88,7 +91,8 @@ def test_a_run_goes_on_in_place_and_computes_what_it_did(stores: Stores) -> None
     for iteration, expected in zip((4, 5), stores.figures["resumed"], strict=True):
         found = stores.metrics("trained", "train", iteration)
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=CLOSE)
-    assert stores.metrics("trained", "eval", 6)["pass@1"] == stores.figures["resumed_pass_at_1"]
+    assert stores.figures["resumed_pass_at_1"] == 0.25  # of 8 seeds, which name 5 problems
+    assert stores.metrics("trained", "eval", 6)["pass@1"] == pytest.approx(0.35)  # of these
     after = {key: stores.curve("trained", key) for key in before}
     assert all(after[key][: len(curve)] == curve for key, curve in before.items())
     assert [step for step, _ in after["train/loss_total"]] == [0, 1, 2, 3, 4, 5]
@@ -138,6 +142,14 @@ def test_kept_rollouts_are_read_and_trained_on(stores: Stores) -> None:
         assert now["grad_norm"] == pytest.approx(then["grad_norm"], rel=CLOSE)  # the same rollouts, so the same updates
 
 
+def of_different_problems(rates: list[float]) -> list[float]:
+    """Return the rates at the first seed of each problem: version 1 counted a problem as often as seeds named it."""
+    config = resolve("tiny", SMALL).config
+    problems = [tasks.of(config).problem("eval", config.eval.id_seed_start + place) for place in range(len(rates))]
+    first = {problem.seed for problem in contents.distinct(problems)}
+    return [rate for problem, rate in zip(problems, rates, strict=True) if problem.seed in first]
+
+
 @pytest.mark.parametrize(
     ("name", "model", "iteration"),
     [("trained", "{trained}", 4), ("adapter", "{adapter}", 2), ("trial-0", "models:/grpo@champion", 4)],
@@ -147,8 +159,13 @@ def test_an_evaluation_finds_what_was_found_then(stores: Stores, name: str, mode
     model = model.format(**stores.figures["runs"])
     evaluate.main(["--model", model, STORE, "tracking.run_name=evaluated"])
     found = stores.client.get_run(stores.runs()["evaluated"]).data.metrics
-    for key in ("eval/pass_at_1", "eval/pass_at_4", "eval/reward_mean_all", "eval/greedy_accuracy"):
-        assert found[key] == pytest.approx(dict(stores.curve(name, key))[iteration])
+    state = json.loads((stores.files(name) / f"checkpoints/iter_00{iteration}/trainer/state.json").read_text())
+    rates = state["progress"]["last_rates"]
+    assert sum(rates) / 8 == pytest.approx(dict(stores.curve(name, "eval/pass_at_1"))[iteration])
+    different = of_different_problems(rates)
+    assert found["eval/tasks"] == len(different)
+    assert found["eval/pass_at_1"] == pytest.approx(sum(different) / len(different))
+    assert found["eval/pass_at_4"] == pytest.approx(sum(rate > 0 for rate in different) / len(different))
 
 
 def test_an_adapter_can_be_merged(stores: Stores) -> None:
@@ -156,7 +173,9 @@ def test_an_adapter_can_be_merged(stores: Stores) -> None:
     settings = str(stores.files("adapter") / "config/resolved.yaml")
     evaluate.main(["--config", settings, "--model", "merged", "model.lora.rank=null", "tracking.run_name=evaluated"])
     found = stores.client.get_run(stores.runs()["evaluated"]).data.metrics["eval/pass_at_4"]
-    assert found == pytest.approx(dict(stores.curve("adapter", "eval/pass_at_4"))[2])
+    state = json.loads((stores.files("adapter") / "checkpoints/iter_002/trainer/state.json").read_text())
+    different = of_different_problems(state["progress"]["last_rates"])
+    assert found == pytest.approx(sum(rate > 0 for rate in different) / len(different))
 
 
 def test_what_was_sampled_ahead_is_trained_on(stores: Stores) -> None:

@@ -18,6 +18,7 @@ from grpo_mlflow.runs import messages
 from grpo_mlflow.runs.generators import open_generators
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes
+from grpo_mlflow.tasks import contents
 from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import state
 from grpo_mlflow.training.checkpoint import Checkpoint, CheckpointStore
@@ -53,6 +54,7 @@ def open_parts(
         if processes.is_first:
             _abandon_later(checkpoint.iteration, tracker, store)
     task = tasks.of(config)
+    progress = _of_different_problems(progress, task, config)
     first = models.source if not checkpoint or SYNCS[config.generation.sync].sends else models.initial()
     with open_generators(config, models.actor, models.source, first, tracker, console) as generators:
         source = group_source(
@@ -135,3 +137,10 @@ def _abandon_later(iteration: int, tracker: Tracker, store: CheckpointStore) -> 
     """Take the checkpoints after `iteration` out of the way: the run goes on from there on another branch."""
     for name in store.set_aside_after(iteration):
         tracker.remove(f"checkpoints/{name}")
+
+
+def _of_different_problems(progress: Progress | None, task: tasks.Task, config: Config) -> Progress | None:
+    if progress is None or not config.eval.enabled:
+        return progress
+    problems, _ = contents.evaluation_problems(task, config)
+    return progress.at([problem.seed - config.eval.id_seed_start for problem in problems])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,11 +53,10 @@ class Progress:
         """Return the progress after an evaluation of the current version, which took `seconds`."""
         rates = tuple(found.success_rates())
         score = mean(rates)
-        pairs = len(self.first_rates) == len(rates)  # not so where an older version asked repeated problems again
         evaluated = replace(
             self,
             evaluated=True,
-            first_rates=self.first_rates if pairs else rates,
+            first_rates=self.first_rates or rates,
             last_rates=rates,
             seconds=self.seconds + seconds,
         )
@@ -66,3 +65,13 @@ class Progress:
         if self.best_score is None or score > self.best_score:
             return replace(evaluated, best_score=score, best_iteration=self.iteration)
         return evaluated
+
+    def at(self, places: Sequence[int]) -> Progress:
+        """Return the progress with the rates of these evaluation seeds only, counted from the first.
+
+        Checkpoints of earlier versions have a rate of every seed, also of those that repeat a problem.
+        """
+        if not self.first_rates or len(self.first_rates) <= len(places):
+            return self
+        first, last = (tuple(rates[place] for place in places) for rates in (self.first_rates, self.last_rates))
+        return replace(self, first_rates=first, last_rates=last)

@@ -238,6 +238,15 @@ def test_the_best_of_what_was_trained_is_kept_although_nothing_beats_the_model_b
     assert [(saved.iteration, saved.score) for saved in parts.store.all()] == [(1, 2 / 3), (3, 0.0)]
 
 
+def test_rates_of_seeds_that_repeat_a_problem_are_left_out() -> None:
+    """As an earlier version has written them: one of every seed."""
+    progress = Progress(first_rates=(0.0, 0.25, 0.25, 0.5), last_rates=(0.5, 0.75, 0.5, 1.0))
+    once = progress.at([0, 1, 3])
+    assert (once.first_rates, once.last_rates) == ((0.0, 0.25, 0.5), (0.5, 0.75, 1.0))
+    assert once.at([0, 1, 3]) == once
+    assert Progress().at([0, 1]) == Progress()
+
+
 def test_a_run_that_only_got_worse_names_the_model_before_training_the_best(policy: Policy, tmp_path: Path) -> None:
     class Worse(Task):
         """Answers are right until the first update."""
