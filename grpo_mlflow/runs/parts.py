@@ -54,7 +54,6 @@ def open_parts(
         if processes.is_first:
             _abandon_later(checkpoint.iteration, tracker, store)
     task = tasks.of(config)
-    progress = _of_different_problems(progress, task, config)
     first = models.source if not checkpoint or SYNCS[config.generation.sync].sends else models.initial()
     with open_generators(config, models.actor, models.source, first, tracker, console) as generators:
         source = group_source(
@@ -79,7 +78,7 @@ def open_parts(
             store=store,
             console=console,
         )
-        yield parts, progress
+        yield parts, _of_different_problems(progress, task, config)
 
 
 def _store(config: Config, tracker: Tracker) -> CheckpointStore:
