@@ -159,7 +159,10 @@ class PairedPruner(optuna.pruners.BasePruner):
         looks, first = len(learning_rates), first_look(learning_rates, self._hold)
         if len(steps) < LEAST_LOOKS or first is None or len(steps) < first:
             return False
+        if len(problems := _problems(trial)) != 1:
+            return False
         ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        ended = [t for t in ended if _problems(t) <= problems]
         finished = [t for t in ended if t.state == TrialState.COMPLETE and t.value is not None]
         able = [t for t in finished if set(steps[-2:]) <= set(_steps(t))]
         if not able:
@@ -254,6 +257,11 @@ def _expit(logit: float) -> float:
 def _steps(trial: FrozenTrial) -> list[int]:
     """Return the steps at which the trial reported a value and has rates."""
     return sorted(step for step in trial.intermediate_values if records.kept_at(trial, rates_key(step)))
+
+
+def _problems(trial: FrozenTrial) -> set[int]:
+    """Return how many problems its evaluations had: an earlier version counted those that repeat, too."""
+    return {len(_rates(trial, step)) for step in _steps(trial)}
 
 
 def _rates(trial: FrozenTrial, step: int) -> NDArray[np.float64]:

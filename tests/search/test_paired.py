@@ -293,6 +293,14 @@ def test_rates_that_are_missing_are_passed_over() -> None:
     assert not keen(3).prune(study_of(bare, full), poor)  # two evaluations are left
 
 
+def test_only_trials_over_the_same_problems_are_compared() -> None:
+    """An earlier version counted problems that repeat, so its trials have more rates."""
+    behind, twice = steps(POOR, POOR, POOR), finished(steps(*[[*GOOD, *GOOD]] * 4))
+    assert not keen(4).prune(study_of(twice), trial(behind))
+    assert keen(4).prune(study_of(twice, finished(steps(GOOD, GOOD, GOOD, GOOD))), trial(behind))
+    assert not keen(4).prune(study_of(finished(steps(*[GOOD] * 4))), trial(steps(POOR, [*POOR, *POOR], POOR)))
+
+
 def test_the_trial_is_compared_at_the_same_steps() -> None:
     late = finished(steps(POOR, POOR, POOR, GOOD, GOOD))
     assert not keen(5).prune(study_of(late), trial(steps(POOR, POOR, POOR)))
