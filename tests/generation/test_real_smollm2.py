@@ -206,7 +206,7 @@ def test_a_large_step_tells_prefixes_of_old_weights(served: Served) -> None:
     with served.between.planted(KeepsPrefixes(one_salt=True)):
         served.moves(SMALLEST)
         with pytest.raises(ServerFailed, match=reads) as caught:
-            served.moves(3e-3)
+            served.moves(1e-2)
     print(caught.value)
 
 
