@@ -223,7 +223,7 @@ def no_check(command: Command, world: World) -> None: ...
 RUN: dict[str, Callable[[Command, World], None]] = {
     r"(\S+/)?python3? -m entrypoints\.\w+": run_module,
     r"mlflow run \.": run_mlflow,
-    r"make [a-z./-]+": run_make,
+    r"make [a-z0-9./-]+": run_make,
 }
 # What is not run: why, and what is looked at instead.
 NOT_RUN: dict[str, tuple[str, Callable[[Command, World], None]]] = {

@@ -7,7 +7,6 @@ than those that were written for it, or not told to forget its cached prefixes.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -95,9 +94,9 @@ class Start(NamedTuple):
 STARTS = {
     "bfloat16": Start("bfloat16", lora_rank=8),
     "float32": Start("float32"),
-    "plain": Start("bfloat16", ("--worker-extension-cls", "", "--logprobs-mode", "raw_logprobs")),
+    "raw": Start("bfloat16", ("--logprobs-mode", "raw_logprobs")),
 }
-BFLOAT16, FLOAT32, PLAIN = (pytest.mark.parametrize("served", [name], indirect=True) for name in STARTS)
+BFLOAT16, FLOAT32, RAW = (pytest.mark.parametrize("served", [name], indirect=True) for name in STARTS)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +123,7 @@ def prefix_hits(url: str) -> float:
 
 @BFLOAT16
 def test_adapters_after_small_steps_raise_no_alarm_and_an_old_one_does(served: Served, tmp_path: Path) -> None:
+    """Runs first, while the server has the base model's weights."""
     adapted = load("bfloat16")
     lora.add(adapted.model, LoraConfig(rank=8), 0)
     words = ("generation.sync=lora", "model.lora.rank=8")
@@ -201,16 +201,16 @@ def test_one_old_block_is_caught_in_float32(served: Served, tmp_path: Path) -> N
 
 @FLOAT32
 def test_a_large_step_tells_prefixes_of_old_weights(served: Served) -> None:
-    """After one of 1e-6 the token drawn is 1.5e-6 off, after one of 1e-3 4.5e-3, and 4e-3 are allowed."""
+    """After one of 1e-6 the token drawn is 1.5e-6 off, after one of 1e-2 .019, and .004 are allowed."""
     reads = "it reads cached prefixes of other weights"
     with served.between.planted(KeepsPrefixes(one_salt=True)):
         served.moves(SMALLEST)
         with pytest.raises(ServerFailed, match=reads) as caught:
-            served.moves(3e-3)
+            served.moves(1e-2)
     print(caught.value)
 
 
-@PLAIN
+@RAW
 def test_unprocessed_log_probabilities_are_refused(served: Served, tmp_path: Path) -> None:
     hot = serving(served.policy, served.url, tmp_path, "generation.temperature=0.7")
     with pytest.raises(ServerFailed, match="they leave out temperature") as caught, hot:
@@ -220,19 +220,15 @@ def test_unprocessed_log_probabilities_are_refused(served: Served, tmp_path: Pat
     assert len(str(caught.value).splitlines()) == 1
 
 
-@PLAIN
-def test_weights_load_without_the_extension(served: Served, caplog: pytest.LogCaptureFixture) -> None:
-    """vLLM's own loader leaves the output layer of a model with tied weights old; a step that shows it is refused."""
-    caplog.set_level(logging.WARNING)
-    for lr in LEARNING_RATES:
-        assert served.moves(lr) < canary.TOLERANCE[torch.bfloat16]
-    assert served.retries == 0
-    assert sum("not distinguishable" in record.getMessage() for record in caplog.records) == 1
-    with torch.no_grad():
-        served.policy.model.get_input_embeddings().weight.mul_(1.5)  # and with it all logits
-    with pytest.raises(ServerFailed, match="tied embeddings, started without our worker extension") as caught:
-        served.moves(SMALLEST)
+def test_a_server_without_the_extension_is_refused_at_once(tmp_path: Path) -> None:
+    """On a CPU, vLLM's own loader leaves the output layer of a model with tied weights old."""
+    with running(SMOLLM2, "bfloat16", tmp_path / "log", "--worker-extension-cls", "") as url:
+        plain = serving(load("bfloat16"), url, tmp_path / "weights")
+        with pytest.raises(ServerFailed, match="without our worker extension") as caught, plain:
+            pass
     print(caught.value)
+    assert "--worker-extension-cls grpo_vllm_worker.WeightLoader" in str(caught.value)
+    assert not any((tmp_path / "weights").glob("*"))  # before the weights were written
 
 
 def test_a_run_that_samples_ahead_in_bfloat16_survives_kill_9_of_its_server(shared_store: str) -> None:
