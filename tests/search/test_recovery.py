@@ -29,7 +29,7 @@ from tests.support.small_studies import load, study_config
 SPACE = "train.lr='{low: 1e-5, high: 1e-2, log: true}' train.kl_coef='{low: 0.01, high: 1}'"
 LOOKS, PROBLEMS, REPLICATES = 8, 16, 8
 SAVED_EVERY = 3  # evaluations, so that a killed trial comes again to what it has reported
-STOPPED = {1: 4, 3: 5, 5: 2, 7: 4, 9: 7, 11: 4}  # at which evaluation, by trial, if it comes so far
+STOPPED = {1: 4, 3: 1, 5: 2, 7: 4, 9: 7, 11: 4}  # at which evaluation, by trial, if it comes so far
 PLANS = [
     *((sampler, "none") for sampler in ("tpe", "random", "gp", "cmaes", "nsga2")),
     *(("random", name) for name in ("paired", "median", "asha", "hyperband", "percentile", "patient", "threshold")),

@@ -199,8 +199,8 @@ def test_a_study_that_an_earlier_version_began_goes_on_where_its_trials_were_eva
         return studies.open_study(storage, settings.pinned(resolved).config, space_file.load(space, resolved))
 
     study = opened("train.lr=[1e-3]")
-    begun = {key: value for key, value in study.user_attrs["config"].items() if key not in OF_EVALUATION}
-    study.set_user_attr("config", begun | {"eval.temperature": "null"})
+    begun = {key: value for key, value in records.kept(study)["config"].items() if key not in OF_EVALUATION}
+    records.keep(study, "config", begun | {"eval.temperature": "null"})
     assert opened("train.lr=[1e-3]")._study_id == study._study_id
     for key in ("generation.temperature=[0.7,1.0]", "seed=[1,2]"):
         with pytest.raises(UserError, match=f"^search.space: {key.partition('=')[0]}: .* evaluated each trial"):

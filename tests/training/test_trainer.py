@@ -227,6 +227,9 @@ def test_the_best_of_what_was_trained_is_kept_although_nothing_beats_the_model_b
     class Fading(One):
         """Every update takes the answer of one of three problems away."""
 
+        def problem(self, split: Split, seed: int) -> Problem:
+            return replace(super().problem(split, seed), messages=({"role": "user", "content": f"{seed % 3}"},))
+
         def verify(self, problem: Problem, text: str) -> Verdict:
             right = problem.seed % 3 >= sum(event[0] == "update" for event in events)
             return Verdict(float(right), {}, right, text)
