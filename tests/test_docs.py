@@ -78,6 +78,7 @@ class World:
             "/path/to/checkpoint": self.model,
             "/path/to/model": self.model,
             "FOLDER": self.model,
+            "docs/smollm2.yaml": str(ROOT / "docs" / "smollm2.yaml"),
             "models:/NAME@ALIAS": "models:/grpo@champion",
         }
         pattern = re.compile("|".join(rf"(?<![A-Z_]){re.escape(place)}(?![A-Z_])" for place in places))
