@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -22,13 +20,10 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler,
 from optuna.study import StudyDirection
 
 from grpo_mlflow import seeding
-from grpo_mlflow.algorithm.schedules import learning_rate
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import UserError, one_line
-from grpo_mlflow.search.paired import LEAST_LOOKS, PairedPruner, first_look
+from grpo_mlflow.search.paired import PairedPruner
 from grpo_mlflow.search.space import Space
-
-_SCHEDULE = "train.lr_schedule"
 
 
 def directions(config: Config) -> list[StudyDirection]:
@@ -85,11 +80,7 @@ def pruner(config: Config) -> BasePruner:
     least = config.eval.interval * max(1, looks // 4)  # resources are counted in iterations, as reports are
     patient = {"n_startup_trials": 5, "n_warmup_steps": config.train.iterations // 3, "n_min_trials": 5}
     made: dict[str, BasePruner] = {
-        "paired": PairedPruner(
-            lambda values: learning_rates(config, values),
-            objective=config.search.objective,
-            objective_window=config.search.objective_window,
-        ),
+        "paired": PairedPruner(looks),
         "median": MedianPruner(**patient),
         "percentile": PercentilePruner(25.0, **patient),
         "asha": SuccessiveHalvingPruner(min_resource=least, reduction_factor=2),
@@ -99,47 +90,6 @@ def pruner(config: Config) -> BasePruner:
         "none": NopPruner(),
     }
     return made[name]
-
-
-def learning_rates(config: Config, values: Mapping[str, Any]) -> list[float]:
-    """Return a trial's learning rate at each evaluation, over its peak; `values` are the trial's settings."""
-    config = _with(config, values)
-    train, each, interval = config.train, config.steps_per_iteration, config.eval.interval
-    total = train.iterations * each
-    ends = [*range(interval, train.iterations, interval), train.iterations]
-    return [learning_rate(end * each - 1, total, 1.0, train.lr_warmup_steps, train.lr_schedule) for end in ends]
-
-
-def pruning_note(config: Config, space: Space) -> str | None:
-    """Return a line on the trials that `paired` does not prune for a long time, or at all; None if there are none."""
-    if config.search.pruner != "paired":
-        return None
-    choices = {dimension.key: dimension.distribution for dimension in space.dimensions}.get(_SCHEDULE)
-    varies = isinstance(choices, CategoricalDistribution)
-    notes = []
-    for schedule in choices.choices if isinstance(choices, CategoricalDistribution) else [config.train.lr_schedule]:
-        rates = learning_rates(config, {_SCHEDULE: schedule})
-        first, trials = first_look(rates), f"a trial with {_SCHEDULE} = {schedule}" if varies else "a trial"
-        if first is None or first >= len(rates):
-            why = "it has too few evaluations" if len(rates) <= LEAST_LOOKS else "its learning rate moves to the end"
-            notes.append(f"{trials} is never pruned: {why}")
-        elif first > LEAST_LOOKS:
-            at = first * config.eval.interval
-            notes.append(
-                f"{trials} is not pruned before iteration {at} of {config.train.iterations}: until then, its learning "
-                f"rate ({schedule}) may still bring gains that no curve shows"
-            )
-    return "search.pruner = paired: " + "; ".join(notes) if notes else None
-
-
-def _with(config: Config, values: Mapping[str, Any]) -> Config:
-    """Return the config with those of a trial's settings that say how many optimizer steps it has, and their lr."""
-    parts = {}
-    for part in ("train", "data"):
-        section = getattr(config, part)
-        names = {key.removeprefix(f"{part}."): value for key, value in values.items() if key.startswith(f"{part}.")}
-        parts[part] = section.model_copy(update={k: v for k, v in names.items() if k in type(section).model_fields})
-    return config.model_copy(update=parts)
 
 
 def queue(config: Config, space: Space) -> list[dict[str, Any]]:

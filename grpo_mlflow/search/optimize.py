@@ -20,7 +20,7 @@ from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import champion, choices, report, rights, settings
+from grpo_mlflow.search import champion, report, rights, settings
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist, with_own
 from grpo_mlflow.search.space import Space
@@ -81,8 +81,6 @@ def _lead(
                 f"{champion.address(search.study_name)}"
             )
         console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")
-        if (note := choices.pruning_note(config, space)) is not None:
-            console.say(note)
         baseline = _baseline(resolved, tracker, console)
         right.announce(tracker.run_id)
         work = Search(resolved, space, study, queue, tracker.run_id, console, baseline=baseline)

@@ -7,62 +7,50 @@ evaluation of n problems, the upper confidence bound of their mean is
 
     U(d; q) = mean(d) + q * sd(d) / sqrt(n)
 
-The best are the finished trials of rank 1 to r = ceil(top * trials so far); the last of them is the contender. Until
-ten trials have begun there is one. With d the trial's success rates at an evaluation minus those of another, it is
-pruned if
+The incumbent is the best finished trial. The contender is the finished trial of rank ceil(top * trials so far), the
+last one of the best tenth: until ten trials have begun it is the incumbent. With d the trial's success rates at an
+evaluation minus those that it is compared with, the trial is pruned if
 
-    its learning rate no longer rises, and has at most `hold` of its peak left to lose
-    U(against the contender's score; doubt) + credit < -margin     it will not come among the best
-    U(against one of the best at the same step; t) < -margin       at its last two evaluations: it is behind
-    it is not flat, or trials as flat have been seen to stay so
+    U(against the incumbent at the same step; t) < -margin         at its last two evaluations: it is behind
+    U(against the contender at its end; doubt) + credit < -margin  it will not come among the best
+    it has moved, or has made more than `patience` of its looks    and is not one that has yet to start
 
-t is the quantile 1 - alpha / (m r) of Student's t with n - 1 degrees of freedom, m = looks // 2.
-
-The learning rate. Steps that are too large cost skill until they shrink, so progress comes late where the rate decays
-(Smith et al. 2018, arXiv 1711.00489). No curve tells by how much: the pruner waits for the decay, and `first_look`
-says until when. A constant rate has no such wait.
-
-Flat trials. The start is the lowest first evaluation of any trial. A trial is flat if the mean of its last two
-evaluations is above the start by less than `share` of the way to the contender's score, or by less than `doubt`
-standard errors. It may yet rise, or never: its curve cannot tell, but the study can. It is pruned after `patience` of
-its looks if at least `precedents` finished trials were as flat at that look and all of them ended flat. After three
-that stayed flat, the next one stays flat with a chance of 4/5 (Laplace's rule of succession).
+t is the quantile 1 - alpha / m of Student's t with n - 1 degrees of freedom. A trial has moved if the mean of its last
+two evaluations is `doubt` standard errors from its first (paired again): it has risen (or fallen) and what it is now is
+the outcome of its training. A flat trial has shown nothing either way, and may be a slow starter.
 
 The credit is what the trial may still gain. With l the logit of its mean rate, in which learning curves are straighter
-than in rates, l' the slope of l over its last looks, and a its mean slope so far,
+than in rates, and l' the slope of l over the last `window` looks,
 
     credit = expit(l + rise) - expit(l) + reserve * (looks left) / looks
-    rise   = l' * min(looks left, reach * looks made * l' / a)      if l' > 0
-    rise   = fall * l' * looks left                                 else, below zero
+    rise   = gain * l' * min(looks left, reach * looks made * l' / a)      if l' > 0; a = the mean slope of l so far
+    rise   = fall * l' * looks left                                        else, below zero
 
-It is measured over the last `window` looks, which sees a sudden rise, and over the last half of the curve, which has
-less noise; the larger rise counts. A curve as steep as ever (l' >= a) keeps its slope for `reach` times what it has
-behind it; one that flattens out, for so much less. For a curve 1 - exp(-s / tau) of s looks, a / l' = (exp(x) - 1) / x
-with x = s / tau, and the rise that is left is tau * l' = l' * s / x. The credit's reach * l' * s * (l' / a) is more
-than that for a / l' from 1.2 to 16.
+A curve as steep as ever (l' >= a) keeps its slope for `reach` times what it has behind it; one that flattens out, for
+so much less. For a curve 1 - exp(-s / tau) of s looks, a / l' = (exp(x) - 1) / x with x = s / tau, and the rise that
+is left is tau * l' = l' * s / x. The credit's gain * reach * l' * s * (l' / a) is more than that up to a / l' = 11.
 
-What the error refers to. Looking at every evaluation, at each of the best, would find some difference by luck in the
-end. Of two consecutive evaluations one has an even number: a trial that is behind another was so at one of the m even
-looks, and these m r tests share the error `alpha` of a whole trial (Bonferroni). So a trial is taken to be behind one
-of the best, though its chances on each problem equal that one's at every step, with a probability of at most `alpha`
-(as far as the mean of n differences is normal; evaluations need not be independent). This covers the choice of the
-problems and the draws of the answers, and nothing else. It does not cover training: the same settings under another
-training seed have other chances and may truly be behind. A study trains no settings twice, so it cannot know by how
-much. Such a trial is spared only if it is not out of reach. benchmarks/pruners.py counts both: how often the test
-fires, how often one is pruned.
+Looking at every evaluation would find some difference by luck in the end. Of two consecutive evaluations one has an
+even number: a trial that is pruned was behind at one of the m = looks // 2 even looks, and they share the error `alpha`
+of a whole trial (Bonferroni). So a trial that is equal to the incumbent at every step is pruned with a chance of at
+most `alpha`, whatever the rest says (as far as the mean of n differences is normal; evaluations need not be
+independent). That is a bound against a given trial. The incumbent is chosen for its score, so luck makes it look better
+at its end; but the comparison that counts is at the same step, where it was not chosen. `doubt` is no part of this: it
+guards against the noise of one evaluation, and is set like the others by what it costs.
 
-The constants were chosen by the simulation in benchmarks/pruners.py.
+Top, patience, window, gain, reach, fall, reserve and doubt were chosen by the simulation in benchmarks/pruners.py.
 
-Why not `optuna.pruners.WilcoxonPruner`: it pairs a trial's values with the best trial's step by step, as if a step
-were an instance of a problem. Here a step is an evaluation of all problems at one moment of training. Its test would
-weigh early steps like late ones, and never use the problems, which are what pairs.
+Left out: what another training seed would change. It shifts a trial as a whole, and only retraining can measure it.
+
+Why not `optuna.pruners.WilcoxonPruner`: it pairs a trial's values with the best trial's step by step, as if a step were
+an instance of a problem. Here a step is an evaluation of all problems at one moment of training. Its test would weigh
+early steps like late ones, and never use the problems, which are what pairs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
 
 import numpy as np
 import optuna
@@ -72,50 +60,27 @@ from optuna.trial import FrozenTrial, TrialState
 from grpo_mlflow.algorithm.statistics import t_quantile
 from grpo_mlflow.search import records
 
-_HOLD = 0.25  # of a cosine's peak, until two thirds of the run
-LEAST_LOOKS = 3  # two looks at which a trial is behind, and one before them, which gives a slope
-Schedule = Callable[[Mapping[str, Any]], Sequence[float]]
-
 
 def rates_key(step: int) -> str:
     """Return the key in a trial's records of the success rates of all problems at a step."""
     return f"rates:{step}"
 
 
-def first_look(learning_rates: Sequence[float], hold: float = _HOLD) -> int | None:
-    """Return the first look at which a trial with these learning rates may be pruned; None if it has too few.
-
-    Args:
-        learning_rates: the learning rate at each look, over its peak.
-        hold: how much of its peak it may still lose.
-    """
-    for look in range(LEAST_LOOKS, len(learning_rates) + 1):
-        now, later = learning_rates[look - 1], learning_rates[look - 1 :]
-        if now >= max(later) and now - min(later) <= hold:
-            return look
-    return None
-
-
 class PairedPruner(optuna.pruners.BasePruner):
-    """Prunes a trial that is behind one of the best, problem by problem, and will not come among them.
+    """Prunes a trial that is behind the best finished one, problem by problem, and will not come among the best.
 
     Args:
-        looks: how many evaluations a trial has; or the learning rate at each of them, over its peak, as a function of
-            the trial's parameters. A number alone stands for a constant learning rate.
-        objective: what a trial's score is made of: its last evaluation, the mean of its last, or its best one.
-        objective_window: how many of the last evaluations `mean` takes.
+        looks: how many evaluations a trial has.
         margin: how much worse, in pass@k, a trial may be and still go on.
-        alpha: chance that a trial is taken to be behind one of the best that it equals in its chances at every step.
+        alpha: chance that a trial equal to the incumbent is pruned.
         top: share of the trials that count as the best.
-        patience: share of a trial's evaluations up to which a flat one is not pruned.
-        precedents: how many finished trials must have been as flat, and have stayed so, before a flat one is pruned.
-        share: share of the way from the start to the contender's score up to which a trial is flat.
-        doubt: standard errors by which a trial must have risen, or must miss the contender's score.
-        window: share of the evaluations over which a sudden rise is measured.
+        patience: share of a trial's evaluations up to which it is not pruned if it has not moved.
+        doubt: standard errors by which a trial must have moved, or must miss the contender's end.
+        window: share of the evaluations over which its slope is measured.
+        gain: by what its slope is multiplied.
         reach: for how long it keeps its slope, in terms of the looks made.
         fall: share of a falling slope that is expected to go on to the end.
         reserve: what any trial may gain from its first look to its last beyond what its slope says, in pass@k.
-        hold: how much of its peak the learning rate may still lose when a trial is pruned.
 
     Raises:
         ValueError: an option is outside its range.
@@ -123,41 +88,34 @@ class PairedPruner(optuna.pruners.BasePruner):
 
     def __init__(
         self,
-        looks: int | Schedule,
+        looks: int,
         *,
-        objective: Literal["last", "mean", "best"] = "last",
-        objective_window: int = 1,
         margin: float = 0.0,
         alpha: float = 0.05,
         top: float = 0.1,
-        patience: float = 0.25,
-        precedents: int = 3,
-        share: float = 0.15,
-        doubt: float = 2.5,
-        window: float = 0.15,
-        reach: float = 4.0,
+        patience: float = 0.35,
+        doubt: float = 2.2,
+        window: float = 0.1,
+        gain: float = 1.5,
+        reach: float = 2.0,
         fall: float = 0.25,
-        reserve: float = 0.03,
-        hold: float = _HOLD,
+        reserve: float = 0.17,
     ) -> None:
         _require("alpha", alpha, 0 < alpha < 1, "above 0 and below 1")
-        shares = {"top": top, "patience": patience, "share": share, "window": window, "reserve": reserve, "hold": hold}
-        for name, value in shares.items():
-            _require(name, value, 0 <= value <= 1, "0 to 1")
-        amounts = {"margin": margin, "doubt": doubt, "reach": reach, "fall": fall, "precedents": precedents}
-        for name, value in amounts.items():
+        for name, share in (("top", top), ("patience", patience), ("window", window)):
+            _require(name, share, 0 <= share <= 1, "0 to 1")
+        for name, value in (("margin", margin), ("doubt", doubt), ("gain", gain), ("reach", reach), ("fall", fall)):
             _require(name, value, 0 <= value < math.inf, "0 or more")
-        self._schedule: Schedule = (lambda _: (1.0,) * looks) if isinstance(looks, int) else looks
-        self._scored = {"last": 1, "mean": objective_window, "best": 0}[objective]
-        self._margin, self._alpha, self._top = margin, alpha, top
-        self._patience, self._precedents, self._share = patience, precedents, share
-        self._doubt, self._window = doubt, window
-        self._reach, self._fall, self._reserve, self._hold = reach, fall, reserve, hold
+        _require("reserve", reserve, 0 <= reserve <= 1, "0 to 1")
+        self._looks, self._margin, self._top = max(1, looks), margin, top
+        self._patience, self._doubt = patience, doubt
+        self._window = max(1, round(window * looks))
+        self._gain, self._reach, self._fall, self._reserve = gain, reach, fall, reserve
+        self._level = 1 - alpha / max(1, self._looks // 2)
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        steps, learning_rates = _steps(trial), self._schedule(trial.params)
-        looks, first = len(learning_rates), first_look(learning_rates, self._hold)
-        if len(steps) < LEAST_LOOKS or first is None or len(steps) < first:
+        steps = _steps(trial)
+        if len(steps) < 3:  # two at which it is behind, and one before them, from which it has moved
             return False
         if len(problems := _problems(trial)) != 1:
             return False
@@ -168,70 +126,38 @@ class PairedPruner(optuna.pruners.BasePruner):
         if not able:
             return False
         best = sorted(able, key=lambda t: (-(t.value or 0.0), t.number))
-        best = best[: max(1, math.ceil(self._top * (len(ended) + 1) - 1e-9))]  # ten times .1 is one
-        goal = self._score(best[-1])
-        if not self._is_out_of_reach(trial, looks, goal) or not self._is_behind(trial, best, steps[-2:], looks):
-            return False
-        start = min((_rates(t, _steps(t)[0]) for t in (*ended, trial) if _steps(t)), key=np.mean)
-        if not self._is_flat(trial, steps, start, goal):
-            return True
-        alike = [t for t in able if self._is_flat(t, [step for step in _steps(t) if step <= steps[-1]], start, goal)]
-        stayed = [self._is_flat(t, _steps(t), start, goal) for t in alike]
-        return len(steps) > self._patience * looks and len(alike) >= self._precedents and all(stayed)
-
-    def _is_behind(self, trial: FrozenTrial, best: Sequence[FrozenTrial], steps: Sequence[int], looks: int) -> bool:
-        """Return whether the trial is behind one of the best at all of these steps."""
-        tests = max(1, looks // 2) * len(best)
-        return any(
-            all(self.upper_bound(_rates(trial, step), _rates(other, step), tests) < -self._margin for step in steps)
-            for other in best
+        rank = max(1, math.ceil(self._top * (len(ended) + 1) - 1e-9))  # ten times .1 is one
+        return (
+            all(self.upper_bound(_rates(trial, step), _rates(best[0], step)) < -self._margin for step in steps[-2:])
+            and (len(steps) > self._patience * self._looks or self._has_moved(trial, steps))
+            and self._is_out_of_reach(trial, steps, best[:rank][-1])
         )
 
-    def _is_out_of_reach(self, trial: FrozenTrial, looks: int, goal: NDArray[np.float64]) -> bool:
-        bounds = [self._bound(_rates(trial, _steps(trial)[-1]) - goal) + self._credit(trial, looks)]
-        if not self._scored:  # its best evaluation counts, also if it is past
-            bounds.append(self._bound(self._score(trial) - goal))
-        return max(bounds) < -self._margin
+    def _is_out_of_reach(self, trial: FrozenTrial, steps: Sequence[int], contender: FrozenTrial) -> bool:
+        differences = _rates(trial, steps[-1]) - _rates(contender, _steps(contender)[-1])
+        bound = differences.mean() + self._doubt * _error(differences)
+        return bool(bound + self._credit(trial, steps) < -self._margin)
 
-    def _bound(self, differences: NDArray[np.float64]) -> float:
-        return float(differences.mean()) + self._doubt * _error(differences)
+    def _has_moved(self, trial: FrozenTrial, steps: Sequence[int]) -> bool:
+        differences = (_rates(trial, steps[-2]) + _rates(trial, steps[-1])) / 2 - _rates(trial, steps[0])
+        return bool(abs(differences.mean()) > self._doubt * _error(differences))
 
-    def _score(self, trial: FrozenTrial) -> NDArray[np.float64]:
-        """Return the success rates that make up the trial's score, (problems,)."""
-        rates = [_rates(trial, step) for step in _steps(trial)]
-        if not self._scored:
-            return max(rates, key=lambda each: float(each.mean()))
-        found: NDArray[np.float64] = np.mean(rates[-self._scored :], axis=0)
-        return found
-
-    def _is_flat(
-        self, trial: FrozenTrial, steps: Sequence[int], start: NDArray[np.float64], goal: NDArray[np.float64]
-    ) -> bool:
-        """Return whether it has not risen, beyond the noise, by `share` of the way from the start to the goal."""
-        rise = np.mean([_rates(trial, step) for step in steps[-2:]], axis=0) - start
-        return float(rise.mean()) <= max(self._doubt * _error(rise), self._share * float((goal - start).mean()))
-
-    def _credit(self, trial: FrozenTrial, looks: int) -> float:
+    def _credit(self, trial: FrozenTrial, steps: Sequence[int]) -> float:
         """Return how far the trial may still rise; below zero if it falls."""
-        logits = [_logit(_rates(trial, step)) for step in _steps(trial)]
-        made, left = len(logits), max(0, looks - len(logits))
-        spans = {min(made - 1, max(1, round(self._window * looks))), made // 2}
-        rise = max(self._rise(logits, span, left) for span in spans)
-        return _expit(logits[-1] + rise) - _expit(logits[-1]) + self._reserve * left / looks
+        made, left, back = len(steps), max(0, self._looks - len(steps)), min(self._window, len(steps) - 1)
+        first, before, now = (_logit(float(_rates(trial, steps[place]).mean())) for place in (0, -1 - back, -1))
+        slope, mean = (now - before) / back, (now - first) / (made - 1)
+        if slope > 0:
+            lasts = min(left, self._reach * made * slope / mean) if mean > 0 else left
+            rise = self._gain * slope * lasts
+        else:
+            rise = self._fall * slope * left
+        return _expit(now + rise) - _expit(now) + self._reserve * left / self._looks
 
-    def _rise(self, logits: Sequence[float], span: int, left: int) -> float:
-        """Return how far a curve goes on rising (or falling) from its slope over the last `span` looks."""
-        made = len(logits)
-        slope, mean = (logits[-1] - logits[-1 - span]) / span, (logits[-1] - logits[0]) / (made - 1)
-        if slope <= 0:
-            return self._fall * slope * left
-        return slope * (min(left, self._reach * made * slope / mean) if mean > 0 else left)
-
-    def upper_bound(self, rates: ArrayLike, others: ArrayLike, tests: int) -> float:
-        """Return the upper confidence bound of the mean difference in one of `tests` tests that share the error."""
+    def upper_bound(self, rates: ArrayLike, others: ArrayLike) -> float:
+        """Return the upper confidence bound of the mean difference at one look."""
         differences = np.asarray(rates, dtype=np.float64) - np.asarray(others, dtype=np.float64)
-        quantile = t_quantile(1 - self._alpha / tests, len(differences) - 1)
-        return float(differences.mean()) + quantile * _error(differences)
+        return float(differences.mean()) + t_quantile(self._level, len(differences) - 1) * _error(differences)
 
 
 def _require(name: str, value: float, holds: bool, allowed: str) -> None:
@@ -244,14 +170,13 @@ def _error(differences: NDArray[np.float64]) -> float:
     return float(differences.std(ddof=1)) / math.sqrt(len(differences))
 
 
-def _logit(rates: NDArray[np.float64]) -> float:
-    """Return the logit of the mean rate, with half a success and half a failure added (Cox 1970): it stays finite."""
-    successes, failures = float(rates.sum()) + 0.5, float((1 - rates).sum()) + 0.5
-    return math.log(successes / failures)
+def _logit(rate: float) -> float:
+    inside = min(max(rate, 0.02), 0.98)  # beyond, an answer more or less would be a leap
+    return math.log(inside / (1 - inside))
 
 
 def _expit(logit: float) -> float:
-    return 1 / (1 + math.exp(-min(max(logit, -30.0), 30.0)))
+    return 1 / (1 + math.exp(-min(max(logit, -6.0), 6.0)))
 
 
 def _steps(trial: FrozenTrial) -> list[int]:
