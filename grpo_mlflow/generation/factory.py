@@ -98,7 +98,7 @@ class Generators:
                 process,
                 training_sampling(settings) if trained_on else None,
                 source=None if self._trains else self._source,
-                start_command=lambda: start_command(self._config, backend, address, self._start_model()),
+                start_command=lambda: start_command(self._config, backend, address, self._start_model(), secrets=False),
             )
         return self._servers[backend, address]
 

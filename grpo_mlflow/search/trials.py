@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from grpo_mlflow import runs, seeding, tracking
 from grpo_mlflow.algorithm.statistics import mean
 from grpo_mlflow.config import Config, Resolved, overlay
-from grpo_mlflow.errors import Pruned, ServerFailed, StoreAway, UserError
+from grpo_mlflow.errors import Pruned, ServerFailed, StoreAway, UserError, redact
 from grpo_mlflow.runs import stored
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
@@ -123,7 +123,7 @@ class Search:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             self._console.warn(f"trial {trial.number} failed: {kind}{error}")
             if recovery.is_own(trial):
-                trial.set_user_attr("error", f"{kind}{error}"[:500])
+                trial.set_user_attr("error", redact(f"{kind}{error}")[:500])
                 self._tell(trial, state=TrialState.FAIL)
         else:
             self._tell(trial, values)

@@ -73,6 +73,15 @@ def test_each_sync_brings_the_adapter(adapted: Policy, folder: Path, dialect: st
 
 
 @EACH_DIALECT
+def test_the_untrained_model_is_measured_before_there_is_an_adapter(folder: Path, dialect: str) -> None:
+    untrained = policy.load(folder, torch.device("cpu"))
+    with FakeServer(dialect, folder) as server, served(untrained, server, sync="lora") as generators:
+        generators.evaluation().sync(0)
+        assert not server.adapters
+        assert not server.loads
+
+
+@EACH_DIALECT
 def test_a_server_that_was_restarted_gets_its_adapter_again(adapted: Policy, folder: Path, dialect: str) -> None:
     with FakeServer(dialect, folder) as server, served(adapted, server, sync="lora") as generators:
         move_adapter(adapted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -91,6 +92,14 @@ def test_what_only_some_configs_need_is_there_for_those_only() -> None:
     assert "--enforce-eager" not in gpu
     assert "--enforce-eager" not in command_for("vllm_server", "model.device=cuda:2")  # so there are GPUs
     assert "trust" not in plain
+
+
+def test_messages_show_it_without_secrets() -> None:
+    words = ["--api-key", "sk-1", "--hf-token=hf-2", "--max-num-seqs", "4"]
+    config = configured("vllm_server", f"generation.server.arguments={json.dumps(words)}")
+    shown, whole = (start_command(config, "vllm_server", None, "m", secrets=secrets) for secrets in (False, True))
+    assert shown.endswith("--api-key '***' '--hf-token=***' --max-num-seqs 4")
+    assert whole.endswith("--api-key sk-1 --hf-token=hf-2 --max-num-seqs 4")
 
 
 def test_it_is_printed_and_nothing_is_started(capsys: pytest.CaptureFixture[str], small_model: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from grpo_mlflow.generation.server.engine import EngineClass, Start
 from grpo_mlflow.generation.server.sync import SYNCS
 
 _PORT = 30000  # where neither an address nor generation.server.port says one
+_SECRET = re.compile("(key|token|password|secret)$", re.IGNORECASE)  # an option such as --api-key
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,26 @@ class Launch:
     environment: Mapping[str, str]
     install: str
 
-    def in_shell(self) -> str:
-        """Return the command as one line for a POSIX shell in the current folder."""
+    def in_shell(self, secrets: bool = True) -> str:
+        """Return the command as one line for a POSIX shell in the current folder; for messages without `secrets`."""
         here = Path.cwd()
         values = dict(self.environment)
         if "PYTHONPATH" in values and Path(values["PYTHONPATH"]).is_relative_to(here):
             values["PYTHONPATH"] = str(Path(values["PYTHONPATH"]).relative_to(here))
-        return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in values.items()), shlex.join(self.command)])
+        words = self.command if secrets else _without_secrets(self.command)
+        return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in values.items()), shlex.join(words)])
+
+
+def _without_secrets(words: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, _ = word.partition("=")
+        if before.startswith("-") and _SECRET.search(before):
+            word = "***"
+        elif equals and name.startswith("-") and _SECRET.search(name):
+            word = f"{name}=***"
+        found.append(word)
+    return found
 
 
 def engine_class(backend: str) -> EngineClass:
@@ -80,11 +95,13 @@ def launch_as(config: Config, backend: str, model: str | Path, port: int, host: 
     return launch(backend, settings, model, port, own.dtype, rank, host=host, trust_remote_code=trusts)
 
 
-def start_command(config: Config, backend: str, base_url: str | None, model: str | Path) -> str:
+def start_command(
+    config: Config, backend: str, base_url: str | None, model: str | Path, *, secrets: bool = True
+) -> str:
     """Return the shell command that starts the server which `base_url` (None: this machine) is to be the address of."""
     host, port = "127.0.0.1", config.generation.server.port or _PORT
     if base_url is not None:
         address = urlsplit(base_url)
         host = address.hostname or host
         port = address.port or (443 if address.scheme == "https" else 80)
-    return launch_as(config, backend, model, port, host).in_shell()
+    return launch_as(config, backend, model, port, host).in_shell(secrets)

@@ -97,7 +97,9 @@ class Adapter(_Sending):
     def lora_rank(self, settings: LoraConfig) -> int | None:
         return settings.rank
 
-    def pack(self, policy: Policy, weights: WeightsFolder, version: int) -> Package:
+    def pack(self, policy: Policy, weights: WeightsFolder, version: int) -> Package | None:
+        if not policy.has_adapter:  # the untrained model, which is evaluated as the server was started with it
+            return None
         folder = weights.write(policy.save, version)
         return Package(lambda engine, _: engine.load_adapter(folder, folder.name), folder.name, None, folder)
 

@@ -96,6 +96,7 @@ class VLLM:
             raise Incapable("/v1/models lists no model")
         self._model = base[0]["id"]
         self._absent.clear()  # it may have been started again, with the extension
+        self._packs = False
         await self._resume_if_paused()
         return f"{base[0].get('root') or self._model}"
 
