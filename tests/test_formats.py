@@ -201,7 +201,7 @@ def test_a_study_goes_on(stores: Stores) -> None:
     resolved = str(stores.files("study") / "config/resolved.yaml")
     optimize.main(["--config", resolved, STORE, "--n_trials", "4"])
     assert trials()[:3] == before
-    assert len(trials()) == 4
+    assert [trial["state"] for trial in trials()[3:]] in (["COMPLETE"], ["PRUNED"])
     rows = list(csv.DictReader((stores.files("study") / "study/trials.csv").read_text().splitlines()))
     assert [row["run_id"] for row in rows[:3]] == [stores.id_of(f"trial-{n}") for n in range(3)]
     assert stores.runs().keys() - stores.figures["runs"].keys() == {"trial-3"}

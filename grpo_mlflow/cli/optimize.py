@@ -32,12 +32,13 @@ def main(argv: Sequence[str]) -> None:
     require_task(resolved)
     require_loss(resolved)
     with importing():
-        from grpo_mlflow.search import space_file
+        from grpo_mlflow.search import settings, space_file
         from grpo_mlflow.search.storage import open_storage
 
-    found = space_file.load(resolved.config.search.space, resolved)
+    study = settings.pinned(resolved)  # what trials are made from
+    found = space_file.load(resolved.config.search.space, study)
     if resolved.config.search.sampler == "grid":
-        found.require_grid(resolved)
+        found.require_grid(study)
     storage = open_storage(resolved.config.search.storage, resolved.config.tracking.uri)
     with importing():
         from grpo_mlflow.search.optimize import optimize

@@ -175,7 +175,7 @@ class Confirmation:
             "eval.replicates": search.confirm_replicates,
             "search.finalists": 0,  # those problems are in use now
         }
-        key = ":".join(["confirmed", name, *map(str, fresh.values())])
+        key = ":".join(["fresh", name, *map(str, fresh.values())])  # "confirmed": what repeats counted as well
         if (known := records.kept(self._study).get(key)) is not None:
             return Model(run_id, tuple(float(rate) for rate in known))
         checkpoint = find(run_id, self._resolved.config.tracking.uri, self._which).checkpoint

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import optuna
 from optuna.storages import BaseStorage
@@ -117,14 +118,20 @@ def _baseline(resolved: Resolved, tracker: Tracker, console: Console) -> evaluat
         result = runs.evaluate(resolved, "", runs.Nested(tracker.run_id, "baseline"))
         evaluation.write(path, result)
         tracker.publish(_BASELINE)
-    result = evaluation.read(path)
+    result = _once_each(evaluation.read(path), resolved)
     console.say(f"baseline  {result.summary()}")
     return result
 
 
 def _shared_baseline(resolved: Resolved, parent: str) -> evaluation.Evaluation:
     client = tracking.connect(resolved.config.tracking.uri)
-    return evaluation.read(tracking.artifact(client, parent, _BASELINE))
+    return _once_each(evaluation.read(tracking.artifact(client, parent, _BASELINE)), resolved)
+
+
+def _once_each(found: evaluation.Evaluation, resolved: Resolved) -> evaluation.Evaluation:
+    """Return an evaluation without problems that repeat others, which earlier versions asked as well."""
+    asked = {problem.id for problem in contents.evaluation_problems(tasks.of(resolved.config), resolved.config)[0]}
+    return replace(found, outcomes=tuple(outcome for outcome in found.outcomes if outcome.problem_id in asked))
 
 
 def _run_all(work: Search, study: optuna.Study, workers: Workers, console: Console) -> None:

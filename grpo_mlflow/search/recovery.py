@@ -59,7 +59,11 @@ def require_own(trial: optuna.Trial) -> None:
 def put_back(study: optuna.Study, trial: optuna.Trial) -> None:
     """Let a trial of this process, which does not go on, wait in the queue again."""
     if is_own(trial):
-        _let_wait(study, records.now(trial), 0)
+        now = records.now(trial)
+        if _has_a_copy(study, now):  # other settings were about to take its place
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            _let_wait(study, now, 0)
 
 
 def _let_wait(study: optuna.Study, trial: FrozenTrial, deaths: int) -> None:

@@ -216,4 +216,7 @@ def judged(rates: Sequence[Sequence[float]], objective: str, window: int) -> lis
     if objective == "best":
         best: Sequence[float] = max(rates, key=mean)
         return list(best)
-    return list(rates[-1]) if objective == "last" else [mean(each) for each in zip(*rates[-window:], strict=True)]
+    if objective == "last":
+        return list(rates[-1])
+    alike = [each for each in rates[-window:] if len(each) == len(rates[-1])]  # an earlier version has counted repeats
+    return [mean(each) for each in zip(*alike, strict=True)]

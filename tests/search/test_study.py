@@ -642,6 +642,13 @@ def test_what_is_shown_of_a_trial_is_what_it_is_ranked_by(
     assert [figures.shown_score(each) for each in (trial, pruned)] == [trial.value] * 2
 
 
+def test_a_mean_over_evaluations_leaves_out_those_of_other_problems() -> None:
+    """An earlier version has counted problems that repeat, and a trial of it goes on."""
+    rates = [[1.0, 1.0, 0.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+    assert judged(rates, "mean", 3) == [0.5, 1.0]
+    assert judged(rates[1:], "mean", 3) == [0.5, 1.0]
+
+
 SPACE_OF_SIX = "search.space=train.epochs=[1,2] train.aggregation=[grpo,dapo,dr_grpo]"
 
 
