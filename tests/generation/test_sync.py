@@ -50,12 +50,14 @@ def test_every_value_has_its_class() -> None:
 def test_weights_are_written_and_given(
     policy: Policy, tmp_path: Path, name: SyncName, call: str, labelled: bool, restarts_with_them: bool
 ) -> None:
+    if name == "lora":
+        lora.add(policy.model, LoraConfig(rank=4), 0)
     engine, weights = Noting(), WeightsFolder(str(tmp_path))
     package = SYNCS[name].pack(policy, weights, 3)
     assert package is not None
     asyncio.run(cast(Any, package.load)(cast(Engine, engine), engine.start_again))
     assert weights.newest is not None
-    assert (weights.newest / "config.json").is_file()
+    assert (weights.newest / ("adapter_config.json" if name == "lora" else "config.json")).is_file()
     assert engine.calls == [(call, weights.newest)]
     assert package.label == (weights.newest.name if labelled else None)
     assert package.model == (weights.newest if restarts_with_them else None)
@@ -66,6 +68,13 @@ def test_without_sync_nothing_is_written(policy: Policy, tmp_path: Path) -> None
     assert SYNCS["none"].pack(policy, weights, 3) is None
     assert weights.newest is None
     assert [name for name, sync in SYNCS.items() if not sync.sends] == ["none"]
+
+
+def test_beside_a_server_of_adapters_the_untrained_model_is_its_base(policy: Policy, tmp_path: Path) -> None:
+    """A checkpoint without an adapter cannot be sent as one: the server was started with it."""
+    weights = WeightsFolder(str(tmp_path))
+    assert SYNCS["lora"].pack(policy, weights, 0) is None
+    assert weights.newest is None
 
 
 @pytest.mark.parametrize("name", SYNCS)
