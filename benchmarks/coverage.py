@@ -10,8 +10,8 @@ An evaluation draws n problems, each with a success probability from a family, a
     beta_C      probabilities are Beta(rate * C, (1 - rate) * C); small C is near `solved`, large C near `equal`
 
 Of each evaluation come pass@1, pass@2 and pass@replicates; and mean@1, for rewards of 0.9 for success and 0.1 for form
-(of 95% of the answers), `mean@1`, and of -1 and +1, `mean@1_signed`. A paired difference is between two evaluations of
-the same problems:
+(of 95% of the answers), `mean@1`, and of -1 and +1, a range that the task declares, `mean@1_signed`. A paired
+difference is between two evaluations of the same problems:
 
     rates       the families above with one rate each, drawn for each problem independently
     nested      as `solved`, where the better model solves all that the other does: no losses
@@ -98,16 +98,15 @@ def one_model(rng: np.random.Generator, n: int, replicates: int, studies: int) -
             for k in sorted({1, min(2, replicates), replicates}):
                 table = np.array([pass_at_k(c, replicates, k) for c in range(replicates + 1)])
                 truth, rates = true_pass(family, rate, k), table[solved]
-                found = intervals.of_rates(rates, replicates)
+                found = intervals.of_rates(rates, replicates / k)
                 yield _cell(f"pass@{k}", family, (n, replicates), (rate,), truth, found, _wilson(rates))
             formed = solved + rng.binomial(replicates - solved, 0.95)
             values = (0.9 * solved + 0.1 * formed) / replicates
             truth = 0.9 * rate + 0.1 * (rate + 0.95 * (1 - rate))
-            found = intervals.of_rewards(values, replicates, 0.0, 1.0)
+            found = intervals.of_rewards(values, replicates, (0.0, 1.0), 0.0, 1.0)
             yield _cell("mean@1", family, (n, replicates), (rate,), truth, found, _student(values))
             values = 2.0 * solved / replicates - 1
-            seen = np.where(solved < replicates, -1.0, 1.0).min(axis=-1), np.where(solved > 0, 1.0, -1.0).max(axis=-1)
-            found = intervals.of_rewards(values, replicates, *seen)
+            found = intervals.of_rewards(values, replicates, (-1.0, 1.0), -1.0, 1.0)
             yield _cell("mean@1_signed", family, (n, replicates), (rate,), 2 * rate - 1, found, _student(values))
 
 

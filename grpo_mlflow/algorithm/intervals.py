@@ -16,7 +16,8 @@ sampling problems", The American Statistician 68, 282-296; G is G_2 of Joanes an
 Among all values in [0, 1] with a given mean coins vary most, so n_eff is n at least: a sample whose values happen to be
 equal, or all 0, has the interval of n coins. It is n times the replicates at most, and n^2 / 4: that a few values are
 nearly equal does not show that no other kind of problem exists. (8 problems of which a fifth is solved always and the
-others never, with some points for form, are covered in 86% with n^2 / 2, by benchmarks/coverage.py.)
+others never, with some points for form, are covered in 86% with n^2 / 2, by benchmarks/coverage.py.) What is estimated
+from groups of k replicates, as pass@k, has replicates / k for them: a problem of 8 has four pairs that share nothing.
 
 Arrays have problems on their last axis; the functions return mean, low and high, without that axis.
 """
@@ -38,28 +39,30 @@ Array = NDArray[np.float64]
 Bounds = tuple[Array, Array, Array]
 
 
-def of_rates(rates: Array, replicates: int) -> Bounds:
-    """Return the interval of the mean of values in [0, 1], each of `replicates` completions; rates: (..., n)."""
+def of_rates(rates: Array, replicates: float) -> Bounds:
+    """Return the interval of the mean of values in [0, 1], each of `replicates` independent draws; rates: (..., n)."""
     mean, n = np.asarray(rates.mean(axis=-1)), rates.shape[-1]
     return (mean, *_exact(mean, np.minimum(_effective_size(rates), n * replicates)))
 
 
-def of_rewards(values: Array, replicates: int, lowest: Array | float, highest: Array | float) -> Bounds:
-    """Return the interval of the mean of values: (..., n) that lie between the lowest and highest reward that was seen.
+def of_rewards(
+    values: Array, replicates: float, known: tuple[float, float], lowest: Array | float, highest: Array | float
+) -> Bounds:
+    """Return the interval of the mean of values in the `known` range of rewards; values: (..., n).
 
-    Rewards in [0, 1] are taken to have that range, and the interval is that of rates. Where a reward lies outside,
-    the range is known only as far as it was seen: it is stretched to that, and the interval is the hull of the one
-    that has this range and of Student's t, which may leave it.
+    Scaled to [0, 1] it is that of rates. Where the lowest or the highest reward that was seen lies outside the known
+    range, this end is known only as far as it was seen: it is stretched to that, and the interval is the hull of the
+    one that has this range and of Student's t, which may leave it.
     """
-    low, high = np.minimum(lowest, 0.0), np.maximum(highest, 1.0)
+    low, high = np.minimum(lowest, known[0]), np.maximum(highest, known[1])
     width = high - low
     scaled = (values - np.expand_dims(low, -1)) / np.expand_dims(width, -1)
     mean, below, above = (low + width * bound for bound in of_rates(np.clip(scaled, 0.0, 1.0), replicates))
     n = values.shape[-1]
     if n > 1:
         half = stdtrit(n - 1, 1 - _TAIL) * values.std(axis=-1, ddof=1) / np.sqrt(n)
-        below = np.where(low < 0, np.minimum(below, mean - half), below)
-        above = np.where(high > 1, np.maximum(above, mean + half), above)
+        below = np.where(low < known[0], np.minimum(below, mean - half), below)
+        above = np.where(high > known[1], np.maximum(above, mean + half), above)
     return mean, below, above
 
 

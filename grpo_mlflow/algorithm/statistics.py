@@ -76,14 +76,22 @@ def t_quantile(probability: float, degrees: int) -> float:
     return float(stdtrit(degrees, probability))
 
 
-def rate_interval(rates: Sequence[float], replicates: int) -> Estimate:
-    """Return the mean of per-problem rates in [0, 1], each of `replicates` completions, with its interval."""
-    return _estimate(intervals.of_rates(np.asarray(rates, dtype=np.float64), replicates))
+def rate_interval(rates: Sequence[float], replicates: int, k: int = 1) -> Estimate:
+    """Return the mean of pass@k of each problem, estimated from `replicates` completions, with its interval."""
+    return _estimate(intervals.of_rates(np.asarray(rates, dtype=np.float64), replicates / k))
 
 
-def mean_interval(values: Sequence[float], replicates: int, lowest: float, highest: float) -> Estimate:
-    """Return the mean of per-problem rewards with its interval; single rewards went from `lowest` to `highest`."""
-    return _estimate(intervals.of_rewards(np.asarray(values, dtype=np.float64), replicates, lowest, highest))
+def mean_interval(
+    values: Sequence[float], replicates: int, k: int, known: tuple[float, float], seen: tuple[float, float]
+) -> Estimate:
+    """Return the mean of mean@k of each problem with its interval.
+
+    Args:
+        values: mean@k of each problem, estimated from `replicates` rewards.
+        known: the lowest and the highest reward there can be.
+        seen: the lowest and the highest single reward there was.
+    """
+    return _estimate(intervals.of_rewards(np.asarray(values, dtype=np.float64), replicates / k, known, *seen))
 
 
 def paired_difference(after: Sequence[float], before: Sequence[float]) -> Estimate:

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grpo_mlflow.tasks.base import draw
+from grpo_mlflow.tasks.base import Task, draw
 from grpo_mlflow.types import Problem, Split, Verdict
 
 WEIGHTS = {"correct": 0.9, "format": 0.1}
 _INTEGER = re.compile(r"-?[0-9]{1,100}")
 
 
-class Arithmetic:
+class Arithmetic(Task):
     """`terms` operands of `digits` digits each, joined by operations drawn from `operations`."""
 
     name = "arithmetic"

@@ -33,6 +33,8 @@ class Task(Protocol):
     name: str
     phrases: tuple[str, ...] = ()
     """The wording of prompts and answers; the embedded model's tokenizer keeps that of arithmetic and sat whole."""
+    reward_range: tuple[float, float] = (0.0, 1.0)
+    """The lowest and the highest reward that `verify` may give: the interval of mean@k rests on it."""
 
     @abstractmethod
     def problem(self, split: Split, seed: int) -> Problem:

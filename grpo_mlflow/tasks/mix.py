@@ -29,6 +29,8 @@ class Mix(Task):
     def __init__(self, tasks: Mapping[str, Task], weights: Mapping[str, float]) -> None:
         self.tasks = dict(tasks)
         self.phrases = tuple(phrase for task in tasks.values() for phrase in task.phrases)
+        lowest, highest = zip(*(task.reward_range for task in tasks.values()), strict=True)
+        self.reward_range = min(lowest), max(highest)
         self._names = sorted(tasks)  # the order in which they are written makes no difference
         total = sum(weights[name] for name in self._names)
         self._shares = [weights[name] / total for name in self._names]

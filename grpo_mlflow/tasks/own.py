@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from grpo_mlflow.runtime import own_code
 from grpo_mlflow.tasks.base import Task
 from grpo_mlflow.types import Problem
 
-_MEMBERS = ("name", "phrases", "problem", "verify", "reference_answer", "demonstration", "chance")
+_MEMBERS = ("name", "phrases", "reward_range", "problem", "verify", "reference_answer", "demonstration", "chance")
 
 
 def load(task: str, settings: Mapping[str, Any]) -> Task:
@@ -36,6 +37,10 @@ def load(task: str, settings: Mapping[str, Any]) -> Task:
 
 def _try(task: Task, start: str) -> None:
     """Make one problem of each split and judge its own answer: what is wrong here would spoil a whole run."""
+    if not _is_range(task.reward_range):
+        raise ConfigError(
+            f"{start}: reward_range = {task.reward_range!r}; allowed: two finite numbers, the lower reward first"
+        )
     for split in ("train", "eval"):
         try:
             problem, again = task.problem(split, 0), task.problem(split, 0)
@@ -50,3 +55,10 @@ def _try(task: Task, start: str) -> None:
             raise ConfigError(
                 f"{start}: reference_answer of problem({split!r}, 0) does not succeed; allowed: one that does"
             )
+
+
+def _is_range(value: object) -> bool:
+    """Return whether it is a pair of numbers that an interval can be scaled to."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        return False
+    return all(isinstance(end, (int, float)) and math.isfinite(end) for end in value) and value[0] < value[1]

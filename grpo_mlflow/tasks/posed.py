@@ -33,6 +33,7 @@ class Posed(Task):
 
     def __init__(self, task: Task, system_prompt: str | None = None, overlong: Overlong | None = None) -> None:
         self.name, self.phrases, self.overlong = task.name, task.phrases, overlong
+        self.reward_range = task.reward_range
         self._task, self._system_prompt = task, system_prompt
 
     def problem(self, split: Split, seed: int) -> Problem:

@@ -15,12 +15,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from grpo_mlflow.tasks.base import draw
+from grpo_mlflow.tasks.base import Task, draw
 from grpo_mlflow.types import Problem, Split, Verdict
 
 Clauses = tuple[tuple[int, ...], ...]  # literals as in DIMACS: 3 is x3, -3 is NOT x3
 
-# A part is weight times value; a malformed answer costs 0.2, so guessing a form pays more than giving none.
+_MALFORMED = -0.2  # so that guessing a form pays more than giving none
+# A part is weight times value.
 PARTS = {
     "strict_format": 0.15 * 0.3,
     "tags": 0.10 * 0.2,
@@ -31,7 +32,7 @@ PARTS = {
 _OPEN, _CLOSE = "<SOLUTION>", "</SOLUTION>"
 
 
-class Sat:
+class Sat(Task):
     """3-SAT with the difficulty of each problem drawn from the range `difficulty`, within 0 to 1."""
 
     name = "sat"
@@ -43,6 +44,7 @@ class Sat:
         "(NOT x1 OR x2 OR NOT x3) AND (x1",
         "0</SOLUTION>",
     )
+    reward_range: tuple[float, float] = (_MALFORMED, 1.0 + sum(PARTS.values()))
 
     def __init__(self, difficulty: tuple[float, float] = (0.3, 0.7)) -> None:
         self.difficulty = difficulty
@@ -93,7 +95,7 @@ class Sat:
             "nothing_after": one and text.rstrip().endswith(_CLOSE),
             "only_bits": only_bits,
         }
-        parts = {"correct": 1.0 if success else 0.0 if parsed is not None else -0.2}
+        parts = {"correct": 1.0 if success else 0.0 if parsed is not None else _MALFORMED}
         parts |= {name: PARTS[name] * value for name, value in held.items()}
         return Verdict(reward=math.fsum(parts.values()), parts=parts, success=success, parsed=parsed)
 

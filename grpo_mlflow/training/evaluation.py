@@ -46,6 +46,7 @@ class Evaluation:
 
     outcomes: tuple[Outcome, ...]
     ks: tuple[int, ...]
+    reward_range: tuple[float, float] = (0.0, 1.0)
 
     def success_rates(self, k: int = 1) -> list[float]:
         """Return pass@k of each problem."""
@@ -56,12 +57,12 @@ class Evaluation:
         return len(self.outcomes[0].rollouts)
 
     def pass_at(self, k: int) -> Estimate:
-        return rate_interval(self.success_rates(k), self.replicates)
+        return rate_interval(self.success_rates(k), self.replicates, k)
 
     def mean_at(self, k: int) -> Estimate:
         rewards = [[rollout.verdict.reward for rollout in outcome.rollouts] for outcome in self.outcomes]
         values, seen = [mean_at_k(each, k) for each in rewards], [reward for each in rewards for reward in each]
-        return mean_interval(values, self.replicates, min(seen), max(seen))
+        return mean_interval(values, self.replicates, k, self.reward_range, (min(seen), max(seen)))
 
     def metrics(self) -> dict[str, float]:
         """Return every figure under its name in the metrics files, `pass@1` among them.
@@ -81,7 +82,7 @@ class Evaluation:
             if name := member_of(outcome.problem_id):
                 of_tasks.setdefault(name, []).append(outcome)
         for name, outcomes in sorted(of_tasks.items()):
-            own = Evaluation(tuple(outcomes), self.ks)._figures() | {"tasks": float(len(outcomes))}
+            own = replace(self, outcomes=tuple(outcomes))._figures() | {"tasks": float(len(outcomes))}
             figures |= {f"{name}/{key}": value for key, value in own.items() if math.isfinite(value)}
         return figures
 
@@ -149,7 +150,7 @@ def evaluate(
     else:
         own = processes.own(problems)
         outcomes = processes.together(processes.agreed(lambda: _outcomes(task, policy, generator, config, own)))
-    return Evaluation(tuple(outcomes), config.eval.ks)
+    return Evaluation(tuple(outcomes), config.eval.ks, task.reward_range)
 
 
 def _outcomes(
@@ -173,11 +174,11 @@ def _outcomes(
 
 
 def write(path: Path, evaluation: Evaluation) -> None:
-    """Write the k's, then one JSON object per problem."""
+    """Write the k's and the range of rewards, then one JSON object per problem."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")  # others may read it as soon as it is there
     with beside.open("w") as stream:
-        stream.write(json.dumps({"ks": evaluation.ks}) + "\n")
+        stream.write(json.dumps({"ks": evaluation.ks, "reward_range": evaluation.reward_range}) + "\n")
         for outcome in evaluation.outcomes:
             record = {
                 "prompt": asdict(outcome.rollouts[0].prompt),
@@ -200,7 +201,9 @@ def read(path: Path) -> Evaluation:
         greedy = rollout_of(prompt, record["greedy"]) if record["greedy"] else None
         rollouts = tuple(rollout_of(prompt, item) for item in record["rollouts"])
         outcomes.append(Outcome(prompt.problem_id, rollouts, greedy, record["chance"]))
-    return Evaluation(tuple(outcomes), tuple(json.loads(first)["ks"]))
+    head = json.loads(first)
+    reward_range = head.get("reward_range", (0.0, 1.0))  # earlier versions wrote none
+    return Evaluation(tuple(outcomes), tuple(head["ks"]), tuple(reward_range))
 
 
 def track(tracker: Tracker, evaluation: Evaluation, version: int, seconds: float, samples: int) -> None:

@@ -144,26 +144,40 @@ def test_rate_interval_narrows_with_problems_and_with_replicates() -> None:
 
 def test_rewards_between_0_and_1_have_the_interval_of_rates() -> None:
     rewards = [0.1, 1.0, 1.0, 0.55, 0.1, 1.0]
-    assert mean_interval(rewards, 2, 0.1, 1.0) == rate_interval(rewards, 2)
+    assert mean_interval(rewards, 2, 1, (0.0, 1.0), (0.1, 1.0)) == rate_interval(rewards, 2)
 
 
 def test_rewards_beyond_0_to_1_have_the_range_that_was_seen() -> None:
     """Wins and losses are rates on a longer scale; where all are won, the width remains."""
     games = [1.0] * 8 + [-1.0] * 2
-    rates, estimate = rate_interval([1.0] * 8 + [0.0] * 2, 1), mean_interval(games, 1, -1.0, 1.0)
+    rates, estimate = rate_interval([1.0] * 8 + [0.0] * 2, 1), mean_interval(games, 1, 1, (0.0, 1.0), (-1.0, 1.0))
     assert estimate.value == pytest.approx(0.6)
     assert estimate.high == pytest.approx(2 * rates.high - 1)
     # below, the range is not known: the t interval, .6 - 2.2622 * .8433 / sqrt(10) = -.0033, unless that is shorter
     assert estimate.low == pytest.approx(min(2 * rates.low - 1, -0.0033), abs=1e-4)
-    points = mean_interval([5.0] * 64, 4, 5.0, 5.0)
+    points = mean_interval([5.0] * 64, 4, 1, (0.0, 1.0), (5.0, 5.0))
     assert (points.low, points.high) == pytest.approx((5 * 0.94400, 5.0), abs=1e-4)
+
+
+def test_rewards_of_a_known_range_have_the_interval_of_rates_on_its_scale() -> None:
+    """Two games that were both won do not show that none is lost: a task says so (two coins: .025^(1/2) = .1581)."""
+    rates, games = rate_interval([1.0, 1.0], 1), mean_interval([1.0, 1.0], 1, 1, (-1.0, 1.0), (1.0, 1.0))
+    assert (games.low, games.high) == pytest.approx((2 * rates.low - 1, 1.0))
+    assert rates.low == pytest.approx(0.15811, abs=1e-5)
+
+
+def test_pass_at_2_of_8_counts_the_pairs_that_share_nothing() -> None:
+    """511 problems are solved, and one fails twice of eight times: 1 - 1/28. Four pairs each, so 2048 coins at most."""
+    rates = [1.0] * 511 + [1 - 1 / 28]
+    assert rate_interval(rates, 8, 2) == rate_interval(rates, 4)
+    assert rate_interval(rates, 8, 2).low < rate_interval(rates, 8).low
 
 
 def test_rewards_beyond_1_may_have_more_than_was_seen() -> None:
     # 1 to 10: mean 5.5, variance 82.5 / 9, so the standard error is sqrt(82.5 / 90) = 0.957427; t(9) = 2.262157
-    estimate = mean_interval([float(i) for i in range(1, 11)], 1, 1.0, 10.0)
+    estimate = mean_interval([float(i) for i in range(1, 11)], 1, 1, (0.0, 1.0), (1.0, 10.0))
     assert estimate.high >= 5.5 + 2.262157 * 0.957427 - 1e-6
-    one = mean_interval([7.0], 1, 7.0, 7.0)
+    one = mean_interval([7.0], 1, 1, (0.0, 1.0), (7.0, 7.0))
     assert (one.value, one.low, one.high) == pytest.approx((7.0, 0.175, 7.0))
 
 

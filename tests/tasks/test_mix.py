@@ -139,3 +139,8 @@ def test_a_run_on_a_mix(store: str, tmp_path: Path) -> None:
         assert each.verdict.reward == pytest.approx(sum(each.verdict.parts.values()))
     text = (finished.run_dir / "metrics" / "eval_iter_002.json").read_text()
     assert "overlong" not in text
+
+
+def test_a_mix_has_the_rewards_of_all_its_tasks() -> None:
+    assert MIX.reward_range == SAT.reward_range
+    assert SAT.reward_range == pytest.approx((-0.2, 1 + 0.15 * 0.3 * 2 + 0.1 * 0.2 * 2 + 0.05 * 0.1))

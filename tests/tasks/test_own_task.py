@@ -74,7 +74,7 @@ class Good(Task):
             "class A: pass",
             "python:mine:A",
             {},
-            ["A lacks name, phrases, problem, verify", "allowed: a class with name"],
+            ["A lacks name, phrases, reward_range, problem, verify", "allowed: a class with name"],
         ),
         (BASE + "class A(Task):\n    name = 'a'", "python:mine:A", {}, ["A lacks problem, verify, reference_answer"]),
         (BASE, "python:mine:Good", {"size": 1}, ["data.settings = {'size': 1}", "Good refuses", "'size'"]),
@@ -90,6 +90,12 @@ class Good(Task):
             "python:mine:A",
             {},
             ["problem('train', 0) is not always the same Problem"],
+        ),
+        (
+            BASE + "class A(Good):\n    reward_range = 1, 0",
+            "python:mine:A",
+            {},
+            ["A: reward_range = (1, 0)", "allowed: two finite numbers, the lower reward first"],
         ),
         (
             BASE + "class A(Good):\n    def verify(self, problem, text): raise KeyError('lost')",

@@ -97,6 +97,7 @@ def test_own_answer_succeeds(task: Task, split: Split) -> None:
         verdict = task.verify(problem, task.reference_answer(problem))
         assert verdict.success
         assert verdict.parsed is not None
+        assert verdict.reward <= task.reward_range[1]
 
 
 @EVERY
@@ -105,7 +106,7 @@ def test_garbage_never_raises_and_never_succeeds(task: Task, text: str) -> None:
     problem = task.problem("train", 0)
     verdict = quick(lambda: task.verify(problem, text))
     assert not verdict.success
-    assert math.isfinite(verdict.reward)
+    assert task.reward_range[0] <= verdict.reward <= task.reward_range[1]
 
 
 @EVERY
