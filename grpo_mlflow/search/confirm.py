@@ -3,9 +3,10 @@
 The best of many noisy trials looks better than it is, because being lucky is one way to be the best. The finalists are
 therefore measured again on fresh problems with more replicates, and the winner is named by that.
 
-The best of several finalists is again lucky on the problems that made it the best. So the winner, the second and the
-own settings are measured once more, on problems that have chosen nothing; the reported score and comparisons come from
-those. Where there is one finalist, nothing was chosen on the first fresh problems, and they serve for that.
+The best of several is again lucky on the problems that made it the best, and so are the config's own settings where
+they win. So those, the winner and the second are measured once more, on problems that have chosen nothing; the reported
+score and comparisons come from there. Where only one trial is measured, nothing was chosen on the first fresh problems,
+and they serve for that.
 
 How much another training seed would change can only be learned by retraining: `search.retrain_seeds` asks for that.
 """
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow import runs, tasks, tracking
 from grpo_mlflow.algorithm.statistics import Estimate, mean, rate_interval
@@ -74,23 +75,26 @@ class Finalist:
 Measure = Callable[[FrozenTrial, int], Finalist]
 
 
-def chosen_and_measured(trials: Sequence[FrozenTrial], measure: Measure) -> list[Finalist]:
-    """Return the trials as finalists, best first: ranked by the first fresh problems, the first two measured on others.
+def chosen_and_measured(
+    trials: Sequence[FrozenTrial], measure: Measure, own: FrozenTrial | None = None
+) -> tuple[list[Finalist], Finalist | None]:
+    """Return the trials as finalists, best first, and the trial of the own settings.
 
+    The first fresh problems rank all of them; own settings that are not among the trials come first if they are the
+    best. The first two and the own settings are then measured on other problems, which change nothing about the order.
     `measure` takes a trial and the number of the block of fresh problems, 0 or 1.
     """
-    ranked = sorted((measure(trial, 0) for trial in trials), key=lambda finalist: -finalist.confirmed.value)
-    if len(ranked) < 2:
-        return ranked
-    others = [replace(finalist, ranked_by_these=True) for finalist in ranked[2:]]
-    return [*(measure(finalist.trial, 1) for finalist in ranked[:2]), *others]
-
-
-def with_own(finalists: list[Finalist], own: Finalist | None) -> list[Finalist]:
-    """Return the finalists led by the config's own settings where those are better than the winner."""
-    if own is None or not finalists or own.confirmed.value <= finalists[0].confirmed.value:
-        return finalists
-    return [own, *(each for each in finalists if each.trial.number != own.trial.number)]
+    if not trials:
+        return [], None
+    finalists = {trial.number for trial in trials}
+    beside = [own] if own is not None and own.number not in finalists else []
+    ranked = sorted((measure(trial, 0) for trial in [*trials, *beside]), key=lambda each: -each.confirmed.value)
+    numbers = [each.trial.number for each in ranked if each is ranked[0] or each.trial.number in finalists]
+    found = {each.trial.number: replace(each, ranked_by_these=len(ranked) > 1) for each in ranked}
+    if len(ranked) > 1:
+        again = {*numbers[:2]} | ({own.number} if own is not None else set())
+        found |= {each.trial.number: measure(each.trial, 1) for each in ranked if each.trial.number in again}
+    return [found[number] for number in numbers], found[own.number] if own is not None else None
 
 
 class Confirmation:
@@ -101,8 +105,8 @@ class Confirmation:
         self._parent, self._console = parent, console
         self._said: set[str] = set()
 
-    def finalists(self) -> list[Finalist]:
-        """Measure the best trials of the search and return them, best first by the new measure.
+    def finalists(self) -> tuple[list[Finalist], Finalist | None]:
+        """Measure the best trials of the search; return them, best first by the new measure, and the own settings.
 
         A trial whose run is gone from the MLflow store is left out, and the next one takes its place.
         """
@@ -113,14 +117,15 @@ class Confirmation:
             # One that shares another's result needs no measurement of its own.
             if studies.DUPLICATE_OF not in trial.user_attrs and self.is_there(trial):
                 chosen.append(trial)
-        return chosen_and_measured(chosen, self.measure)
+        return chosen_and_measured(chosen, self.measure, self._own_settings() if chosen else None)
 
-    def beside(self, trial: FrozenTrial, finalists: Sequence[Finalist]) -> Finalist | None:
-        """Return another trial, measured on the problems of the winner's score; None if its run is gone."""
-        known = {finalist.trial.number: finalist for finalist in finalists[:2]}
-        if trial.number in known:
-            return known[trial.number]
-        return self.measure(trial, min(1, len(finalists) - 1)) if self.is_there(trial) else None
+    def _own_settings(self) -> FrozenTrial | None:
+        """Return the trial of the config's own settings, if it can be measured."""
+        marked = [trial for trial in studies.final_trials(self._study) if trial.user_attrs.get(studies.OWN)]
+        if not marked or marked[0].state != TrialState.COMPLETE:
+            return None
+        own = self._study.trials[marked[0].user_attrs.get(studies.DUPLICATE_OF, marked[0].number)]
+        return own if self.is_there(own) else None
 
     def is_there(self, trial: FrozenTrial) -> bool:
         """Return whether MLflow still has the run of a finished trial and its checkpoint, and say so if not."""

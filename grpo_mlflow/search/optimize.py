@@ -23,7 +23,7 @@ from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.search import champion, report, rights, settings
 from grpo_mlflow.search import study as studies
-from grpo_mlflow.search.confirm import Confirmation, Finalist, with_own
+from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.trials import Search
 from grpo_mlflow.search.workers import Workers
@@ -89,9 +89,7 @@ def _lead(
             _run_all(work, study, workers, console)
         right.require()
         confirmation = Confirmation(resolved, study, tracker.run_id, console)
-        finalists = confirmation.finalists()
-        own = _own_settings(study, confirmation, finalists)
-        finalists = with_own(finalists, own)
+        finalists, own = confirmation.finalists()
         tracking.end_abandoned(tracking.connect(config.tracking.uri), tracker.run_id)
         with interrupts.deferred():
             _leave(study, len(queue), finalists, own, tracker, search.k)
@@ -150,15 +148,6 @@ def _run_all(work: Search, study: optuna.Study, workers: Workers, console: Conso
             console.say("waiting for trials of other processes")
             said = True
         time.sleep(0.5)
-
-
-def _own_settings(study: optuna.Study, confirmation: Confirmation, finalists: Sequence[Finalist]) -> Finalist | None:
-    """Return the trial of the config's own settings, measured like the finalists."""
-    marked = [trial for trial in studies.final_trials(study) if trial.user_attrs.get(studies.OWN)]
-    if not finalists or not marked or marked[0].state != TrialState.COMPLETE:
-        return None
-    own = study.trials[marked[0].user_attrs.get(studies.DUPLICATE_OF, marked[0].number)]
-    return confirmation.beside(own, finalists)
 
 
 def _leave(
