@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -90,6 +92,16 @@ def test_a_loss_is_said_to_be_a_loss_and_own_settings_can_win() -> None:
     assert "verdict   your own settings win; against the second +0.469 [" in wins
     assert wins.endswith("]: better, beyond the noise of problems")
     assert "yours" not in wins
+
+
+def test_problems_that_chose_the_winner_prove_nothing() -> None:
+    """A small task has no fresh ones."""
+    winner, second = (replace(finalist_of(number, solved), fresh=False) for number, solved in ((1, 60), (2, 20)))
+    text = report.summary(1, [], 0, [winner, second], second)
+    assert text.count("on 64 problems that chose the winner, as the task has no fresh ones: optimistic") == 3
+    assert "fresh problems" not in text
+    assert text.endswith("against the second +0.625 on the problems that chose the winner, which is no evidence")
+    assert "noise" not in text
 
 
 @pytest.mark.parametrize("finalists", [1, 3, 10])

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,7 +255,53 @@ def test_a_winner_whose_run_was_deleted_is_left_out(
     mlflow.MlflowClient(store).delete_run(best.user_attrs["run_id"])
     (winner,) = search(study_config(store, tmp_path, *words, "search.finalists=2"))
     assert winner.trial.number == second.number
-    assert capsys.readouterr().err.count(f"trial {best.number}: left out, since the run") == 1
+    assert capsys.readouterr().err.count(f"trial {best.number}: left out: its run") == 1
+
+
+def test_what_is_missing_of_each_trial_is_said_once_and_without_any_there_is_no_winner(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["search.space=train.lr=[1e-3,2e-3,3e-3]", "search.n_trials=3", "search.sampler=random", "train.lr=1e-3"]
+    words = [*words, "train.iterations=2", "train.lr_warmup_steps=0"]
+    search(study_config(store, tmp_path, *words, "search.finalists=0"))
+    client, found = mlflow.MlflowClient(store), final_trials(load(study_config(store, tmp_path)))
+    ids = [trial.user_attrs["run_id"] for trial in found]
+    client.delete_run(ids[0])  # the own settings
+    shutil.rmtree(Path(client.get_run(ids[1]).info.artifact_uri) / "checkpoints")
+    (Path(client.get_run(ids[2]).info.artifact_uri) / "config" / "resolved.yaml").unlink()
+    capsys.readouterr()
+    with pytest.raises(UserError, match=r"^study 'grpo': none of its finished trials is left to confirm.*; allowed: "):
+        search(study_config(store, tmp_path, *words))
+    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert sorted(said) == [
+        f"warning: trial 0: left out: its run {ids[0]} was deleted in MLflow",
+        f"warning: trial 1: left out: run {ids[1]}: its checkpoint is gone from MLflow",
+        f"warning: trial 2: left out: run {ids[2]}: has no artifact config/resolved.yaml",
+    ]
+    (parent,) = all_runs(store, "optimize")
+    assert parent.info.status == "FAILED"
+    assert (Path(parent.info.artifact_uri) / "study" / "trials.csv").is_file()
+
+
+def test_a_task_without_fresh_problems_has_an_optimistic_winner(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its 7 evaluation problems are all asked in the search."""
+    words = ["search.space=train.lr=[1e-3,2e-3]", "search.sampler=grid", "eval.num_ids=64", "train.iterations=2"]
+    winner, _ = search(study_config(store, tmp_path, *words, "train.lr_warmup_steps=0"))
+    assert not winner.fresh
+    said = capsys.readouterr().out
+    assert said.count("the task has no fresh problems") == 2  # each set of problems, once
+    assert "on 5 problems that chose the winner, as the task has no fresh ones: optimistic" in said
+    assert "on fresh problems" not in said
+    (parent,) = all_runs(store, "optimize")
+    assert parent.data.tags["study.confirmed_on"] == winner.where
+    page = (Path(parent.info.artifact_uri) / "study" / "report.html").read_text()
+    assert "the task has no problems left that have chosen nothing" in page
+    measured = [run for run in all_runs(store, "evaluate") if run.info.run_name != "baseline"]
+    assert {run.data.tags["study.problems"] for run in measured} == {"asked before"}
+    version = mlflow.MlflowClient(store).get_model_version_by_alias("grpo", "champion")
+    assert winner.where in version.description
 
 
 def test_a_deleted_parent_or_experiment_is_one_line_with_the_remedy(store: str, tmp_path: Path) -> None:
