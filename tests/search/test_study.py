@@ -32,6 +32,7 @@ from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.search import champion, figures, records, report, settings, space_file
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Finalist
+from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.storage import open_storage
 from grpo_mlflow.search.study import final_trials, judged, slots
 from grpo_mlflow.search.trials import Search, Train
@@ -206,6 +207,24 @@ def test_a_study_that_an_earlier_version_began_goes_on_where_its_trials_were_eva
     for key in ("generation.temperature=[0.7,1.0]", "seed=[1,2]"):
         with pytest.raises(UserError, match=f"^search.space: {key.partition('=')[0]}: .* evaluated each trial"):
             opened(f"train.lr=[1e-3] {key}")
+
+
+@pytest.mark.parametrize("key", ["generation.temperature", "data.arithmetic.digits"])
+def test_trials_that_were_evaluated_differently_are_not_gone_on_with_when_the_space_no_longer_varies_it(
+    key: str, store: str, tmp_path: Path
+) -> None:
+    resolved = study_config(store, tmp_path, "search.space=train.lr=[1e-3]")
+    storage, space = open_storage(resolved.config.search.storage), space_file.load("train.lr=[1e-3]", resolved)
+    study = studies.open_study(storage, settings.pinned(resolved).config, space)
+    records.keep(study, "config", records.kept(study)["config"] | {"eval.temperature": "null"})
+    choice = optuna.distributions.CategoricalDistribution((1, 2))
+    study.add_trial(optuna.trial.create_trial(params={"train.lr": 1}, distributions={"train.lr": choice}, value=0.5))
+    assert studies.open_study(storage, settings.pinned(resolved).config, Space(()))._study_id == study._study_id
+    study.add_trial(optuna.trial.create_trial(params={key: 2}, distributions={key: choice}, value=0.5))
+    with pytest.raises(
+        UserError, match=f"^search.space: {key}: .* evaluated each trial with its own; allowed: another"
+    ):
+        studies.open_study(storage, settings.pinned(resolved).config, space)
 
 
 def test_the_configs_own_settings_come_first_and_are_measured_beside_the_winner(
