@@ -732,6 +732,36 @@ def test_every_trial_has_settings_of_its_own_while_the_space_has_some(
     assert capsys.readouterr().out.count("the space holds no further settings") == 1
 
 
+def test_a_copy_that_an_earlier_version_put_back_has_the_settings_that_it_trained_with(
+    store: str, tmp_path: Path
+) -> None:
+    """It noted no `varied`, and the space has since lost a setting and got another."""
+    words = ["search.sampler=random", "search.n_trials=1"]
+    begun = overlay(study_config(store, tmp_path, *words), {"train.epochs": 1, "train.lr": 1e-3}, "then")
+    with session(begun, "train") as (_, run, _):
+        pass
+    began: list[Resolved] = []
+
+    def train(resolved: Resolved, stored: Stored | None, trial: runs.Trial) -> None:
+        began.append(resolved)
+        scripted_train((1, 0))(resolved, stored, trial)
+
+    wider = "search.space=train.lr=[1e-3,2e-3] train.epochs=[2,4]"
+    scripted, study = scripted_search(study_config(store, tmp_path, *words, wider, "train.epochs=2"), train)
+    first = study.ask()
+    params = {"train.lr": first.suggest_categorical("train.lr", (1e-3, 2e-3))}
+    params["train.kl_coef"] = first.suggest_float("train.kl_coef", 0.02, 0.02)
+    first.set_user_attr("slot", 0)
+    study.tell(first, state=TrialState.FAIL)
+    params = {key: getattr(begun.config.train, key.removeprefix("train.")) for key in params}
+    study.enqueue_trial(params, user_attrs={"slot": 0, "killed": 0, "run_id": run.run_id})
+    scripted.run()
+    (copy,) = final_trials(study)
+    assert (copy.number, copy.state, copy.params) == (1, TrialState.COMPLETE, params)
+    (resolved,) = began
+    assert (resolved.config.train.epochs, resolved.config.train.lr) == (1, 1e-3)
+
+
 @pytest.mark.parametrize("deleted", [False, True])
 def test_a_trial_that_was_interrupted_goes_on_with_its_settings_in_a_larger_space(
     deleted: bool, store: str, tmp_path: Path
