@@ -101,7 +101,7 @@ class Search:
                 self._study.sampler = choices.sampler(self._resolved.config, slot, drawn)
                 return self._run(trial)
             # Another process took the last place between our look and our trial.
-            trial.set_user_attr("note", "the queue was empty")
+            trial.set_user_attr("note", "no failure: no place was left")
             self._study.tell(trial, state=TrialState.FAIL)
             return False
 
@@ -111,8 +111,7 @@ class Search:
                 values = self._perform(trial)
         except Pruned:
             self._tell(trial, state=TrialState.PRUNED)
-        except _DrawnBefore as found:
-            trial.set_user_attr("note", f"settings of trial {found}; others are drawn")
+        except _DrawnBefore:
             self._tell(trial, state=TrialState.FAIL)
             return False
         except (Interrupted, KeyboardInterrupt, StoreAway, ServerFailed):  # the trials behind it would fare no better
@@ -274,8 +273,9 @@ class Search:
                 return
             draws = seeding.stream(self._resolved.config.seed, "drawn again", trial.number)
             fixed = left[int(draws.integers(len(left)))]
+        trial.set_user_attr("note", f"no failure: settings of trial {equal.number}, so its place has others")
         studies.draw_again(self._study, trial, fixed)
-        raise _DrawnBefore(equal.number)
+        raise _DrawnBefore
 
 
 def _start(trial: FrozenTrial | optuna.Trial) -> tuple[datetime, int]:

@@ -729,6 +729,11 @@ def test_every_trial_has_settings_of_its_own_while_the_space_has_some(
     assert [trial.state for trial in final] == [TrialState.COMPLETE] * 8
     assert len({tuple(sorted(trial.params.items())) for trial in final}) == 6
     assert sum(studies.DUPLICATE_OF in trial.user_attrs for trial in final) == 2
+    given_away = [trial for trial in study.get_trials() if trial.state == TrialState.FAIL]  # what Optuna's tools show
+    assert len(study.get_trials()) == 8 + len(given_away) > 8
+    for trial in given_away:
+        assert re.fullmatch(r"no failure: settings of trial \d, so its place has others", trial.user_attrs["note"])
+    assert report.summary(1, final, 8, [], None) == "8 trials: 8 finished, 0 pruned, 0 failed"
     assert capsys.readouterr().out.count("the space holds no further settings") == 1
 
 
