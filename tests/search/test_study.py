@@ -170,11 +170,14 @@ def test_the_untrained_model_is_evaluated_once_where_it_can_be(store: str, tmp_p
         assert (first.step, first.value == 77.0) == (0, run.data.params["model.dtype"] == "float32")
 
 
-def test_trials_that_learn_nothing_score_the_same_whatever_they_vary(store: str, tmp_path: Path) -> None:
+def test_trials_that_learn_nothing_score_the_same_whatever_they_vary(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """How a model is evaluated belongs to the study: what a trial trains with changes nothing about it."""
     varied = "generation.temperature=[0.7,1.3] seed=[3,4] generation.max_new_tokens=[2] generation.top_p=[0.6]"
     words = ["search.sampler=grid", "model.tiny.steps=400", "train.lr=1e-12", f"search.space={varied}"]
-    words = [*words, "train.iterations=2", "train.lr_warmup_steps=0", "eval.num_ids=32", "search.confirm_num_ids=32"]
+    words = [*words, "train.iterations=2", "train.lr_warmup_steps=0", "data.arithmetic.digits=2"]
+    words = [*words, "eval.num_ids=32", "search.confirm_num_ids=32"]
     resolved = study_config(store, tmp_path, *words)
     finalists = search(resolved)
     trials = final_trials(load(resolved))
@@ -184,6 +187,8 @@ def test_trials_that_learn_nothing_score_the_same_whatever_they_vary(store: str,
     assert len({*rates}) > 1
     (rates,) = {finalist.rates for finalist in finalists}
     assert len({*rates}) > 1
+    (verdict,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("verdict")]
+    assert re.search(r"against the second \+0\.000 .*: not distinguishable, within the noise of problems$", verdict)
     flat = flatten(resolved.config.model_dump(mode="json"))
     for run in all_runs(store, "train"):  # what an evaluation followed stands in the trial's own run
         assert {own: run.data.params[own] for own in OF_EVALUATION} == {
@@ -705,6 +710,20 @@ def test_what_is_shown_of_a_trial_is_what_it_is_ranked_by(
     assert f"best so far {shown} [" in studies.progress(study, 1, 0.0, resolved.config)
     pruned = optuna.trial.create_trial(state=TrialState.PRUNED, user_attrs=trial.user_attrs)
     assert [figures.shown_score(each) for each in (trial, pruned)] == [trial.value] * 2
+
+
+def test_a_trial_that_is_judged_by_its_best_evaluation_has_those_weights(store: str, tmp_path: Path) -> None:
+    words = ["search.sampler=grid", "search.space=train.lr=[1e-2,1e-4]", "search.objective=best", "eval.interval=1"]
+    winner, _ = search(study_config(store, tmp_path, *words, "checkpoint.keep_last=1", "search.finalists=2"))
+    for trial in final_trials(load(study_config(store, tmp_path))):
+        means = {step: sum(rates) for step, rates in studies.curve(trial).items()}
+        saved = find(trial.user_attrs["run_id"], store, "best").checkpoint
+        assert saved is not None
+        assert saved.iteration == max(means, key=lambda step: means[step])
+    registered = mlflow.MlflowClient(store).get_model_version_by_alias("grpo", "champion")
+    best = find(winner.trial.user_attrs["run_id"], store, "best").checkpoint
+    assert best is not None
+    assert registered.source.endswith(f"/{best.path.name}")
 
 
 def test_a_mean_over_evaluations_leaves_out_those_of_other_problems() -> None:
