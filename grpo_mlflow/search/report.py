@@ -61,10 +61,13 @@ def summary(
 ) -> str:
     """Return the outcome in plain words; `trials` of `total` were begun."""
     counts = {state: sum(trial.state == state for trial in trials) for state in TrialState}
+    shared = sum(studies.DUPLICATE_OF in trial.user_attrs for trial in trials)
     text = (
         f"{len(trials)} trials: {counts[TrialState.COMPLETE]} finished, {counts[TrialState.PRUNED]} pruned, "
         f"{counts[TrialState.FAIL]} failed"
     )
+    if shared:
+        text += f" ({shared} of them share the result of equal settings)"
     if len(trials) < total:
         text += f", {total - len(trials)} not begun (the same command goes on with them)"
     lines = [text]

@@ -752,7 +752,9 @@ def test_every_trial_has_settings_of_its_own_while_the_space_has_some(
     assert len(study.get_trials()) == 8 + len(given_away) > 8
     for trial in given_away:
         assert re.fullmatch(r"no failure: settings of trial \d, so its place has others", trial.user_attrs["note"])
-    assert report.summary(1, final, 8, [], None) == "8 trials: 8 finished, 0 pruned, 0 failed"
+    assert report.summary(1, final, 8, [], None) == (
+        "8 trials: 8 finished, 0 pruned, 0 failed (2 of them share the result of equal settings)"
+    )
     assert capsys.readouterr().out.count("the space holds no further settings") == 1
 
 
