@@ -3,31 +3,33 @@
     python -m benchmarks.null_studies --output benchmarks/results/null_studies.json    # a few minutes on one core
 
 All finalists and the own settings are one and the same model: on each problem all have the same success probability,
-Beta(rate, 1 - rate). Only the draws differ. The finalists are ranked and the first two measured again as in a study
-(search/confirm.py); the own settings are measured on the same problems as the winner. "one set" is what ranking and
-comparing on the same problems would give.
+Beta(rate, 1 - rate). Only the draws differ. They are ranked, and the first two and the own settings measured again, as
+in a study (search/confirm.py). `sets` = 1 is what ranking and comparing on the same problems would give.
 
     own, second   share of studies whose winner is `better` than the own settings, than the second: nominally .025, as
-                  the interval of 95% leaves on one side; with the upper end of the 95% interval of the share
+                  the interval of 95% leaves on one side; with the upper end of the 95% interval of the share. Where the
+                  own settings win, they are only compared with the second
     coverage      share of studies in which the winner's interval holds the rate
     bias          mean of the winner's score less the rate
+    advantage     mean of the winner's reported advantages, over the own settings and over the second
+    held          share of these advantages whose interval holds 0
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from grpo_mlflow.algorithm.statistics import paired_difference, rate_interval, verdict
-from grpo_mlflow.search.confirm import Finalist, Measure, chosen_and_measured
+from grpo_mlflow.algorithm.statistics import Estimate, mean, paired_difference, rate_interval, verdict
+from grpo_mlflow.search.confirm import Finalist, chosen_and_measured
 
 RATE = 0.6
+_Known = dict[tuple[int, int], Finalist]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Row:
     """The outcome for one number of finalists."""
 
     finalists: int
-    way: str
+    sets: int
     studies: int
     own: float
     own_upper: float
@@ -43,46 +45,46 @@ class Row:
     second_upper: float
     coverage: float
     bias: float
+    advantage: float
+    held: float
 
 
-Ranked = Callable[[Sequence[FrozenTrial], Measure], list[Finalist]]
-
-
-def two_sets(trials: Sequence[FrozenTrial], measure: Measure) -> list[Finalist]:
-    """Return the finalists as a study does; the winner's score is of problems that have chosen nothing."""
-    return chosen_and_measured(trials, measure)
-
-
-def one_set(trials: Sequence[FrozenTrial], measure: Measure) -> list[Finalist]:
-    """Return the finalists ranked by the score that is reported."""
-    return sorted((measure(trial, 0) for trial in trials), key=lambda finalist: -finalist.confirmed.value)
-
-
-def simulate(
-    finalists: int, studies: int, seed: int, *, problems: int = 64, replicates: int = 4, ranked: Ranked = two_sets
-) -> Row:
+def simulate(finalists: int, studies: int, seed: int, *, problems: int = 64, replicates: int = 4, sets: int = 2) -> Row:
     """Simulate studies of equal models."""
     rng = np.random.default_rng(seed)
-    trials = [create_trial(state=TrialState.COMPLETE, value=0.0) for _ in range(finalists)]
-    better, covered, bias = {"own": 0, "second": 0}, 0, 0.0
+    trials = [create_trial(state=TrialState.COMPLETE, value=0.0) for _ in range(finalists + 1)]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    scores: list[Estimate] = []
+    gaps: dict[str, list[Estimate]] = {"own": [], "second": []}
     for _ in range(studies):
-        hard = rng.beta(RATE, 1 - RATE, size=(2, problems))
+        hard = rng.beta(RATE, 1 - RATE, size=(sets, problems))
+        known: dict[tuple[int, int], Finalist] = {}
 
-        def measure(trial: FrozenTrial, block: int, hard: np.ndarray = hard) -> Finalist:
-            rates = (rng.binomial(replicates, hard[block]) / replicates).tolist()
-            return Finalist(trial, rate_interval(rates, replicates), tuple(rates), replicates)
+        def measure(trial: FrozenTrial, block: int, hard: np.ndarray = hard, known: _Known = known) -> Finalist:
+            place = trial.number, min(block, sets - 1)
+            if place not in known:
+                rates = (rng.binomial(replicates, hard[place[1]]) / replicates).tolist()
+                known[place] = Finalist(trial, rate_interval(rates, replicates), tuple(rates), replicates)
+            return known[place]
 
-        found = ranked(trials, measure)
-        used = 1 if ranked is two_sets and finalists > 1 else 0
-        others = {"own": measure(trials[0], used), **({"second": found[1]} if finalists > 1 else {})}
+        found, own = chosen_and_measured(trials[:-1], measure, trials[-1])
+        others = {"own": own, "second": found[1] if len(found) > 1 else None}
+        scores.append(found[0].confirmed)
         for name, other in others.items():
-            better[name] += verdict(paired_difference(found[0].rates, other.rates)) == "better"
-        interval = found[0].confirmed
-        covered += interval.low <= RATE <= interval.high
-        bias += (interval.value - RATE) / studies
-    own, second = (rate_interval([1.0] * count + [0.0] * (studies - count), 1) for count in better.values())
-    shares = (round(end, 4) for end in (own.value, own.high, second.value, second.high, covered / studies, bias))
-    return Row(finalists, ranked.__name__, studies, *shares)
+            if other is not None and other.trial.number != found[0].trial.number:
+                gaps[name].append(paired_difference(found[0].rates, other.rates))
+    better = [sum(verdict(gap) == "better" for gap in each) for each in gaps.values()]
+    own_share, second_share = (rate_interval([1.0] * n + [0.0] * (studies - n), 1) for n in better)
+    every = [*gaps["own"], *gaps["second"]]
+    shares = (
+        *(own_share.value, own_share.high, second_share.value, second_share.high),
+        mean([float(score.low <= RATE <= score.high) for score in scores]),
+        mean([score.value - RATE for score in scores]),
+        mean([gap.value for gap in every]),
+        mean([float(gap.low <= 0 <= gap.high) for gap in every]),
+    )
+    return Row(finalists, sets, studies, *(round(share, 4) for share in shares))
 
 
 def main() -> None:
@@ -93,9 +95,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     rows = []
-    for ranked in (two_sets, one_set):
+    for sets in (2, 1):
         for finalists in options.finalists:
-            rows.append(simulate(finalists, options.studies, options.seed, ranked=ranked))
+            rows.append(simulate(finalists, options.studies, options.seed, sets=sets))
             print(rows[-1], flush=True)
     if options.output:
         options.output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")

@@ -34,9 +34,9 @@ TRAITS = {key: section.traits_of(name) for key, (section, name) in _LEAVES.items
 OF_EVALUATION = {
     own: key
     for key, traits in TRAITS.items()
-    if traits.evaluation and not key.startswith("eval.") and (own := f"eval.{key.rpartition('.')[2]}") in TRAITS
+    if traits.evaluation and traits.varies and (own := f"eval.{key.rpartition('.')[2]}") in TRAITS
 }
-"""Settings of `eval` that say for evaluations what another says for the whole run; null: as that one."""
+"""Settings of `eval` that say for evaluations what another, which may vary, says for the run; null: as that one."""
 TEXT = {key for key, field in _FIELDS.items() if field.annotation in (str, str | None)}
 MAPPINGS = {key for key, field in _FIELDS.items() if get_origin(field.annotation) is dict}  # one value, not a section
 LISTS = {key for key, field in _FIELDS.items() if key not in MAPPINGS and _takes_list(field.annotation)}

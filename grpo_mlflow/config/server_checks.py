@@ -19,13 +19,16 @@ def errors(config: Config) -> Iterator[str]:
 def _addresses(config: Config) -> Iterator[str]:
     generation, evaluation = config.generation, config.eval
     backend = evaluation.backend or generation.backend
-    needed = ""
     if generation.backend != "local" and not generation.base_url and not generation.server.manage:
-        needed = f"generation.base_url = null: generation.backend = {generation.backend!r}"
+        yield (
+            f"generation.base_url = null: generation.backend = {generation.backend!r} needs the server's address; "
+            "allowed: http://HOST:PORT, or generation.server.manage=true"
+        )
     elif backend not in ("local", generation.backend) and not evaluation.base_url:
-        needed = f"eval.base_url = null: eval.backend = {backend!r}"
-    if needed:
-        yield f"{needed} needs the server's address; allowed: http://HOST:PORT, or generation.server.manage=true"
+        yield (
+            f"eval.base_url = null: eval.backend = {backend!r}, while generation.backend = {generation.backend!r}, "
+            "needs an address of its own; allowed: http://HOST:PORT, or eval.backend=local"
+        )
     for key, value in (("generation.base_url", generation.base_url), ("eval.base_url", evaluation.base_url)):
         if value is not None and not value.startswith(("http://", "https://")):
             yield f"{key} = {value!r}: not an address; allowed: http://HOST:PORT or https://HOST:PORT"

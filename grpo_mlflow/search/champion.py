@@ -36,7 +36,7 @@ def register(uri: str | None, study_name: str, winner: Finalist, objective: str,
     if stored.checkpoint is None:
         raise UserError(f"run {model.run_id}: its checkpoint is gone from MLflow, so it cannot become the champion")
     own = f"{rate_interval(model.rates, winner.replicates // len(winner.models))}"
-    about = f"{own} on fresh problems; trial {winner.trial.number} of study {study_name}"
+    about = f"{own} on {winner.where}; trial {winner.trial.number} of study {study_name}"
     if winner.retrained:
         low, high = min(winner.retrained), max(winner.retrained)
         count = len(winner.retrained)

@@ -43,8 +43,8 @@ def all_figures(
         return []
     figures = [
         (
-            "Every trial in order. Orange ones were pruned and show where they stood. Black: the finalists on fresh "
-            "problems, with 95% intervals; the step down from blue to black is the luck of the search.",
+            "Every trial in order. Orange ones were pruned and show where they stood. Black: the finalists measured "
+            "again, with 95% intervals; the step down from blue to black is the luck of the search.",
             _history(shown, finalists, k),
         ),
         ("Learning curves. Dotted with a cross: pruned.", _curves(shown, k)),
@@ -74,7 +74,7 @@ def _history(trials: Sequence[FrozenTrial], finalists: Sequence[Finalist], k: in
     for place, finalist in enumerate(finalists):
         found = finalist.confirmed
         bars = [[found.value - found.low], [found.high - found.value]]
-        label = "on fresh problems" if place == 0 else None
+        label = f"on {finalist.where.partition(',')[0]}" if place == 0 else None
         axes.errorbar(
             [finalist.trial.number], [found.value], yerr=bars, fmt="D", color="black", capsize=4, ms=4, label=label
         )

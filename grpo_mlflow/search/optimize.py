@@ -13,17 +13,18 @@ from dataclasses import replace
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow import runs, tasks, tracking
 from grpo_mlflow.config import Resolved
+from grpo_mlflow.config.schema import SearchConfig
 from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.search import champion, report, rights, settings
 from grpo_mlflow.search import study as studies
-from grpo_mlflow.search.confirm import Confirmation, Finalist, with_own
+from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.trials import Search
 from grpo_mlflow.search.workers import Workers
@@ -89,9 +90,7 @@ def _lead(
             _run_all(work, study, workers, console)
         right.require()
         confirmation = Confirmation(resolved, study, tracker.run_id, console)
-        finalists = confirmation.finalists()
-        own = _own_settings(study, confirmation, finalists)
-        finalists = with_own(finalists, own)
+        finalists, own = confirmation.finalists()
         tracking.end_abandoned(tracking.connect(config.tracking.uri), tracker.run_id)
         with interrupts.deferred():
             _leave(study, len(queue), finalists, own, tracker, search.k)
@@ -102,10 +101,20 @@ def _lead(
         if finalists:
             console.say(f"champion  {champion.address(search.study_name)}")
         console.say(f"files     {tracker.run_dir / 'study'}")
-        failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-        if failed and not studies.ranked(trials):
-            raise UserError(f"no trial finished; the first failed with: {failed[0].user_attrs.get('error', 'unknown')}")
+        _require_result(trials, search, finalists)
     return finalists
+
+
+def _require_result(trials: Sequence[FrozenTrial], search: SearchConfig, finalists: Sequence[Finalist]) -> None:
+    """Raise UserError if there is no winner where there should be one."""
+    failed, finished = [trial for trial in trials if trial.state == TrialState.FAIL], studies.ranked(trials)
+    if failed and not finished:
+        raise UserError(f"no trial finished; the first failed with: {failed[0].user_attrs.get('error', 'unknown')}")
+    if finished and search.finalists and not finalists:
+        raise UserError(
+            f"study {search.study_name!r}: none of its finished trials is left to confirm, so it has no winner; "
+            "allowed: `mlflow runs restore` what was deleted, more trials (search.n_trials), another search.study_name"
+        )
 
 
 def _baseline(resolved: Resolved, tracker: Tracker, console: Console) -> evaluation.Evaluation:
@@ -152,15 +161,6 @@ def _run_all(work: Search, study: optuna.Study, workers: Workers, console: Conso
         time.sleep(0.5)
 
 
-def _own_settings(study: optuna.Study, confirmation: Confirmation, finalists: Sequence[Finalist]) -> Finalist | None:
-    """Return the trial of the config's own settings, measured like the finalists."""
-    marked = [trial for trial in studies.final_trials(study) if trial.user_attrs.get(studies.OWN)]
-    if not finalists or not marked or marked[0].state != TrialState.COMPLETE:
-        return None
-    own = study.trials[marked[0].user_attrs.get(studies.DUPLICATE_OF, marked[0].number)]
-    return confirmation.beside(own, finalists)
-
-
 def _leave(
     study: optuna.Study,
     total: int,
@@ -193,4 +193,4 @@ def _honour(resolved: Resolved, winner: Finalist, tracker: Tracker, console: Con
     tracker.text("study/best_config.yaml", settings.best_config(own.config))
     champion.tell_of_another(config.tracking.uri, config.search.study_name, tracker.run_id, console)
     chosen = champion.register(config.tracking.uri, config.search.study_name, winner, config.search.objective, tracker)
-    tracker.tags({"study.winner_run": run_id, "study.champion_run": chosen})
+    tracker.tags({"study.winner_run": run_id, "study.champion_run": chosen, "study.confirmed_on": winner.where})

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
@@ -47,6 +48,11 @@ def kept_of(trial: FrozenTrial) -> dict[str, Any]:
 def kept_at(trial: FrozenTrial, key: str) -> Any:
     """Return what is kept in a trial under a key, or None."""
     return trial.system_attrs.get(_PREFIX + key, trial.user_attrs.get(key))
+
+
+def note(trial: optuna.Trial, key: str, value: Any, distribution: BaseDistribution) -> None:
+    """Note a setting that a trial has, and that no space of today can suggest."""
+    trial.storage.set_trial_param(trial._trial_id, key, distribution.to_internal_repr(value), distribution)
 
 
 def report(trial: optuna.Trial, step: int, value: float) -> None:

@@ -12,7 +12,7 @@ another has taken it again, is a right.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -20,12 +20,15 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from grpo_mlflow.errors import UserError
+from grpo_mlflow import tracking
+from grpo_mlflow.errors import StoreAway, UserError
+from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.search import owners, records, rights
 from grpo_mlflow.search import study as studies
-from grpo_mlflow.search.study import KILLED, OWNER, SLOT
+from grpo_mlflow.search.study import KILLED, OWNER, RUN_ID, SLOT, VARIED, fixed
 
+SLOT_TAG = "optuna.slot"  # of a trial's run
 _UNSIGNED = 30.0  # seconds that a running trial may have no owner
 _MAX_KILLED = 5  # a trial that ends its process this often (memory, a driver) is given up
 Unsigned = dict[tuple[int, datetime | None], float]
@@ -71,6 +74,43 @@ def _let_wait(study: optuna.Study, trial: FrozenTrial, deaths: int) -> None:
     storage.set_trial_user_attr(number, KILLED, trial.user_attrs.get(KILLED, 0) + deaths)
     storage.set_trial_user_attr(number, OWNER, None)  # first, or who takes it next would look dead until it has signed
     storage.set_trial_state_values(number, TrialState.WAITING)
+
+
+def run_of(trial: optuna.Trial, uri: str | None, parent: str, warn: Callable[[str], None]) -> Stored | None:
+    """Return the run of a trial that was put back, and the checkpoint that it goes on from; None: it starts again."""
+    if run_id := trial.user_attrs.get(RUN_ID):
+        if tracking.lives(tracking.connect(uri), run_id):
+            return find(run_id, uri)
+        warn(f"trial {trial.number}: its run {run_id} was deleted in MLflow; it starts again")
+        return None
+    if KILLED not in trial.user_attrs:
+        return None
+    # Its process may have died when the run was open, but the study did not know of it yet.
+    opened = tracking.child(tracking.connect(uri), parent, SLOT_TAG, str(trial.user_attrs[SLOT]))
+    try:
+        return find(opened, uri) if opened else None
+    except StoreAway:
+        raise
+    except UserError:  # it had not got as far as to its config
+        return Stored(opened, {}, None)
+
+
+def drawn(trial: optuna.Trial) -> list[str]:
+    """Return the settings that a trial drew before it was put back. A copy's are those that the queue prescribes."""
+    return list(trial.user_attrs.get(VARIED, fixed(records.now(trial))))
+
+
+def complete(study: optuna.Study, trial: optuna.Trial) -> None:
+    """Note in a copy also those settings of what it was copied from that the space holds no more.
+
+    Its run goes on with them, so it is no trial of today's values.
+    """
+    if VARIED in trial.user_attrs:  # no copy, or one that is complete
+        return
+    now = records.now(trial)
+    for other in studies.slots(study)[trial.user_attrs[SLOT]]:
+        for key in fixed(now).keys() & other.distributions.keys() - now.params.keys():
+            records.note(trial, key, fixed(now)[key], other.distributions[key])
 
 
 def revive(study: optuna.Study, unsigned: Unsigned) -> list[str]:

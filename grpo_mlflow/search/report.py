@@ -61,24 +61,24 @@ def summary(
 ) -> str:
     """Return the outcome in plain words; `trials` of `total` were begun."""
     counts = {state: sum(trial.state == state for trial in trials) for state in TrialState}
+    shared = sum(studies.DUPLICATE_OF in trial.user_attrs for trial in trials)
     text = (
         f"{len(trials)} trials: {counts[TrialState.COMPLETE]} finished, {counts[TrialState.PRUNED]} pruned, "
         f"{counts[TrialState.FAIL]} failed"
     )
+    if shared:
+        text += f" ({shared} of them share the result of equal settings)"
     if len(trials) < total:
         text += f", {total - len(trials)} not begun (the same command goes on with them)"
     lines = [text]
     for place, finalist in enumerate(finalists):
         name = "winner  " if place == 0 else "finalist"
-        where = "the problems that ranked the finalists" if finalist.ranked_by_these else "fresh problems"
-        lines.append(f"{name}  trial {finalist.trial.number}: {_scores(finalist, k, where)}")
+        lines.append(f"{name}  trial {finalist.trial.number}: {_scores(finalist, k)}")
     if not finalists:
         return "\n".join(lines)
     winner = finalists[0]
     if own is not None and own.trial.number != winner.trial.number:
-        lines.append(
-            f"yours     trial {own.trial.number}, the settings you started from: {_scores(own, k, 'fresh problems')}"
-        )
+        lines.append(f"yours     trial {own.trial.number}, the settings you started from: {_scores(own, k)}")
     settings = ", ".join(f"{key} = {value}" for key, value in winner.trial.params.items())
     if own is not None and own.trial.number == winner.trial.number:
         settings += " (those you started from: none was better)"
@@ -87,8 +87,8 @@ def summary(
     return "\n".join(lines)
 
 
-def _scores(finalist: Finalist, k: int, where: str) -> str:
-    text = f"pass@{k} {finalist.selected} in the search, {finalist.confirmed} on {where}"
+def _scores(finalist: Finalist, k: int) -> str:
+    text = f"pass@{k} {finalist.selected} in the search, {finalist.confirmed} on {finalist.where}"
     if finalist.retrained:
         each = ", ".join(f"{value:.3f}" for value in finalist.retrained)
         text += f" (mean of models trained again with other seeds: {each})"
@@ -96,7 +96,7 @@ def _scores(finalist: Finalist, k: int, where: str) -> str:
 
 
 def _verdict(winner: Finalist, finalists: Sequence[Finalist], own: Finalist | None) -> str:
-    """Say how sure the winner is, problem by problem on the fresh problems."""
+    """Say how sure the winner is, problem by problem on the fresh problems. On others it was chosen for being ahead."""
     parts = []
     for name, other in (("your own settings", own), ("the second", finalists[1] if len(finalists) > 1 else None)):
         if other is None or other.trial.number == winner.trial.number:
@@ -106,7 +106,10 @@ def _verdict(winner: Finalist, finalists: Sequence[Finalist], own: Finalist | No
             of = "problems and training seeds"
             seeds = paired_difference(winner.retrained, other.retrained)  # both were trained with the same seeds
             gap = max(gap, seeds, key=lambda found: found.half_width)
-        parts.append(f"against {name} {in_words(gap, of)}")
+        if winner.fresh:
+            parts.append(f"against {name} {in_words(gap, of)}")
+        else:
+            parts.append(f"against {name} {gap.value:+.3f} on the problems that chose the winner, which is no evidence")
     if own is not None and own.trial.number == winner.trial.number:
         parts.insert(0, "your own settings win")
     return f"verdict   {'; '.join(parts)}" if parts else "verdict   nothing to compare the winner with"
@@ -121,6 +124,12 @@ def page(
     own: Finalist | None,
 ) -> str:
     """Return one HTML page with the summary, the figures (as embedded PNG) and the table."""
+    fresh = not finalists or finalists[0].fresh
+    second = (
+        "the score on fresh problems, which have chosen nothing, is not"
+        if fresh
+        else "so is the second score: the task has no problems left that have chosen nothing"
+    )
     images = "\n".join(
         f'<figure><img alt="{html.escape(text)}" src="data:image/png;base64,{_png(figure)}">'
         f"<figcaption>{html.escape(text)}</figcaption></figure>"
@@ -136,8 +145,7 @@ def page(
         f"<style>{_STYLE}</style><h1>Study {html.escape(study.study_name)}</h1>"
         f"<pre>{html.escape(summary(k, trials, total, finalists, own))}</pre>"
         "<p>The score in the search is that of the best of many noisy measurements, so it is a little too good; "
-        "the score on fresh problems, which have chosen nothing, is not. Neither contains what another training seed "
-        "would change, unless finalists were trained again.</p>"
+        f"{second}. Neither contains what another training seed would change, unless finalists were trained again.</p>"
         f"{images}<h2>Trials</h2><div style='overflow-x:auto'><table>{body}</table></div></html>\n"
     )
 

@@ -57,7 +57,9 @@ def load(text: str, base: Resolved) -> Space:
             raise ConfigError(f"{where}: {dimension.key}: is never on: what it depends on excludes {impossible[0]}")
         switched = {key: values[0] for key, values in conditions.items()}
         for value in _ends(dimension.distribution):
-            overlay(base, {**switched, dimension.key: value}, "space")
+            varied = overlay(base, {**switched, dimension.key: value}, "space")
+            varied.require_trainable()
+            varied.require_searchable()
     return Space(tuple(dimensions))
 
 

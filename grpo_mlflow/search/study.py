@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow.algorithm.statistics import mean, rate_interval
-from grpo_mlflow.config import Config
+from grpo_mlflow.config import TRAITS, Config
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.search import choices, records, rights, settings
 from grpo_mlflow.search.paired import rates_key
@@ -86,11 +86,7 @@ def _require_same(study: optuna.Study, config: Config, space: Space, objectives:
         raise UserError(f"search.space: study {study.study_name!r} was begun with another grid or sampler; {advice}")
     varies = {dimension.key for dimension in space.dimensions}
     begun, followed = settings.pinned_then(kept.get(_CONFIG, {}))
-    for key in varies & followed.keys():
-        raise UserError(
-            f"search.space: {key}: study {study.study_name!r} was begun by a version that evaluated each trial with "
-            f"its own; allowed: another search.study_name, whose trials share {followed[key]}"
-        )
+    _require_alike_evaluated(study, varies, followed)
     for key, value in settings.pinned_then(settings.comparable(config))[0].items():
         if key not in varies and begun.get(key, value) != value:
             raise UserError(f"{key} = {value}: study {study.study_name!r} was begun with {begun[key]}; {advice}")
@@ -104,6 +100,22 @@ def _require_same(study: optuna.Study, config: Config, space: Space, objectives:
                         f"search.space: {dimension.key}: study {study.study_name!r} was begun with {known}; {advice}"
                     ) from None
                 break
+
+
+def _require_alike_evaluated(study: optuna.Study, varies: Collection[str], followed: Mapping[str, str]) -> None:
+    """Raise UserError if an earlier version has evaluated each trial with its own value of something that differs.
+
+    `varies` now, or has varied in trials: then these cannot be compared, whether the space still holds it or not.
+    """
+    drawn = {key for trial in study.get_trials(deepcopy=False) for key in trial.distributions}
+    for key in sorted({*varies, *drawn}):
+        traits = TRAITS.get(key)
+        if key in followed or (traits is not None and traits.evaluation and not traits.varies):
+            share = f", whose trials share {followed[key]}" if key in followed else ""
+            raise UserError(
+                f"search.space: {key}: study {study.study_name!r} was begun by a version that evaluated each trial "
+                f"with its own; allowed: another search.study_name{share}"
+            )
 
 
 class Queue:

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from grpo_mlflow import runs, seeding, tracking
+from grpo_mlflow import runs, seeding
 from grpo_mlflow.algorithm.statistics import mean
 from grpo_mlflow.config import Config, Resolved, overlay
 from grpo_mlflow.errors import Pruned, ServerFailed, StoreAway, UserError, redact
@@ -25,7 +25,6 @@ from grpo_mlflow.search.space import Space
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.progress import Progress
 
-_SLOT_TAG = "optuna.slot"
 _JUDGED = "judged"  # [step, whether the pruner ended the trial there]: its last decision
 Train = Callable[[Resolved, "stored.Stored | None", runs.Trial], object]
 
@@ -102,7 +101,7 @@ class Search:
                 self._study.sampler = choices.sampler(self._resolved.config, slot, drawn)
                 return self._run(trial)
             # Another process took the last place between our look and our trial.
-            trial.set_user_attr("note", "the queue was empty")
+            trial.set_user_attr("note", "no failure: no place was left")
             self._study.tell(trial, state=TrialState.FAIL)
             return False
 
@@ -112,8 +111,7 @@ class Search:
                 values = self._perform(trial)
         except Pruned:
             self._tell(trial, state=TrialState.PRUNED)
-        except _DrawnBefore as found:
-            trial.set_user_attr("note", f"settings of trial {found}; others are drawn")
+        except _DrawnBefore:
             self._tell(trial, state=TrialState.FAIL)
             return False
         except (Interrupted, KeyboardInterrupt, StoreAway, ServerFailed):  # the trials behind it would fare no better
@@ -137,11 +135,13 @@ class Search:
 
     def _perform(self, trial: optuna.Trial) -> list[float]:
         """Return the objective values of a trial: those of an equal one, or those of a training run."""
-        stored = self._stored(trial)
+        stored = recovery.run_of(trial, self._resolved.config.tracking.uri, self._parent, self._console.warn)
         with interrupts.deferred():  # a sampler that is asked for the rest would begin with the draws of the first
-            values = self._space.suggest(trial, trial.user_attrs.get(studies.VARIED) if stored else None)
+            begun = stored is not None and bool(stored.config)
+            values = self._space.suggest(trial, recovery.drawn(trial) if begun else None)
             resolved = self.config_of(values)
-            if stored is not None and stored.config:  # it goes on with what it began with
+            if stored is not None and begun:  # it goes on with what it began with
+                recovery.complete(self._study, trial)
                 resolved = settings.of_run(self._resolved, stored.config, values)
             trial.set_user_attr(studies.VARIED, list(values))
             trial.set_user_attr(studies.SETTINGS, settings.digest(resolved.config))
@@ -157,7 +157,7 @@ class Search:
         self._console.say(f"  trial {trial.number}  {', '.join(f'{key} = {value}' for key, value in values.items())}")
         self._repeat_reports(trial, stored)
         slot = str(trial.user_attrs[studies.SLOT])
-        tags = {"optuna.trial": str(trial.number), "optuna.study": self._study.study_name, _SLOT_TAG: slot}
+        tags = {"optuna.trial": str(trial.number), "optuna.study": self._study.study_name, recovery.SLOT_TAG: slot}
         hooks = runs.Trial(
             runs.Nested(self._parent, f"trial-{trial.number}", tags),
             lambda run_id: self._started_as(trial, run_id),
@@ -176,21 +176,6 @@ class Search:
     def _judged(self, trial: optuna.Trial) -> tuple[int, bool]:
         step, pruned = records.kept_at(records.now(trial), _JUDGED) or (0, False)
         return step, pruned
-
-    def _stored(self, trial: optuna.Trial) -> stored.Stored | None:
-        """Return the run of a trial that was put back, and the checkpoint that it goes on from."""
-        uri = self._resolved.config.tracking.uri
-        if run_id := trial.user_attrs.get(studies.RUN_ID):
-            if tracking.lives(tracking.connect(uri), run_id):
-                return stored.find(run_id, uri)
-            self._console.warn(f"trial {trial.number}: its run {run_id} was deleted in MLflow; it starts again")
-            return None
-        if studies.KILLED not in trial.user_attrs:
-            return None
-        # Its process may have died when the run was open, but the study did not know of it yet.
-        slot = str(trial.user_attrs[studies.SLOT])
-        opened = tracking.child(tracking.connect(uri), self._parent, _SLOT_TAG, slot)
-        return stored.Stored(opened, {}, None) if opened else None
 
     def _report(self, trial: optuna.Trial, config: Config, progress: Progress, evaluation: Evaluation) -> None:
         step = progress.iteration
@@ -288,8 +273,9 @@ class Search:
                 return
             draws = seeding.stream(self._resolved.config.seed, "drawn again", trial.number)
             fixed = left[int(draws.integers(len(left)))]
+        trial.set_user_attr("note", f"no failure: settings of trial {equal.number}, so its place has others")
         studies.draw_again(self._study, trial, fixed)
-        raise _DrawnBefore(equal.number)
+        raise _DrawnBefore
 
 
 def _start(trial: FrozenTrial | optuna.Trial) -> tuple[datetime, int]:

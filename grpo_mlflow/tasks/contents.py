@@ -42,15 +42,26 @@ def evaluation_problems(task: Task, config: Config, before: Sequence[range] = ()
     Where that leaves fewer than two, the task has no fresh ones, and those that are known are returned. The line says
     so, or how many problems there are where they are fewer than the seeds.
     """
-    first, count = config.eval.id_seed_start, config.eval.num_ids
-    asked = distinct(_of(task, range(first, first + count)))
-    known = (problem for seeds in before for problem in _of(task, seeds))
-    fresh = distinct(asked, known) if before else asked
+    count = config.eval.num_ids
+    asked, fresh = _asked(task, config, before)
     start = f"eval.num_ids = {count}:"
     if len(fresh) < _LEAST and before:
         return asked, f"{start} the task has no fresh problems; {len(asked)} that were evaluated before count again"
     which = "different problems that were not evaluated before" if before else "different problems"
     return fresh, f"{start} {len(fresh)} {which}; each counts once" if len(fresh) < count else None
+
+
+def has_fresh(task: Task, config: Config, before: Sequence[range]) -> bool:
+    """Return whether `evaluation_problems` are fresh."""
+    return len(_asked(task, config, before)[1]) >= _LEAST
+
+
+def _asked(task: Task, config: Config, before: Sequence[range]) -> tuple[list[Problem], list[Problem]]:
+    """Return the different problems of `eval.num_ids` seeds, and those of them that no seed of `before` has."""
+    first, count = config.eval.id_seed_start, config.eval.num_ids
+    asked = distinct(_of(task, range(first, first + count)))
+    known = (problem for seeds in before for problem in _of(task, seeds))
+    return asked, distinct(asked, known) if before else asked
 
 
 def remarks(task: Task, config: Config) -> list[str]:

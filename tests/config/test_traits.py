@@ -21,6 +21,7 @@ NOT_COMPARED = (
 )
 MEASURING = ("search.k", "search.objective", "search.objective_window", "search.cost")
 VARIES = ("seed", "model.", "generation.", "train.", "data.")
+SERVED = ("generation.base_url", "generation.server.")
 MEASURED = (
     *("model.chat_template", "data.task", "data.system_prompt", "data.mix", "data.arithmetic.", "data.sat."),
     *("data.gsm8k.", "data.reasoning_gym", "data.settings"),
@@ -30,7 +31,7 @@ EVALUATION = (
     *(*MEASURED, "seed", "generation.backend", "generation.max_new_tokens", "generation.temperature"),
     *("generation.top_", "generation.repetition_penalty", "eval.replicates", "eval.num_ids", "eval.id_seed_start"),
     *("eval.ks", "eval.greedy", "eval.temperature", "eval.top_", "eval.backend", "eval.seed", "eval.max_new_tokens"),
-    "eval.repetition_penalty",
+    *("eval.repetition_penalty", "eval.base_url", *SERVED),
 )
 RUN_ID = "1" * 32
 
@@ -44,7 +45,7 @@ def test_every_setting_declares_every_trait() -> None:
     [
         ("resume", {key for key in KEYS if key.startswith(RESUME)}),
         ("compared", {key for key in KEYS if key in MEASURING or not key.startswith(NOT_COMPARED)}),
-        ("varies", {key for key in KEYS if key.startswith(VARIES) and not key.startswith(MEASURED)}),
+        ("varies", {key for key in KEYS if key.startswith(VARIES) and not key.startswith((*MEASURED, *SERVED))}),
         ("secret", set(SECRET)),
         ("evaluation", {key for key in KEYS if key.startswith(EVALUATION)}),
     ],

@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from grpo_mlflow.config import TRAITS, Resolved, flatten, overlay, resolve
 from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.search import choices, space, space_file
+from grpo_mlflow.search.settings import pinned
 from grpo_mlflow.search.storage import open_storage
 from tests.support.paths import ROOT
 
@@ -348,6 +349,51 @@ def test_a_setting_varies_only_where_it_says_so(key: str, base: Resolved) -> Non
         space_file.load(f"{key}=1", base)  # no list of values, which is told of settings that may vary
     allowed = "a list of values" if TRAITS[key].varies else "keys of seed, model., generation., train., data."
     refused(error, [f": {key}", f"allowed: {allowed}"])
+
+
+SERVER = ("generation.backend=vllm_server", "generation.base_url=http://a:1")
+ENGINES: list[tuple[tuple[str, ...], str, str]] = [
+    (
+        SERVER,
+        "generation.base_url=[http://a:1,http://b:1]",
+        "generation.base_url: cannot vary, since it decides what eval",
+    ),
+    (
+        SERVER,
+        "generation.server.arguments=[null]",
+        "generation.server.arguments: cannot vary, since it decides what eval",
+    ),
+    (
+        SERVER,
+        "generation.backend=[local,vllm_server]",
+        "eval.base_url = null: .*; allowed: http://HOST:PORT, or eval.backend",
+    ),
+    (SERVER, "generation.sync=[reload,none]", "generation.sync = 'none': .* would measure those again and again"),
+    (
+        (SERVER[1], "search.n_jobs=2"),
+        "generation.backend=[local,vllm_server]",
+        "search.n_jobs = 2: .* into the same server",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "line", "told"), ENGINES, ids=[line for _, line, _ in ENGINES])
+def test_a_space_cannot_send_evaluations_of_some_trials_elsewhere(words: tuple[str, ...], line: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=f"^[^\\n]*{told}[^\\n]*$"):
+        space_file.load(line, pinned(resolve("tiny", words)))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [((SERVER[1],), ("local", None)), ((*SERVER, "eval.base_url=http://b:1"), ("vllm_server", "http://b:1"))],
+)
+def test_who_evaluates_stays_where_who_samples_varies(words: tuple[str, ...], expected: tuple[str, str | None]) -> None:
+    study = pinned(resolve("tiny", words))
+    found = space_file.load("generation.backend=[local,vllm_server]", study)
+    for value in ("local", "vllm_server"):
+        trial = overlay(study, {found.dimensions[0].key: value}, "trial").config
+        assert trial.generation.backend == value
+        assert (trial.eval.backend, trial.eval.base_url) == expected
 
 
 @pytest.mark.parametrize("line", LINES)

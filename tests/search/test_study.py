@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,8 @@ from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.search import champion, figures, records, report, settings, space_file
 from grpo_mlflow.search import study as studies
-from grpo_mlflow.search.confirm import Finalist, with_own
+from grpo_mlflow.search.confirm import Finalist
+from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.storage import open_storage
 from grpo_mlflow.search.study import final_trials, judged, slots
 from grpo_mlflow.search.trials import Search, Train
@@ -168,11 +170,14 @@ def test_the_untrained_model_is_evaluated_once_where_it_can_be(store: str, tmp_p
         assert (first.step, first.value == 77.0) == (0, run.data.params["model.dtype"] == "float32")
 
 
-def test_trials_that_learn_nothing_score_the_same_whatever_they_vary(store: str, tmp_path: Path) -> None:
+def test_trials_that_learn_nothing_score_the_same_whatever_they_vary(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """How a model is evaluated belongs to the study: what a trial trains with changes nothing about it."""
     varied = "generation.temperature=[0.7,1.3] seed=[3,4] generation.max_new_tokens=[2] generation.top_p=[0.6]"
     words = ["search.sampler=grid", "model.tiny.steps=400", "train.lr=1e-12", f"search.space={varied}"]
-    words = [*words, "train.iterations=2", "train.lr_warmup_steps=0", "eval.num_ids=32", "search.confirm_num_ids=32"]
+    words = [*words, "train.iterations=2", "train.lr_warmup_steps=0", "data.arithmetic.digits=2"]
+    words = [*words, "eval.num_ids=32", "search.confirm_num_ids=32"]
     resolved = study_config(store, tmp_path, *words)
     finalists = search(resolved)
     trials = final_trials(load(resolved))
@@ -182,6 +187,8 @@ def test_trials_that_learn_nothing_score_the_same_whatever_they_vary(store: str,
     assert len({*rates}) > 1
     (rates,) = {finalist.rates for finalist in finalists}
     assert len({*rates}) > 1
+    (verdict,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("verdict")]
+    assert re.search(r"against the second \+0\.000 .*: not distinguishable, within the noise of problems$", verdict)
     flat = flatten(resolved.config.model_dump(mode="json"))
     for run in all_runs(store, "train"):  # what an evaluation followed stands in the trial's own run
         assert {own: run.data.params[own] for own in OF_EVALUATION} == {
@@ -207,6 +214,24 @@ def test_a_study_that_an_earlier_version_began_goes_on_where_its_trials_were_eva
             opened(f"train.lr=[1e-3] {key}")
 
 
+@pytest.mark.parametrize("key", ["generation.temperature", "data.arithmetic.digits"])
+def test_trials_that_were_evaluated_differently_are_not_gone_on_with_when_the_space_no_longer_varies_it(
+    key: str, store: str, tmp_path: Path
+) -> None:
+    resolved = study_config(store, tmp_path, "search.space=train.lr=[1e-3]")
+    storage, space = open_storage(resolved.config.search.storage), space_file.load("train.lr=[1e-3]", resolved)
+    study = studies.open_study(storage, settings.pinned(resolved).config, space)
+    records.keep(study, "config", records.kept(study)["config"] | {"eval.temperature": "null"})
+    choice = optuna.distributions.CategoricalDistribution((1, 2))
+    study.add_trial(optuna.trial.create_trial(params={"train.lr": 1}, distributions={"train.lr": choice}, value=0.5))
+    assert studies.open_study(storage, settings.pinned(resolved).config, Space(()))._study_id == study._study_id
+    study.add_trial(optuna.trial.create_trial(params={key: 2}, distributions={key: choice}, value=0.5))
+    with pytest.raises(
+        UserError, match=f"^search.space: {key}: .* evaluated each trial with its own; allowed: another"
+    ):
+        studies.open_study(storage, settings.pinned(resolved).config, space)
+
+
 def test_the_configs_own_settings_come_first_and_are_measured_beside_the_winner(
     store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,8 +242,11 @@ def test_the_configs_own_settings_come_first_and_are_measured_beside_the_winner(
     assert first.params == {"train.lr": 1e-5}
     (parent,) = all_runs(store, "optimize")
     measured = {run.info.run_name: run.data.metrics["eval/pass_at_1"] for run in all_runs(store, "evaluate")}
-    assert measured[f"confirm-{winner.trial.number}"] == parent.data.metrics["study/confirmed_pass_at_1"]
-    assert measured["confirm-0"] == parent.data.metrics["study/own_pass_at_1"]
+    best = studies.ranked(final_trials(load(resolved)))[0].number
+    name = "final" if best else "confirm"  # on problems that have not chosen between the two
+    assert measured[f"{name}-{winner.trial.number}"] == parent.data.metrics["study/confirmed_pass_at_1"]
+    assert measured[f"{name}-0"] == parent.data.metrics["study/own_pass_at_1"]
+    assert measured[f"confirm-{winner.trial.number}"] >= measured[f"confirm-{best}"]
     said = capsys.readouterr().out
     assert winner.trial.number == 0 or "against your own settings" in said
 
@@ -251,7 +279,53 @@ def test_a_winner_whose_run_was_deleted_is_left_out(
     mlflow.MlflowClient(store).delete_run(best.user_attrs["run_id"])
     (winner,) = search(study_config(store, tmp_path, *words, "search.finalists=2"))
     assert winner.trial.number == second.number
-    assert capsys.readouterr().err.count(f"trial {best.number}: left out, since the run") == 1
+    assert capsys.readouterr().err.count(f"trial {best.number}: left out: its run") == 1
+
+
+def test_what_is_missing_of_each_trial_is_said_once_and_without_any_there_is_no_winner(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["search.space=train.lr=[1e-3,2e-3,3e-3]", "search.n_trials=3", "search.sampler=random", "train.lr=1e-3"]
+    words = [*words, "train.iterations=2", "train.lr_warmup_steps=0"]
+    search(study_config(store, tmp_path, *words, "search.finalists=0"))
+    client, found = mlflow.MlflowClient(store), final_trials(load(study_config(store, tmp_path)))
+    ids = [trial.user_attrs["run_id"] for trial in found]
+    client.delete_run(ids[0])  # the own settings
+    shutil.rmtree(Path(client.get_run(ids[1]).info.artifact_uri) / "checkpoints")
+    (Path(client.get_run(ids[2]).info.artifact_uri) / "config" / "resolved.yaml").unlink()
+    capsys.readouterr()
+    with pytest.raises(UserError, match=r"^study 'grpo': none of its finished trials is left to confirm.*; allowed: "):
+        search(study_config(store, tmp_path, *words))
+    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert sorted(said) == [
+        f"warning: trial 0: left out: its run {ids[0]} was deleted in MLflow",
+        f"warning: trial 1: left out: run {ids[1]}: its checkpoint is gone from MLflow",
+        f"warning: trial 2: left out: run {ids[2]}: has no artifact config/resolved.yaml",
+    ]
+    (parent,) = all_runs(store, "optimize")
+    assert parent.info.status == "FAILED"
+    assert (Path(parent.info.artifact_uri) / "study" / "trials.csv").is_file()
+
+
+def test_a_task_without_fresh_problems_has_an_optimistic_winner(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its 7 evaluation problems are all asked in the search."""
+    words = ["search.space=train.lr=[1e-3,2e-3]", "search.sampler=grid", "eval.num_ids=64", "train.iterations=2"]
+    winner, _ = search(study_config(store, tmp_path, *words, "train.lr_warmup_steps=0"))
+    assert not winner.fresh
+    said = capsys.readouterr().out
+    assert said.count("the task has no fresh problems") == 2  # each set of problems, once
+    assert "on 5 problems that chose the winner, as the task has no fresh ones: optimistic" in said
+    assert "on fresh problems" not in said
+    (parent,) = all_runs(store, "optimize")
+    assert parent.data.tags["study.confirmed_on"] == winner.where
+    page = (Path(parent.info.artifact_uri) / "study" / "report.html").read_text()
+    assert "the task has no problems left that have chosen nothing" in page
+    measured = [run for run in all_runs(store, "evaluate") if run.info.run_name != "baseline"]
+    assert {run.data.tags["study.problems"] for run in measured} == {"asked before"}
+    version = mlflow.MlflowClient(store).get_model_version_by_alias("grpo", "champion")
+    assert winner.where in version.description
 
 
 def test_a_deleted_parent_or_experiment_is_one_line_with_the_remedy(store: str, tmp_path: Path) -> None:
@@ -305,10 +379,6 @@ def test_own_settings_can_win_and_it_is_said() -> None:
         return Finalist(trial, rate_interval(rates, 1), rates, 1, retrained)
 
     best, own = finalist(1, 1.0, 0.0, 0.0, 0.0), finalist(0, 1.0, 1.0, 0.0, 0.0)
-    assert with_own([best], None) == [best]
-    assert with_own([own, best], own) == [own, best]
-    assert with_own([own], best) == [own]
-    assert with_own([best], own) == [own, best]
     assert "those you started from: none was better" in report.summary(1, [], 0, [own, best], own)
     ones, zeros = (1.0,) * 40, (0.0, 1.0) * 20
     sure = finalist(2, *ones), finalist(3, *zeros)
@@ -642,6 +712,20 @@ def test_what_is_shown_of_a_trial_is_what_it_is_ranked_by(
     assert [figures.shown_score(each) for each in (trial, pruned)] == [trial.value] * 2
 
 
+def test_a_trial_that_is_judged_by_its_best_evaluation_has_those_weights(store: str, tmp_path: Path) -> None:
+    words = ["search.sampler=grid", "search.space=train.lr=[1e-2,1e-4]", "search.objective=best", "eval.interval=1"]
+    winner, _ = search(study_config(store, tmp_path, *words, "checkpoint.keep_last=1", "search.finalists=2"))
+    for trial in final_trials(load(study_config(store, tmp_path))):
+        means = {step: sum(rates) for step, rates in studies.curve(trial).items()}
+        saved = find(trial.user_attrs["run_id"], store, "best").checkpoint
+        assert saved is not None
+        assert saved.iteration == max(means, key=lambda step: means[step])
+    registered = mlflow.MlflowClient(store).get_model_version_by_alias("grpo", "champion")
+    best = find(winner.trial.user_attrs["run_id"], store, "best").checkpoint
+    assert best is not None
+    assert registered.source.endswith(f"/{best.path.name}")
+
+
 def test_a_mean_over_evaluations_leaves_out_those_of_other_problems() -> None:
     """An earlier version has counted problems that repeat, and a trial of it goes on."""
     rates = [[1.0, 1.0, 0.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
@@ -664,7 +748,44 @@ def test_every_trial_has_settings_of_its_own_while_the_space_has_some(
     assert [trial.state for trial in final] == [TrialState.COMPLETE] * 8
     assert len({tuple(sorted(trial.params.items())) for trial in final}) == 6
     assert sum(studies.DUPLICATE_OF in trial.user_attrs for trial in final) == 2
+    given_away = [trial for trial in study.get_trials() if trial.state == TrialState.FAIL]  # what Optuna's tools show
+    assert len(study.get_trials()) == 8 + len(given_away) > 8
+    for trial in given_away:
+        assert re.fullmatch(r"no failure: settings of trial \d, so its place has others", trial.user_attrs["note"])
+    assert report.summary(1, final, 8, [], None) == (
+        "8 trials: 8 finished, 0 pruned, 0 failed (2 of them share the result of equal settings)"
+    )
     assert capsys.readouterr().out.count("the space holds no further settings") == 1
+
+
+def test_a_copy_that_an_earlier_version_put_back_has_the_settings_that_it_trained_with(
+    store: str, tmp_path: Path
+) -> None:
+    """It noted no `varied`, and the space has since lost a setting and got another."""
+    words = ["search.sampler=random", "search.n_trials=1"]
+    begun = overlay(study_config(store, tmp_path, *words), {"train.epochs": 1, "train.lr": 1e-3}, "then")
+    with session(begun, "train") as (_, run, _):
+        pass
+    began: list[Resolved] = []
+
+    def train(resolved: Resolved, stored: Stored | None, trial: runs.Trial) -> None:
+        began.append(resolved)
+        scripted_train((1, 0))(resolved, stored, trial)
+
+    wider = "search.space=train.lr=[1e-3,2e-3] train.epochs=[2,4]"
+    scripted, study = scripted_search(study_config(store, tmp_path, *words, wider, "train.epochs=2"), train)
+    first = study.ask()
+    params = {"train.lr": first.suggest_categorical("train.lr", (1e-3, 2e-3))}
+    params["train.kl_coef"] = first.suggest_float("train.kl_coef", 0.02, 0.02)
+    first.set_user_attr("slot", 0)
+    study.tell(first, state=TrialState.FAIL)
+    params = {key: getattr(begun.config.train, key.removeprefix("train.")) for key in params}
+    study.enqueue_trial(params, user_attrs={"slot": 0, "killed": 0, "run_id": run.run_id})
+    scripted.run()
+    (copy,) = final_trials(study)
+    assert (copy.number, copy.state, copy.params) == (1, TrialState.COMPLETE, params)
+    (resolved,) = began
+    assert (resolved.config.train.epochs, resolved.config.train.lr) == (1, 1e-3)
 
 
 @pytest.mark.parametrize("deleted", [False, True])

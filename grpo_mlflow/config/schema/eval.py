@@ -20,7 +20,7 @@ class EvalConfig(Section, resume=False, compared=True, varies=False, secret=Fals
         resume=True,
         compared=False,
         secret=True,
-        evaluation=False,
+        evaluation=True,
     )
     batch_size: Positive = setting(8, "prompts in flight at once", evaluation=False)
     seed: NonNegative | None = setting(None, "seed of its random draws; null: as seed", evaluation=True)

@@ -17,7 +17,7 @@ else:
 SyncName = Literal["reload", "lora", "restart", "none"]
 
 
-class ServerConfig(Section, resume=True, compared=False, varies=True, secret=False, evaluation=False):
+class ServerConfig(Section, resume=True, compared=False, varies=False, secret=False, evaluation=True):
     """A server that the run starts as its child, watches and ends."""
 
     manage: bool = setting(False, "start the server; generation.base_url then has no effect")
@@ -40,7 +40,7 @@ class ServerConfig(Section, resume=True, compared=False, varies=True, secret=Fal
 class GenerationConfig(Section, resume=False, compared=True, varies=True, secret=False):
     backend: Backend = setting("vllm_server", "who samples the rollouts", evaluation=True)
     base_url: str | None = setting(
-        None, "address of the inference server", resume=True, compared=False, secret=True, evaluation=False
+        None, "address of the inference server", resume=True, compared=False, varies=False, secret=True, evaluation=True
     )
     batch_size: Positive = setting(4, "prompts in flight at once", evaluation=False)
     max_new_tokens: Positive = setting(256, "longest completion, in tokens", evaluation=True)

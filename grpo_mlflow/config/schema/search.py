@@ -44,5 +44,5 @@ class SearchConfig(Section, resume=False, compared=False, varies=False, secret=F
 
     @property
     def confirm_seed_end(self) -> int:
-        """The first seed after the fresh problems: a second block, which ranks nothing, follows where some rank."""
-        return self.confirm_seed_start + self.confirm_num_ids * (2 if self.finalists > 1 else 1)
+        """The first seed after the fresh problems: a second block, which ranks nothing, follows that which ranks."""
+        return self.confirm_seed_start + 2 * self.confirm_num_ids
