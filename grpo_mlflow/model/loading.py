@@ -99,7 +99,7 @@ def merge(source: str | Path, output: str | Path, settings: ModelConfig) -> Path
     found = policy.load_as(settings, source, torch.device("cpu"))
     try:
         found.save_plain(folder)
-        _require_equal(found, policy.load_as(settings, folder, found.device))
+        require_equal(found, policy.load_as(settings, folder, found.device))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # it did not exist, and is not the model
         raise
@@ -107,7 +107,7 @@ def merge(source: str | Path, output: str | Path, settings: ModelConfig) -> Path
 
 
 @torch.no_grad()
-def _require_equal(adapted: Policy, plain: Policy) -> None:
+def require_equal(adapted: Policy, plain: Policy) -> None:
     """Refuse a merged model that gives a few tokens other scores than the model with its adapter."""
     rows = adapted.model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(rows, (1, 16), generator=torch.Generator().manual_seed(0))
