@@ -27,7 +27,8 @@ def trained(config: Config, source: str | Path, device: torch.device) -> Policy:
     """
     found, settings = policy.load_as(config.model, source, device), config.model.lora
     _require_room(config.generation.max_new_tokens, "generation.max_new_tokens", found)
-    _require_room_of_evaluation(config, found)
+    if config.eval.enabled:
+        _require_room_of_evaluation(config, found)
     if not settings.rank:
         found = found.merged() if found.has_adapter else found
     elif found.has_adapter:
@@ -54,8 +55,7 @@ def measured(config: Config, source: str | Path, device: torch.device) -> Policy
 def _require_room_of_evaluation(config: Config, found: Policy) -> None:
     own = config.eval.max_new_tokens
     key = "eval.max_new_tokens" if own else "generation.max_new_tokens"
-    if config.eval.enabled:
-        _require_room(own or config.generation.max_new_tokens, key, found)
+    _require_room(own or config.generation.max_new_tokens, key, found)
 
 
 def _require_room(new: int, key: str, found: Policy) -> None:

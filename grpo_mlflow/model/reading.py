@@ -187,7 +187,7 @@ def require_causal(source: str | Path, model: Any) -> None:
     """
     last = model.get_input_embeddings().weight.shape[0] - 1
     ids = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, last, last // 2]], device=model.device).clamp(max=last)
-    with _one_line(source, "its weights"):
+    with _one_line(source, "its forward pass"):
         logits = model(input_ids=ids, use_cache=False).logits[:, :3].float()
     spread = logits.amax(dim=-1) - logits.amin(dim=-1)
     if bool(((logits[0] - logits[1]).abs().amax(dim=-1) > 1e-4 * spread.amax(dim=0)).any()):

@@ -40,7 +40,11 @@ def changed(change: Callable[[dict[str, Tensor]], object], name: str = MODEL) ->
 
 
 def without(*names: str) -> Break:
-    return lambda folder: [(folder / name).unlink() for name in names]
+    def apply(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return apply
 
 
 def written(name: str, content: bytes) -> Break:
