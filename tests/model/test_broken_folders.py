@@ -89,6 +89,14 @@ def test_all_commands_refuse_alike(sound: Path, name: str, command: str, tmp_pat
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_broken_reference_is_refused_as_early(sound: Path, tmp_path: Path) -> None:
+    given = broken_copy(sound, "NaN", tmp_path)
+    asked = [*words(sound / "model", tmp_path / "mlflow.db"), f"model.ref_id={given}", "train.kl_coef=0.1"]
+    with pytest.raises(ModelError, match="not finite"):
+        train.main(asked)
+    assert not (tmp_path / "mlflow.db").exists()
+
+
 def test_the_doctor_names_it_and_opens_no_run(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = broken_copy(sound, "the tokenizer is lost", tmp_path)
     with pytest.raises(SystemExit) as ended:
