@@ -156,7 +156,7 @@ def load(
 
     Raises:
         ModelError: its files are not those of a causal language model with its tokenizer, complete and undamaged.
-        UserError: there is no such model.
+        UserError: the hub cannot be reached.
     """
     transformers_logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: each line came twice

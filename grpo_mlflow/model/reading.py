@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from grpo_mlflow.errors import ModelError, UserError, one_line
@@ -34,7 +35,7 @@ def read_config(name: str | Path, *, trust_remote_code: bool) -> Any:
 
     Raises:
         ModelError: the folder lacks files or holds damaged ones, or the model is of another kind.
-        UserError: the hub does not give it.
+        UserError: the hub cannot be reached.
     """
     folder.require_weights(name)
     with _one_line(name, "its config.json"):
@@ -50,7 +51,7 @@ def read_tokenizer(source: str | Path, *, trust_remote_code: bool) -> Any:
 
     Raises:
         ModelError: its files are missing or broken, or it turns plain text into no tokens.
-        UserError: the hub does not give it.
+        UserError: the hub cannot be reached.
     """
     folder.require_tokenizer(source)
     with _one_line(source, "its tokenizer"):
@@ -123,7 +124,7 @@ def read_model(name: str | Path, config: Any, *, trust_remote_code: bool, attn_i
 
     Raises:
         ModelError: its files are damaged or not those of the model that `config` describes.
-        UserError: the hub does not give it.
+        UserError: the hub cannot be reached.
     """
     with _one_line(name, "its weights"), _told_here():
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -206,8 +207,8 @@ def _one_line(name: str | Path, what: str) -> Iterator[None]:
             found = f"model {str(name)!r}: {what} cannot be used: {reason(error)}; {folder.SAVED}"
             raise ModelError(found) from error
         hint = "" if "/" in str(name) else " (is its hub id ORG/NAME?)"
-        # what the hub does not give now it may give later
-        kind = UserError if isinstance(error, OSError) else ModelError
+        away = isinstance(error.__cause__, LocalEntryNotFoundError)  # a hub that cannot be reached may be later
+        kind = UserError if away else ModelError
         raise kind(f"model {str(name)!r} cannot be loaded{hint}: {reason(error)}") from error
 
 
