@@ -12,6 +12,12 @@ class UserError(Exception):
     told = False  # by another process of the run
 
 
+class ModelError(UserError):
+    """A model folder, its tokenizer or its adapter cannot be used: what is wrong, where, and what is allowed."""
+
+    exit_code = 2
+
+
 class StoreAway(UserError):
     """The MLflow store or the storage of a study does not answer: what needs it can only wait."""
 

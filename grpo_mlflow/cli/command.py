@@ -14,7 +14,10 @@ from grpo_mlflow.runtime.interrupts import Interrupted
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Call `main` with the command line and exit: 0, 2 for a wrong setting, 1 for what it met, 128 + n for a signal."""
+    """Call `main` with the command line and exit.
+
+    0: done; 1: for what it met; 2: for a wrong setting, or a model that cannot be used; 128 + n: for a signal.
+    """
     try:
         main(sys.argv[1:])
     except UserError as error:

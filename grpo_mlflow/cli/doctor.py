@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> None:
         doctor = Doctor(resolved.config, Path(folder))
         for check in doctor.examine():
             print(check, flush=True)
-    print("all is well" if doctor.healthy else "the first failure above is the one to mend", flush=True)
-    sys.exit(0 if doctor.healthy else 1)
+    print("the first failure above is the one to mend" if doctor.exit_code else "all is well", flush=True)
+    sys.exit(doctor.exit_code)
 
 
 if __name__ == "__main__":

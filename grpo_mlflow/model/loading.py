@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Config, ModelConfig
-from grpo_mlflow.errors import UserError
+from grpo_mlflow.errors import ConfigError, ModelError
 from grpo_mlflow.model import lora, policy, tiny
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.tasks.settings import task_settings
@@ -21,9 +22,13 @@ def trained(config: Config, source: str | Path, device: torch.device) -> Policy:
     A source that is an adapter goes on as one, or is merged into its base model first.
 
     Raises:
-        UserError: it cannot be loaded, or cannot have such an adapter.
+        ModelError: it cannot be loaded.
+        ConfigError: it cannot have such an adapter, or completions so long.
     """
     found, settings = policy.load_as(config.model, source, device), config.model.lora
+    _require_room(config.generation.max_new_tokens, "generation.max_new_tokens", found)
+    if config.eval.enabled:
+        _require_room_of_evaluation(config, found)
     if not settings.rank:
         found = found.merged() if found.has_adapter else found
     elif found.has_adapter:
@@ -33,6 +38,33 @@ def trained(config: Config, source: str | Path, device: torch.device) -> Policy:
     if config.model.gradient_checkpointing:
         policy.recompute_activations(found.model)
     return found
+
+
+def measured(config: Config, source: str | Path, device: torch.device) -> Policy:
+    """Load a model to evaluate.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        ConfigError: it cannot have completions so long.
+    """
+    found = policy.load_as(config.model, source, device)
+    _require_room_of_evaluation(config, found)
+    return found
+
+
+def _require_room_of_evaluation(config: Config, found: Policy) -> None:
+    own = config.eval.max_new_tokens
+    key = "eval.max_new_tokens" if own else "generation.max_new_tokens"
+    _require_room(own or config.generation.max_new_tokens, key, found)
+
+
+def _require_room(new: int, key: str, found: Policy) -> None:
+    positions = getattr(found.model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and new >= positions:
+        raise ConfigError(
+            f"{key} = {new}: the model has {positions} positions for a prompt and its completion; allowed: less than "
+            f"{positions}"
+        )
 
 
 def reference(config: Config, actor: Policy, initial: Callable[[], str | Path]) -> Policy | None:
@@ -56,15 +88,36 @@ def merge(source: str | Path, output: str | Path, settings: ModelConfig) -> Path
     """Write the adapter in `source` and its base as one plain float32 model, and return its folder.
 
     Raises:
-        UserError: the source is no adapter, or the output is in the way.
+        ConfigError: the source is no adapter, or the output is in the way.
+        ModelError: it cannot be loaded, or the written model is not that of the adapter.
     """
     folder = Path(output).expanduser()
     if folder.exists():
-        raise UserError(f"output = {str(output)!r}: exists already; allowed: a new folder")
+        raise ConfigError(f"output = {str(output)!r}: exists already; allowed: a new folder")
     if lora.base_of(source) is None:
-        raise UserError(f"model = {str(source)!r}: is no LoRA adapter, so there is nothing to merge")
-    policy.load_as(settings, source, torch.device("cpu")).save_plain(folder)
+        raise ConfigError(f"model = {str(source)!r}: is no LoRA adapter, so there is nothing to merge")
+    found = policy.load_as(settings, source, torch.device("cpu"))
+    try:
+        found.save_plain(folder)
+        require_equal(found, policy.load_as(settings, folder, found.device))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # it did not exist, and is not the model
+        raise
     return folder
+
+
+@torch.no_grad()
+def require_equal(adapted: Policy, plain: Policy) -> None:
+    """Refuse a merged model that gives a few tokens other scores than the model with its adapter."""
+    rows = adapted.model.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(rows, (1, 16), generator=torch.Generator().manual_seed(0))
+    expected, found = (each.model(input_ids=ids, use_cache=False).logits.float() for each in (adapted, plain))
+    error, spread = float((found - expected).abs().max()), float(expected.amax() - expected.amin())
+    if not error <= 1e-3 * spread:  # float32 through many layers; NaN is refused, too
+        raise ModelError(
+            f"the merged model differs from its adapter: scores of a few tokens are {error:.2g} off, and lie within "
+            f"{spread:.2g} of each other; allowed: an adapter that only adds to weights of its base model"
+        )
 
 
 def model_source(name: str, config: Config, progress: tiny.Progress | None = None) -> str | Path:

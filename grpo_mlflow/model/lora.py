@@ -12,23 +12,27 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from grpo_mlflow import seeding
 from grpo_mlflow.config import LoraConfig
-from grpo_mlflow.errors import UserError
+from grpo_mlflow.errors import ConfigError, ModelError, one_line
+from grpo_mlflow.model import folder, lora_settings, reading
 
 _NAME, _PREFIX, _MARK = "default", "base_model.model.", ".lora_"  # peft's own words, of adapter, file and layers
+_FILE = "adapter_model.safetensors"
+_TOKENS = 8  # on which a merged layer is compared with the one that it replaces
+_NOISE = 256  # times the spacing of the weights' type: what sums of thousands of products may differ by
 
 
 def has_adapter(model: Any) -> bool:
@@ -39,25 +43,29 @@ def base_of(source: str | Path) -> str | None:
     """Return the base model that an adapter's folder names, None for any other model.
 
     Raises:
-        UserError: the folder is damaged, its base is gone, or peft is missing.
+        ModelError: the folder is damaged, its base is gone, or peft is missing.
     """
-    try:
-        content = json.loads((Path(source) / "adapter_config.json").read_text())
-        base = content["base_model_name_or_path"]
-        if not isinstance(base, str) or not base:
-            raise ValueError(f"base_model_name_or_path = {json.dumps(base)} names no model")
-    except OSError:
+    if not (Path(source) / "adapter_config.json").is_file():
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model {str(source)!r}: adapter_config.json cannot be read: {error}") from error
+    base = folder.read_json(Path(source), "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            f"model {str(source)!r}: adapter_config.json cannot be read: base_model_name_or_path = {json.dumps(base)} "
+            "names no model; allowed: a hub id or a folder"
+        )
     if find_spec("peft") is None:
-        raise UserError(
+        raise ModelError(
             f"model {str(source)!r} is a LoRA adapter: it needs pip install -e '.[lora]' in the project's folder"
         )
     if Path(base).is_absolute() and not Path(base).is_dir():
-        raise UserError(
+        raise ModelError(
             f"model {str(source)!r} is a LoRA adapter of {base!r}, which is not there; allowed: that model in that "
             "place, or a link to it"
+        )
+    if (Path(base) / "adapter_config.json").is_file():
+        raise ModelError(
+            f"model {str(source)!r} is a LoRA adapter of {base!r}, which is an adapter, too; allowed: that one merged "
+            "(python -m entrypoints.merge)"
         )
     return base
 
@@ -66,7 +74,7 @@ def add(model: Any, settings: LoraConfig, seed: int) -> None:
     """Put an untrained adapter into the model, and freeze everything else.
 
     Raises:
-        UserError: a target names no layer that can have an adapter.
+        ConfigError: a target names no layer that can have an adapter.
     """
     targets = _targets(model, settings)
     peft = importlib.import_module("peft")
@@ -85,32 +93,69 @@ def add(model: Any, settings: LoraConfig, seed: int) -> None:
         _inject(model, chosen)
 
 
-def read(model: Any, folder: Path) -> None:
+def read(model: Any, source: Path) -> None:
     """Put the adapter of a folder into its base model, and freeze everything else.
 
     Raises:
-        UserError: it is not one that `save` could have written.
+        ModelError: it is damaged, or is more than low-rank updates of linear layers inside the model.
     """
+    lora_settings.require_carried(source, folder.read_json(source, "adapter_config.json"))
+    folder.require_readable(source, _FILE)
+    weights = load_file(source / _FILE)
     peft = importlib.import_module("peft")
     try:
-        _inject(model, peft.PeftConfig.from_pretrained(str(folder)))
-        weights = {_in_model(name): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
-        wanted = {name for name in model.state_dict() if _MARK in name}
-        if weights.keys() != wanted:
-            odd = min(weights.keys() ^ wanted)
-            raise ValueError(f"{odd} is {'missing' if odd in wanted else 'no part of a plain LoRA adapter'}")
-        model.load_state_dict(weights, strict=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"model {str(folder)!r}: its LoRA adapter cannot be loaded: {reason}") from error
+        settings = peft.PeftConfig.from_pretrained(str(source))
+        settings.init_lora_weights = True  # overwritten by those of the file, and others may change the base model
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about targets that are refused below
+            _inject(model, settings)
+    except Exception as error:  # peft raises all kinds for settings that do not fit the model
+        raise ModelError(
+            f"model {str(source)!r}: its LoRA adapter cannot be loaded: {one_line(error)}; allowed: settings in "
+            "adapter_config.json that fit its base model"
+        ) from error
+    _require_inside(model, source)
+    _require_weights(model, weights, source)
+    model.load_state_dict({_in_model(name): tensor for name, tensor in weights.items()}, strict=False)
 
 
-def save(model: Any, folder: Path) -> None:
+def _require_inside(model: Any, source: Path) -> None:
+    """Refuse layers that passes of our own and merged models of tied weights would leave out."""
+    outer = model.get_output_embeddings()
+    for name, layer in _layers(model).items():
+        if layer is outer or not isinstance(layer.get_base_layer(), (nn.Linear, Conv1D)):
+            raise ModelError(
+                f"model {str(source)!r}: its LoRA adapter has {name!r} as a target; allowed: linear layers inside the "
+                "model, not its embeddings or its output layer"
+            )
+
+
+def _require_weights(model: Any, weights: Mapping[str, Tensor], source: Path) -> None:
+    wanted = {_in_file(name): tensor.shape for name, tensor in model.state_dict().items() if _MARK in name}
+    shaped = [
+        f"{name} {tuple(tensor.shape)} instead of {tuple(wanted[name])}"
+        for name, tensor in weights.items()
+        if name in wanted and tensor.shape != wanted[name]
+    ]
+    for what, names in (
+        ("missing", wanted.keys() - weights.keys()),
+        ("no part of a plain LoRA adapter as its adapter_config.json describes", weights.keys() - wanted.keys()),
+        ("of another shape", shaped),
+    ):
+        if names:
+            raise ModelError(
+                f"model {str(source)!r}: its LoRA adapter cannot be loaded: {reading.counted(names)} {what}; allowed: "
+                "the tensors that its adapter_config.json and its base model ask for"
+            )
+    reading.require_finite(source, weights)
+
+
+def save(model: Any, path: Path) -> None:
     """Write the adapter in the format of peft, which servers read."""
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items() if _MARK in name}
-    folder.mkdir(parents=True, exist_ok=True)
-    model.peft_config[_NAME].save_pretrained(str(folder))
-    save_file({_in_file(name): t.contiguous() for name, t in state.items()}, folder / "adapter_model.safetensors")
+    path.mkdir(parents=True, exist_ok=True)
+    model.peft_config[_NAME].save_pretrained(str(path))
+    save_file({_in_file(name): t.contiguous() for name, t in state.items()}, path / _FILE)
 
 
 def _inject(model: Any, config: Any) -> None:
@@ -131,32 +176,55 @@ def _in_model(name: str) -> str:
 
 def _targets(model: Any, settings: LoraConfig) -> list[str]:
     """Return the names of the layers that get an adapter, as short as they may be; the output layer never has one."""
-    outer = {id(model.get_output_embeddings()), id(model.get_input_embeddings())}
+    possible = _possible(model)
     last = {name: name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    possible = {
-        name
-        for name, layer in model.named_modules()
-        if isinstance(layer, (nn.Linear, Conv1D)) and id(layer) not in outer
-    }
     short = {last[name] for name in possible}
     if settings.targets == "all-linear":
         clear = all(name in possible for name in last if last[name] in short)
         return sorted(short if clear else possible)
     for target in settings.targets:
-        if not any(f".{name}".endswith(f".{target}") for name in possible):
-            raise UserError(
+        if not any(_ends(name, target) for name in possible):
+            raise ConfigError(
                 f"model.lora.targets = {list(settings.targets)}: {target!r} is no linear layer inside the model; "
                 f"allowed: all-linear, or names among {', '.join(sorted(short))}"
             )
     return list(settings.targets)
 
 
+def _possible(model: Any) -> set[str]:
+    """Return the names of all layers that can have an adapter, those that have one included."""
+    outer = {id(model.get_output_embeddings()), id(model.get_input_embeddings())}
+    adapted = _layers(model)
+    return adapted.keys() | {
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, (nn.Linear, Conv1D))
+        and id(layer) not in outer
+        and not any(name.startswith(f"{other}.") for other in adapted)  # it is a part of one
+    }
+
+
+def _ends(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")
+
+
 def require_same(model: Any, settings: LoraConfig) -> None:
-    """Raise UserError unless the model's adapter is one that `settings` would have made."""
+    """Raise ConfigError unless the model's adapter is one that `settings` would have made."""
     found = model.peft_config[_NAME]
     for key, wanted, actual in (("rank", settings.rank, found.r), ("alpha", settings.alpha, found.lora_alpha)):
         if wanted != actual:
-            raise UserError(f"model.lora.{key} = {wanted}: the adapter to go on with has {actual}; allowed: {actual}")
+            raise ConfigError(f"model.lora.{key} = {wanted}: the adapter to go on with has {actual}; allowed: {actual}")
+    possible, adapted = _possible(model), _layers(model).keys()
+    all_linear = settings.targets == "all-linear"
+    chosen = possible if all_linear else {n for n in possible for target in settings.targets if _ends(n, target)}
+    if chosen != adapted:
+        shown = settings.targets if all_linear else f"[{','.join(settings.targets)}]"
+        short = sorted({name.rsplit(".", 1)[-1] for name in adapted})
+        clear = all(name in adapted for name in possible if name.rsplit(".", 1)[-1] in short)
+        actual = "all-linear" if adapted == possible else f"[{','.join(short if clear else sorted(adapted))}]"
+        raise ConfigError(
+            f"model.lora.targets = {shown}: the adapter to go on with has other layers; allowed: {actual}"
+        )
 
 
 @contextmanager
@@ -180,15 +248,37 @@ def _layers(model: Any) -> dict[str, Any]:
 def merged(model: Any, device: torch.device | str | None = None) -> Any:
     """Return a plain model with the adapter added into its weights, on `device` (null: where they are).
 
-    Weights without an adapter are shared with `model`, which stays as it is.
+    Weights without an adapter are shared with `model`, which stays as it is. Each merged layer is compared with the one
+    that it replaces; as all else is shared, the models are then equal.
+
+    Raises:
+        ModelError: a merged layer computes something else than the layer with its adapter.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     plain = copy.deepcopy(model, shared)
     for name, layer in _layers(plain).items():
         linear = layer.get_base_layer()
+        tokens = _hidden_states(layer)
+        before, expected = linear(tokens), layer(tokens)
         weight = linear.weight + layer.get_delta_weight(_NAME).to(linear.weight.dtype)
-        linear.weight = nn.Parameter(weight.to(device or weight.device))
+        linear.weight = nn.Parameter(weight)
+        scale = max(float(before.abs().max()), float((expected - before).abs().max()))
+        error = float((linear(tokens) - expected).abs().max())
+        if not error <= _NOISE * torch.finfo(weight.dtype).eps * scale:  # NaN is refused, too
+            raise ModelError(
+                f"the adapter of {name!r} cannot be merged: the merged layer is {error:.1g} off where its outputs are "
+                f"{scale:.1g}, more than rounding makes; allowed: an adapter that adds to the weights alone"
+            )
+        linear.weight.data = weight.to(device or weight.device)
         parent, _, attribute = name.rpartition(".")
         setattr(plain.get_submodule(parent), attribute, linear)
     del plain.peft_config
     return plain
+
+
+def _hidden_states(layer: Any) -> Tensor:
+    """Return what a layer takes for a few tokens, drawn the same each time: (tokens, in features)."""
+    generator = torch.Generator().manual_seed(0)
+    weight = layer.get_base_layer().weight
+    drawn = torch.randn(_TOKENS, layer.in_features, generator=generator)
+    return drawn.to(weight.device, weight.dtype)

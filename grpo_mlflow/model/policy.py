@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from grpo_mlflow.config import ModelConfig
-from grpo_mlflow.errors import UserError
-from grpo_mlflow.model import lora
+from grpo_mlflow.errors import ConfigError, UserError
+from grpo_mlflow.model import lora, reading
 from grpo_mlflow.types import Problem, Prompt
 
 
@@ -156,37 +155,34 @@ def load(
     `chat` the tokenizer's chat template is dropped.
 
     Raises:
-        UserError: there is no such model, or it cannot be read.
+        ModelError: its files are not those of a causal language model with its tokenizer, complete and undamaged.
+        UserError: the hub cannot be reached.
     """
     transformers_logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: each line came twice
     base = lora.base_of(source)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            base or source,
-            dtype=torch.float32,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            attn_implementation=attn_implementation,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason, name = " ".join(str(error).split()), str(base or source)
-        hint = "" if "/" in name or Path(name).exists() else " (is its hub id ORG/NAME?)"
-        raise UserError(f"model {str(source)!r} cannot be loaded{hint}: {reason}") from error
+    name = base or source
+    config = reading.read_config(name, trust_remote_code=trust_remote_code)
+    tokenizer = reading.read_tokenizer(source, trust_remote_code=trust_remote_code)
+    model = reading.read_model(
+        name, config, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
+    )
     model.to(device).eval()
+    reading.require_finite(name, dict(model.named_parameters()))
     if base is not None:
         lora.read(model, Path(source))
+    reading.require_tokens_inside(source, tokenizer, model)
     if not chat:
         tokenizer.chat_template = None
-    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
-    eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
-    if not eos_ids:
-        raise UserError(f"model {str(source)!r} names no end-of-sequence token")
+    if tokenizer.chat_template:
+        reading.require_template(source, tokenizer)
+    eos_ids = reading.end_ids(source, tokenizer, model)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids)
-    return Policy(
-        model, tokenizer, device, getattr(torch, dtype), tuple(sorted(eos_ids)), pad_id, written_out=written_out
-    )
+    found = Policy(model, tokenizer, device, getattr(torch, dtype), eos_ids, pad_id, written_out=written_out)
+    low = (attn_implementation or "").startswith("flash")  # it takes no float32
+    with found.autocast() if low else nullcontext():
+        reading.require_causal(source, model)
+    return found
 
 
 def recompute_activations(model: Any) -> None:
@@ -195,11 +191,11 @@ def recompute_activations(model: Any) -> None:
     transformers does the same for models in training mode; this one stays in evaluation mode, dropout off.
 
     Raises:
-        UserError: the model does not say what its layers are.
+        ConfigError: the model does not say what its layers are.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise UserError(
+        raise ConfigError(
             f"model.gradient_checkpointing = true: {type(model).__name__} has no layers to recompute; allowed: false"
         )
     for layer in layers:

@@ -25,6 +25,7 @@ from grpo_mlflow import seeding
 from grpo_mlflow.algorithm.schedules import learning_rate
 from grpo_mlflow.config import TinyConfig
 from grpo_mlflow.forward.padded import completion_logprobs
+from grpo_mlflow.model import checksums
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.tasks import TASKS, Task
 
@@ -45,10 +46,10 @@ def cache_root() -> Path:
 
 
 def ensure(recipe: TinyConfig, task: Task, task_settings: dict[str, Any], progress: Progress | None = None) -> Path:
-    """Return the folder of the warmed-up model, making it first where the cache lacks it."""
+    """Return the folder of the warmed-up model, making it first where the cache lacks it or holds a damaged one."""
     key = json.dumps([_RECIPE, recipe.model_dump(), task.name, task_settings, _corpus()], sort_keys=True)
     folder = cache_root() / "tiny" / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-    if folder.is_dir():
+    if checksums.intact(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
@@ -57,6 +58,7 @@ def ensure(recipe: TinyConfig, task: Task, task_settings: dict[str, Any], progre
         warm_up(policy, recipe, task, progress)
         policy.save(scratch)
         (scratch / "recipe.json").write_text(key)
+        checksums.write(scratch)
         try:
             scratch.rename(folder)
         except OSError:

@@ -19,7 +19,7 @@ import torch
 
 from grpo_mlflow import tasks, tracking
 from grpo_mlflow.config import Config
-from grpo_mlflow.errors import UserError, one_line
+from grpo_mlflow.errors import ConfigError, UserError, one_line
 from grpo_mlflow.generation import Generators
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.sync import SYNCS
@@ -53,8 +53,13 @@ class Doctor:
 
     config: Config
     folder: Path
-    healthy: bool = True
+    exit_code: int = 0  # of the first failure
     _missing: set[str] = field(default_factory=set)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether no check has failed so far."""
+        return not self.exit_code
 
     def examine(self) -> Iterator[Check]:
         """Yield the outcome of each check as soon as it is known."""
@@ -63,10 +68,10 @@ class Doctor:
 
     def _examine(self, held: ExitStack) -> Iterator[Check]:
         yield self._check("packages", self._packages)
-        yield self._check("MLflow store", self._store)
         yield self._check("device", self._device)
         actor: list[Policy] = []
         yield self._check("model", lambda: self._model(actor), needs=("device",))
+        yield self._check("MLflow store", self._store, needs=("model",))  # it opens a run, as training would only then
         yield self._check("memory", lambda: self._memory(actor[0]), needs=("model",))
         yield self._check("disk", lambda: self._disk(actor[0]), needs=("model",))
         if "model" in self._missing or not self._names_a_server:
@@ -95,16 +100,17 @@ class Doctor:
         if missing := [need for need in needs if need in self._missing]:
             self._missing.add(name)
             return Check(name, "skipped", f"needs: {missing[0]}")
+        cause: BaseException | None
         try:
             return Check(name, "ok", examine())
         except Caution as caution:
             return Check(name, "warning", str(caution), caution.remedy)
         except Trouble as trouble:
-            found, remedy = str(trouble), trouble.remedy
+            found, remedy, cause = str(trouble), trouble.remedy, trouble.__cause__
         except UserError as error:
-            found, remedy = one_line(error), "as the line says"
+            found, remedy, cause = one_line(error), "as the line says", error
         self._missing.add(name)
-        self.healthy = False
+        self.exit_code = self.exit_code or (cause.exit_code if isinstance(cause, UserError) else 1)
         return Check(name, "FAILED", found, remedy)
 
     # Without a server
@@ -138,6 +144,9 @@ class Doctor:
         try:
             source = loading.model_source(model.train_id, self.config)
             actor.append(loading.trained(self.config, source, policy.choose_device(model.device)))
+        except ConfigError as error:
+            line = one_line(error)
+            raise Trouble(line, f"set {line.partition(' = ')[0]} to what the line allows") from error
         except UserError as error:
             remedy = "set model.train_id to a folder with config.json, tokenizer and safetensors weights, or a hub id"
             raise Trouble(one_line(error), remedy) from error

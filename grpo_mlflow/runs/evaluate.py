@@ -8,11 +8,12 @@ from pathlib import Path
 
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Resolved
-from grpo_mlflow.model import loading, policy
-from grpo_mlflow.runs import messages
+from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runs.generators import open_generators
-from grpo_mlflow.runs.session import Nested, session
+from grpo_mlflow.runs.models import load_measured
+from grpo_mlflow.runs.session import Gathered, Nested, gathered
 from grpo_mlflow.tasks import contents
+from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import evaluation
 
 
@@ -24,27 +25,32 @@ def evaluate(
     Problems that evaluation seeds of `before` have as well are left out.
     """
     config = resolved.config
-    with session(resolved, "evaluate", nested=nested) as (processes, tracker, console):
-        if not source:
-            report = messages.warmup_progress(console)
-            source = processes.one_after_first(lambda: loading.model_source(config.model.train_id, config, report))
-        task = tasks.of(config)
-        if remark := contents.evaluation_problems(task, config, before)[1]:
-            console.say(remark)
-        tracker.tags({"grpo.evaluated_model": str(source)})
-        device = processes.accelerator.device
-        actor = processes.one_after_first(lambda: policy.load_as(config.model, source, device))
-        with open_generators(config, actor, source, source, tracker, console, trains=False) as generators:
-            generator = generators.evaluation()
-            generator.sync(0)
-            start = time.perf_counter()
-            result = evaluation.evaluate(task, actor, generator, config, processes, before=before)
-            seconds = time.perf_counter() - start
-        evaluation.track(tracker, result, 0, seconds, config.tracking.samples)
-        console.say(
-            f"{source} on {config.data.task}, at most {evaluation.evaluation_sampling(config).max_new_tokens} tokens"
-        )
-        console.say(f"{result.summary()}  {seconds:.1f}s")
-        for name, value in result.metrics().items():
-            console.say(f"  {name:<24}{value:.4g}")
+    with gathered(resolved, "evaluate", nested=nested is not None) as here:
+        actor, source = load_measured(config, source, here.processes, here.console)
+        with here.opened(nested=nested) as tracker:
+            tracker.tags({"grpo.evaluated_model": str(source)})
+            return _measure(here, tracker, actor, source, before)
+
+
+def _measure(
+    here: Gathered, tracker: Tracker, actor: Policy, source: str | Path, before: Sequence[range]
+) -> evaluation.Evaluation:
+    """Evaluate the model in the open run, which gets what was found."""
+    config, console = here.resolved.config, here.console
+    task = tasks.of(config)
+    if remark := contents.evaluation_problems(task, config, before)[1]:
+        console.say(remark)
+    with open_generators(config, actor, source, source, tracker, console, trains=False) as generators:
+        generator = generators.evaluation()
+        generator.sync(0)
+        start = time.perf_counter()
+        result = evaluation.evaluate(task, actor, generator, config, here.processes, before=before)
+        seconds = time.perf_counter() - start
+    evaluation.track(tracker, result, 0, seconds, config.tracking.samples)
+    console.say(
+        f"{source} on {config.data.task}, at most {evaluation.evaluation_sampling(config).max_new_tokens} tokens"
+    )
+    console.say(f"{result.summary()}  {seconds:.1f}s")
+    for name, value in result.metrics().items():
+        console.say(f"  {name:<24}{value:.4g}")
     return result

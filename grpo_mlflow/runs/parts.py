@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Config
 from grpo_mlflow.generation import Generator
 from grpo_mlflow.generation.server.sync import SYNCS
-from grpo_mlflow.model import loading
-from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.runs import messages
 from grpo_mlflow.runs.generators import open_generators
+from grpo_mlflow.runs.models import Models
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import contents
@@ -31,8 +26,10 @@ from grpo_mlflow.training.sources import Recording, group_source, read_ahead
 @contextmanager
 def open_parts(
     config: Config,
+    models: Models,
     checkpoint: Checkpoint | None,
     recording: Recording | None,
+    *,
     processes: Processes,
     tracker: Tracker,
     console: Console,
@@ -44,7 +41,6 @@ def open_parts(
     Args:
         recording: the groups to train on instead of sampled ones.
     """
-    models = _load(config, checkpoint, processes, console)
     learner = _learner(config, models, processes)
     store = processes.one_after_first(lambda: _store(config, tracker))
     progress = None
@@ -56,14 +52,9 @@ def open_parts(
     task = tasks.of(config)
     first = models.source if not checkpoint or SYNCS[config.generation.sync].sends else models.initial()
     with open_generators(config, models.actor, models.source, first, tracker, console) as generators:
+        ahead = read_ahead(checkpoint) if checkpoint else None
         source = group_source(
-            config,
-            task,
-            models.actor,
-            generators.training,
-            processes,
-            recording=recording,
-            ahead=read_ahead(checkpoint) if checkpoint else None,
+            config, task, models.actor, generators.training, processes, recording=recording, ahead=ahead
         )
         _sync(config, recording, progress, generators.training)
         parts = Parts(
@@ -94,34 +85,7 @@ def _sync(
         make_generator().sync(version)
 
 
-@dataclass(frozen=True, slots=True)
-class _Models:
-    """The model that is trained, its reference (None without KL), and where the first was loaded from.
-
-    `initial` returns where the model before training is loaded from.
-    """
-
-    actor: Policy
-    reference: Policy | None
-    source: str | Path
-    initial: Callable[[], str | Path]
-
-
-def _load(config: Config, checkpoint: Checkpoint | None, processes: Processes, console: Console) -> _Models:
-    start = time.perf_counter()
-
-    def initial() -> str | Path:
-        return loading.model_source(config.model.train_id, config, messages.warmup_progress(console))
-
-    source = checkpoint.path if checkpoint else processes.one_after_first(initial)
-    device = processes.accelerator.device
-    actor = processes.one_after_first(lambda: loading.trained(config, source, device))
-    reference = processes.one_after_first(lambda: loading.reference(config, actor, initial))
-    console.say(messages.introduce(config, actor, time.perf_counter() - start))
-    return _Models(actor, reference, source, initial)
-
-
-def _learner(config: Config, models: _Models, processes: Processes) -> Learner:
+def _learner(config: Config, models: Models, processes: Processes) -> Learner:
     sizes = Sizes(
         temperature=config.generation.temperature,
         max_completion_length=config.generation.max_new_tokens,

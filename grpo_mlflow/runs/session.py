@@ -29,32 +29,61 @@ class Nested:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-@contextmanager
-def session(
-    resolved: Resolved, kind: str, stored: Stored | None = None, nested: Nested | None = None
-) -> Iterator[tuple[Processes, Tracker, Console]]:
-    """Open the run, log what it is, and set its status to how the block ends."""
-    config = resolved.config
-    allocator.keep_freed()
-    processes = join(config, choose_device(config.model.device))
-    console = _console(resolved.warnings, processes.is_first, nested is not None)
-    ending = Ending(config, kind, processes, console)
-    # Nothing may stand between the block and the handlers: a signal there would leave the run without its status.
-    with interrupts.handled(), processes.watched(on_hang=ending.failed):
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The processes of a run that is not open yet: what can be refused is refused here, and leaves no run behind."""
+
+    resolved: Resolved
+    kind: str
+    processes: Processes
+    console: Console
+    ending: Ending
+
+    @contextmanager
+    def opened(self, stored: Stored | None = None, nested: Nested | None = None) -> Iterator[Tracker]:
+        """Open the run, log what it is, and set its status to how the block ends."""
+        config, ending = self.resolved.config, self.ending
         try:
+            # Nothing may stand between the block and the handlers: a signal there would leave the run without status.
             with interrupts.deferred():
-                tracker = ending.tracker = _open(config, kind, stored, nested, processes)
+                tracker = ending.tracker = _open(config, self.kind, stored, nested, self.processes)
         except interrupts.Interrupted:
             ending.not_begun()
             raise
         try:
-            describe(tracker, resolved, kind, resumed=stored is not None and config.resume is not None)
-            yield processes, tracker, console
+            describe(tracker, self.resolved, self.kind, resumed=stored is not None and config.resume is not None)
+            yield tracker
         except BaseException as error:
             ending.raised(tracker, error)
             raise
         with interrupts.deferred():
             tracker.finish("FINISHED")
+
+
+@contextmanager
+def gathered(resolved: Resolved, kind: str, *, nested: bool = False) -> Iterator[Gathered]:
+    """Connect the processes of a run, and handle signals; `nested` ones say nothing on the console."""
+    config = resolved.config
+    allocator.keep_freed()
+    processes = join(config, choose_device(config.model.device))
+    console = _console(resolved.warnings, processes.is_first, nested)
+    ending = Ending(config, kind, processes, console)
+    with interrupts.handled(), processes.watched(on_hang=ending.failed):
+        try:
+            yield Gathered(resolved, kind, processes, console, ending)
+        except (interrupts.Interrupted, KeyboardInterrupt):
+            if ending.tracker is None:
+                console.say(f"\n{kind} stopped before a run was opened")
+            raise
+
+
+@contextmanager
+def session(
+    resolved: Resolved, kind: str, stored: Stored | None = None, nested: Nested | None = None
+) -> Iterator[tuple[Processes, Tracker, Console]]:
+    """Open a run that has nothing to refuse before, and set its status to how the block ends."""
+    with gathered(resolved, kind, nested=nested is not None) as here, here.opened(stored, nested) as tracker:
+        yield here.processes, tracker, here.console
 
 
 def _console(warnings: Iterable[str], is_first: bool, is_nested: bool) -> Console:

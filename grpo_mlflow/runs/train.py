@@ -8,8 +8,9 @@ from pathlib import Path
 
 from grpo_mlflow.config import Resolved
 from grpo_mlflow.runs import messages
+from grpo_mlflow.runs.models import load
 from grpo_mlflow.runs.parts import open_parts
-from grpo_mlflow.runs.session import Nested, session
+from grpo_mlflow.runs.session import Nested, gathered
 from grpo_mlflow.runs.stored import Stored
 from grpo_mlflow.tasks import contents
 from grpo_mlflow.training import loss
@@ -43,18 +44,24 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
     config, checkpoint = resolved.config, stored.checkpoint if stored else None
     recording = open_recording(config)  # before a run is opened that could only fail
     loss.load(config.train)  # as above
-    with session(resolved, "train", stored, trial.nested if trial else None) as (processes, tracker, console):
-        if trial:
-            trial.on_start(tracker.run_id)
-        with open_parts(config, checkpoint, recording, processes, tracker, console) as (parts, progress):
-            if config.eval.enabled and processes.is_first and not trial:  # a study says it once for all its trials
-                for line in contents.remarks(parts.task, config):
-                    console.say(line)
-            ended = Trainer(
-                parts,
-                progress,
-                on_evaluation=trial.on_evaluation if trial else None,
-                baseline=trial.baseline if trial else None,
-            ).run()
-        console.say(messages.conclude(config, ended, tracker))
+    nested = trial.nested if trial else None
+    with gathered(resolved, "train", nested=nested is not None) as here:
+        processes, console = here.processes, here.console
+        models = load(config, checkpoint, processes, console)
+        with here.opened(stored, nested) as tracker:
+            if trial:
+                trial.on_start(tracker.run_id)
+            with open_parts(
+                config, models, checkpoint, recording, processes=processes, tracker=tracker, console=console
+            ) as (parts, progress):
+                if config.eval.enabled and processes.is_first and not trial:  # a study says it once for all its trials
+                    for line in contents.remarks(parts.task, config):
+                        console.say(line)
+                ended = Trainer(
+                    parts,
+                    progress,
+                    on_evaluation=trial.on_evaluation if trial else None,
+                    baseline=trial.baseline if trial else None,
+                ).run()
+            console.say(messages.conclude(config, ended, tracker))
     return Finished(tracker.run_id, tracker.run_dir, ended)

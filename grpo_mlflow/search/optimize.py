@@ -19,6 +19,7 @@ from grpo_mlflow import runs, tasks, tracking
 from grpo_mlflow.config import Resolved
 from grpo_mlflow.config.schema import SearchConfig
 from grpo_mlflow.errors import ConfigError, UserError
+from grpo_mlflow.runs import models
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
@@ -45,9 +46,10 @@ def optimize(resolved: Resolved, space: Space, storage: BaseStorage, command: Se
     search = resolved.config.search
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("optimize under a launcher of several processes: each would run the study; allowed: n_jobs")
+    console = Console()
+    models.require(resolved.config, console)
     study = studies.open_study(storage, resolved.config, space)
     queue = studies.Queue(study, storage, resolved.config, space)
-    console = Console()
     while (right := rights.take(storage, search.study_name)) is None:
         if (parent := rights.parent_of(storage, search.study_name)) is not None:
             console.say(f"joining study {search.study_name}; the command that leads it will end it")

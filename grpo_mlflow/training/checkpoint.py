@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from grpo_mlflow.errors import UserError
+from grpo_mlflow.errors import ModelError
 
 _NAME = re.compile(r"iter_(\d{3,})")
 
@@ -47,17 +47,17 @@ def read(path: Path) -> Checkpoint:
     """Return the checkpoint at `path` after comparing every file with the manifest.
 
     Raises:
-        UserError: it is absent, incomplete or damaged; the line names the file.
+        ModelError: it is absent, incomplete or damaged; the line names the file.
     """
     manifest = _manifest(path)
     if manifest is None:
-        raise UserError(f"checkpoint {str(path)!r}: no manifest.json, so it is not a complete checkpoint")
+        raise ModelError(f"checkpoint {str(path)!r}: no manifest.json, so it is not a complete checkpoint")
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():
-            raise UserError(f"checkpoint {str(path)!r}: {name} is missing")
+            raise ModelError(f"checkpoint {str(path)!r}: {name} is missing")
         if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
-            raise UserError(f"checkpoint {str(path)!r}: {name} differs from its manifest")
+            raise ModelError(f"checkpoint {str(path)!r}: {name} differs from its manifest")
     return Checkpoint(path, manifest["iteration"], manifest["score"])
 
 

@@ -373,7 +373,7 @@ def test_a_reference_on_a_device_that_is_not_there_is_refused(base_folder: Path)
         ({"base_model_name_or_path": "/nowhere/base"}, "adapter of '/nowhere/base', which is not there"),
         ({"base_model_name_or_path": None}, "adapter_config.json cannot be read: base_model_name_or_path = null"),
         ({"r": 8}, "its LoRA adapter cannot be loaded"),
-        ({"target_modules": ["q_proj"]}, "is no part of a plain LoRA adapter"),
+        ({"target_modules": ["q_proj"]}, "are no part of a plain LoRA adapter"),
         ({"target_modules": ["nothing"]}, "its LoRA adapter cannot be loaded"),
     ],
 )
