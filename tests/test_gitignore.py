@@ -23,5 +23,5 @@ def test_what_is_made_here_is_ignored_as_a_folder_and_as_a_link(tmp_path: Path, 
     (made / "file").touch()
     if linked:
         (folder / name).symlink_to(made)
-    status = ["git", "-C", folder, "status", "--porcelain", "--untracked-files=all"]
+    status = ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=all"]
     assert subprocess.run(status, capture_output=True, text=True, check=True).stdout == "?? .gitignore\n"
