@@ -66,6 +66,7 @@ class VLLM:
         """See `EngineClass.command`."""
         words = ["-m", "vllm.entrypoints.openai.api_server", "--model", start.model, "--served-model-name", "policy"]
         words += ["--host", start.host, "--port", str(start.port), "--dtype", start.dtype]
+        words += ["--max-model-len", "auto"]  # else a model whose whole context exceeds the cache does not start
         words += ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", "grpo_vllm_worker.WeightLoader"]
         environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(SERVERSIDE)}
         if start.trust_remote_code:
