@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.config.schema import Config
@@ -27,8 +28,16 @@ def _addresses(config: Config) -> Iterator[str]:
     if needed:
         yield f"{needed} needs the server's address; allowed: http://HOST:PORT, or generation.server.manage=true"
     for key, value in (("generation.base_url", generation.base_url), ("eval.base_url", evaluation.base_url)):
-        if value is not None and not value.startswith(("http://", "https://")):
+        if value is not None and not _is_address(value):
             yield f"{key} = {value!r}: not an address; allowed: http://HOST:PORT or https://HOST:PORT"
+
+
+def _is_address(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, or half a bracket
+        return False
 
 
 def _managed(config: Config) -> Iterator[str]:
