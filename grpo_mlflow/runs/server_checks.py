@@ -49,9 +49,10 @@ class ServerCheckup:
 
     def tokenizer(self) -> str:
         try:
-            return f"equal on {self._generator.server.check_tokenizer()} tokens"
+            count = self._generator.server.check_tokenizer()
         except UserError as error:
             raise _trouble(error) from error
+        return f"equal on {count} tokens" if count else "not checked: the server has no /tokenize"
 
     def weights(self) -> str:
         try:

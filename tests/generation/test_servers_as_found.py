@@ -12,6 +12,7 @@ from grpo_mlflow import runs
 from grpo_mlflow.config import Config, GenerationConfig, LoraConfig, resolve
 from grpo_mlflow.errors import ConfigError, ServerFailed, ServerUnfit
 from grpo_mlflow.generation import Generators, Sampling
+from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.launch import start_command
 from grpo_mlflow.generation.server.recompute import behaviour_logprobs
 from grpo_mlflow.model import lora
@@ -84,6 +85,23 @@ def test_another_model_or_number_format_is_told_with_the_command(policy: Policy,
         assert "does not serve the policy (model.train_id)" in told
         assert told.endswith(f": {command(server, sync='none')}")
         assert "--dtype float32" in told
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_server_that_does_not_tokenize_is_used_and_a_line_says_so(
+    policy: Policy, folder: Path, dialect: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with FakeServer(dialect, folder, quirks=Quirks(refuses={"/tokenize": status})) as server:
+        with served(policy, server) as generators:
+            generator = generators.training()
+            assert isinstance(generator, ServerGenerator)
+            assert generator.server.check_tokenizer() == 0
+            generator.sync(0)
+            generator.sync(1)
+        assert len(server.loads) == 2
+    (line,) = [record.getMessage() for record in caplog.records if "tokenizer" in record.getMessage()]
+    assert line.endswith(f"was not checked: /tokenize answers {status}: Not for you")
 
 
 @pytest.mark.parametrize(

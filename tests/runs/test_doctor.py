@@ -120,6 +120,13 @@ def test_a_server_that_is_wrong_is_found(small_model: Path, shared_store: str, t
     assert remedy in first.remedy
 
 
+def test_a_server_that_does_not_tokenize_passes(small_model: Path, shared_store: str, tmp_path: Path) -> None:
+    with FakeServer("vllm", small_model, quirks=Quirks(refuses={"/tokenize": 404})) as server:
+        checks = examine(shared_store, tmp_path, *words_of(server))
+    assert {check.state for check in checks} == {"ok"}
+    assert "not checked" in next(check.found for check in checks if check.name == "tokenizer")
+
+
 def test_another_model_on_a_static_server_is_found(small_model: Path, shared_store: str, tmp_path: Path) -> None:
     with FakeServer("vllm", small_model) as server:
         with torch.no_grad():

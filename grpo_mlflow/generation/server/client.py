@@ -19,6 +19,7 @@ from grpo_mlflow.errors import one_line
 
 T = TypeVar("T")
 _MAY_PASS = (408, 409, 425, 429)
+_NEVER = 501  # not implemented
 
 
 class Fault(Exception):
@@ -95,7 +96,7 @@ class Client:
             text = await answer
         except openai.APIStatusError as error:
             status, message = error.status_code, f"{path} answers {error.status_code}: {_message(error.response.text)}"
-            if status >= 500 or status in _MAY_PASS:
+            if (status >= 500 and status != _NEVER) or status in _MAY_PASS:
                 raise Fault(message, _seconds(error.response.headers.get("retry-after"))) from error
             raise Refusal(message, status) from error
         except openai.APITimeoutError as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from grpo_mlflow.config import GenerationConfig
-from grpo_mlflow.errors import ServerFailed, ServerUnfit
+from grpo_mlflow.errors import ServerFailed, ServerUnfit, redact
 from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.server import canary, pricing
 from grpo_mlflow.generation.server.batches import Batches
@@ -70,6 +70,7 @@ class PolicyServer:
         self._batches = Batches(self._link, self._proof)
         self._priced_sampling, self._source, self._start_command = priced_sampling, source, start_command
         self._loads = -1  # that were known when the server's log-probabilities were last checked
+        self._said_why = False  # its tokenizer was not checked
         self._loop = Loop()
         self.version: int | None = None
         self._reported_retries, self._seconds = 0, 0.0
@@ -100,11 +101,15 @@ class PolicyServer:
     def check_tokenizer(self) -> int:
         """Return the number of tokens of a test text, which the server must split as the trainer does.
 
+        0 where it does not tokenize, which is no fault: only token ids are exchanged. A line says so once.
+
         Raises:
-            ServerFailed: it cannot say, or differs.
+            ServerFailed: it gives no usable answer, or differs.
         """
         ours: list[int] = self._policy.tokenizer(_TEXT, add_special_tokens=False).input_ids
-        theirs = self._run(lambda: self._link.ask("tokenizing", lambda: shaped(self._engine.tokenize(_TEXT))))
+        theirs = self._run(lambda: self._link.ask("tokenizing", self._tokenize))
+        if theirs is None:
+            return 0
         if ours != theirs:
             pairs = zip(ours, theirs, strict=False)
             place = next((i for i, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(ours), len(theirs)))
@@ -204,6 +209,16 @@ class PolicyServer:
         except Incapable as lacks:
             raise Refusal(f"{name} cannot be sampled from: {lacks}") from None
         return name
+
+    async def _tokenize(self) -> list[int] | None:
+        """Return the server's tokens of the test text, None where it (or a gateway before it) has no such endpoint."""
+        try:
+            return await shaped(self._engine.tokenize(_TEXT))
+        except Refusal as refusal:
+            if not self._said_why:
+                self._said_why = True
+                log.warning("the tokenizer of the server at %s was not checked: %s", redact(self.url), refusal)
+            return None
 
     async def _has_them(self, name: str) -> bool:
         """Return whether a server that serves `name` has the weights of a policy that is not trained, without a load.
