@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -77,6 +78,60 @@ def test_what_another_start_mends_is_told_with_its_command(
         told = refusal(policy, server, **settings)
         assert found in told
         assert told.endswith(f": {command(server, **settings)}")
+
+
+@pytest.mark.parametrize(
+    ("quirks", "words"),
+    [
+        (PLAIN, ["generation.async_rollouts=1"]),
+        (Quirks(without_extension=True, on_cpu=True), ["generation.async_rollouts=1"]),
+        (Quirks(raw_logprobs=True), ["generation.async_rollouts=1", "generation.temperature=0.7"]),
+        (Quirks(without_logprobs=True), ["generation.async_rollouts=1"]),
+        (PLAIN, ["eval.enabled=false"]),
+        (Quirks(without_lora=True), ["model.lora.rank=4", "generation.sync=lora", "generation.async_rollouts=1"]),
+    ],
+)
+def test_settings_that_a_refusal_proposes_are_taken_beside_those_of_the_run(
+    policy: Policy, folder: Path, quirks: Quirks, words: list[str]
+) -> None:
+    with FakeServer("vllm", folder, quirks=quirks) as server:
+        given = ["generation.backend=vllm_server", f"generation.base_url={server.url}", *words]
+        given.append("generation.retry_seconds=0")
+        config = resolve("tiny", [f"eval.base_url={server.url}", *given]).config
+        if config.model.lora.rank:
+            lora.add(policy.model, config.model.lora, 0)
+            move_adapter(policy)
+        with Generators(config, policy, folder, folder, folder / "log", print) as generators:
+            with pytest.raises(ServerUnfit) as caught:
+                generators.training().sync(0)
+    proposed = re.search(r"or choose ((?:\S+=\S+ ?)+): ", caught.value.remedy)
+    assert proposed, caught.value.remedy
+    resolve("tiny", [*given, *proposed[1].split()]).require_trainable()
+
+
+def test_a_server_that_only_measures_is_done_without(policy: Policy, folder: Path) -> None:
+    """How rollouts are drawn is not to change for that."""
+    with FakeServer("vllm", folder, quirks=PLAIN) as server:
+        words = ["eval.backend=vllm_server", f"eval.base_url={server.url}", "generation.retry_seconds=0"]
+        with Generators(resolve("tiny", words).config, policy, folder, folder, folder / "log", print) as generators:
+            with pytest.raises(ServerUnfit, match="or choose eval.backend=local: "):
+                generators.evaluation().sync(0)
+
+
+def test_what_no_setting_does_without_is_not_proposed(policy: Policy, folder: Path, tmp_path: Path) -> None:
+    """An adapter that training starts from is never sent to a server that is sent no weights."""
+    lora.add(policy.model, LoraConfig(rank=4), 0)
+    move_adapter(policy)
+    policy.save(tmp_path / "adapter")
+    with FakeServer("vllm", folder, quirks=PLAIN) as server:
+        words = ["generation.backend=vllm_server", f"generation.base_url={server.url}", "generation.retry_seconds=0"]
+        config = resolve("tiny", [*words, "model.lora.rank=4"]).config
+        source = tmp_path / "adapter"
+        with Generators(config, policy, source, source, folder / "log", print) as generators:
+            with pytest.raises(ServerUnfit) as caught:
+                generators.training().sync(0)
+    assert "or choose" not in caught.value.remedy
+    assert "with this command: " in caught.value.remedy
 
 
 def test_another_model_or_number_format_is_told_with_the_command(policy: Policy, folder: Path) -> None:

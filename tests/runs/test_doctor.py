@@ -80,8 +80,9 @@ QUIRKS = {
         Quirks(without_logprobs=True),
         "sglang",
         "server",
-        ["no log-probabilities", "behaviour_logprobs=recompute"],
-        "docs/servers.md",
+        ["no log-probabilities"],
+        "docs/servers.md says which versions and options it needs; Start it again with this command, or choose "
+        "generation.behaviour_logprobs=recompute: ",
     ),
     "another tokenizer": (Quirks(other_tokenizer=True), "vllm", "tokenizer", ["differs"], "model.train_id"),
     "no development endpoints": (
