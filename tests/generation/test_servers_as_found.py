@@ -101,9 +101,9 @@ def test_settings_that_a_refusal_proposes_are_taken_beside_those_of_the_run(
         if config.model.lora.rank:
             lora.add(policy.model, config.model.lora, 0)
             move_adapter(policy)
-        with Generators(config, policy, folder, folder, folder / "log", print) as generators:
-            with pytest.raises(ServerUnfit) as caught:
-                generators.training().sync(0)
+        generators = Generators(config, policy, folder, folder, folder / "log", print)
+        with generators, pytest.raises(ServerUnfit) as caught:
+            generators.training().sync(0)
     proposed = re.search(r"or choose ((?:\S+=\S+ ?)+): ", caught.value.remedy)
     assert proposed, caught.value.remedy
     resolve("tiny", [*given, *proposed[1].split()]).require_trainable()
@@ -113,9 +113,9 @@ def test_a_server_that_only_measures_is_done_without(policy: Policy, folder: Pat
     """How rollouts are drawn is not to change for that."""
     with FakeServer("vllm", folder, quirks=PLAIN) as server:
         words = ["eval.backend=vllm_server", f"eval.base_url={server.url}", "generation.retry_seconds=0"]
-        with Generators(resolve("tiny", words).config, policy, folder, folder, folder / "log", print) as generators:
-            with pytest.raises(ServerUnfit, match="or choose eval.backend=local: "):
-                generators.evaluation().sync(0)
+        generators = Generators(resolve("tiny", words).config, policy, folder, folder, folder / "log", print)
+        with generators, pytest.raises(ServerUnfit, match=r"or choose eval\.backend=local: "):
+            generators.evaluation().sync(0)
 
 
 def test_what_no_setting_does_without_is_not_proposed(policy: Policy, folder: Path, tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_what_no_setting_does_without_is_not_proposed(policy: Policy, folder: Pa
         words = ["generation.backend=vllm_server", f"generation.base_url={server.url}", "generation.retry_seconds=0"]
         config = resolve("tiny", [*words, "model.lora.rank=4"]).config
         source = tmp_path / "adapter"
-        with Generators(config, policy, source, source, folder / "log", print) as generators:
-            with pytest.raises(ServerUnfit) as caught:
-                generators.training().sync(0)
+        generators = Generators(config, policy, source, source, folder / "log", print)
+        with generators, pytest.raises(ServerUnfit) as caught:
+            generators.training().sync(0)
     assert "or choose" not in caught.value.remedy
     assert "with this command: " in caught.value.remedy
 

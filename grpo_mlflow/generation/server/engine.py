@@ -222,7 +222,7 @@ def check(draws: Sequence[Draw], ask: Ask, vocabulary: int, longer_context: str)
         if draw.finish_reason == "length" and count < most and not ended:
             raise Refusal(
                 f"its context holds only {count} new tokens after a prompt of {len(ask.token_ids)}; allowed: a longer "
-                f"context ({longer_context}), or generation.max_new_tokens below {most}"
+                f"context ({longer_context}), or generation.max_new_tokens={count}"
             )
 
 
