@@ -137,6 +137,9 @@ def test_what_only_some_configs_need_is_there_for_those_only() -> None:
     assert "LORA" not in plain.upper()
     cpu, gpu = (command_for("vllm_server", f"generation.server.device={device}") for device in ("cpu", "cuda"))
     assert "--enforce-eager --max-num-batched-tokens 32768" in cpu
+    assert "VLLM_CPU_KVCACHE_SPACE=1 " in cpu
+    fraction = command_for("vllm_server", "generation.server.device=cpu", "generation.server.memory=1.5")
+    assert "VLLM_CPU_KVCACHE_SPACE=2 " in fraction  # vLLM takes whole numbers only
     assert "--enforce-eager" not in gpu
     assert "--enforce-eager" not in command_for("vllm_server", "model.device=cuda:2")  # so there are GPUs
     assert "trust" not in plain

@@ -8,6 +8,7 @@ proves nothing, which is why every load is followed by the canary.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -72,7 +73,7 @@ class VLLM:
         if start.trust_remote_code:
             words.append("--trust-remote-code")
         if start.on_cpu:
-            environment["VLLM_CPU_KVCACHE_SPACE"] = f"{start.memory or _CPU_CACHE_GIB:g}"
+            environment["VLLM_CPU_KVCACHE_SPACE"] = str(math.ceil(start.memory or _CPU_CACHE_GIB))  # a fraction fails
             # Compiling costs a minute at each start. A prefill in chunks together with a seed ends vLLM's CPU engine.
             words += ["--enforce-eager", "--max-num-batched-tokens", "32768"]
         elif start.memory is not None:
