@@ -58,11 +58,16 @@ def final_number(text: str) -> Fraction | None:
     return found[-1].value
 
 
-def is_number(text: str) -> bool:
-    """Return whether a text holds one number and nothing beside its currency or percent sign."""
+def bare_number(text: str) -> Fraction | None:
+    """Return the number of a text that holds nothing beside it and its currency or percent sign, None for others."""
     text = plain(text).strip().removesuffix("%").strip()
     found = numerals(text)
-    return len(found) == 1 and found[0].value is not None and (found[0].start, found[0].end) == (0, len(text))
+    return found[0].value if [(one.start, one.end) for one in found] == [(0, len(text))] else None
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text holds one number and nothing beside its currency or percent sign."""
+    return bare_number(text) is not None
 
 
 def _only_number(content: str) -> Fraction | None:
