@@ -265,6 +265,12 @@ def test_problems_are_the_same_in_every_process() -> None:
             ["(2*x + 1)*(x + 1)", "2*x**2 + 3*x", "2*y**2 + 3*y + 1", "__import__('os')"],
         ),
         ("gsm_symbolic", {"answer": "12"}, ["12", "$12", "12.0"], ["12 or 13", "12 13", "1", "x12"]),
+        (
+            "propositional_logic",
+            {"score": lambda *_: 1.0},  # contradictory premises, from which every formula follows
+            ["\xacP", "(P \u2227 \xacQ)", "P \u2192 (Q \u2228 \xac\xacR)"],
+            ["\xacP or 12345, or banana", "\xacP\nbanana", "\xacP \xacP", "banana", "P Q", "P \u2227", "\u2227 P", ""],
+        ),
         ("game_of_life_halting", {"answer": "False"}, ["False", "false"], ["True", "no", "False or True"]),
         ("coin_flip", {"answer": "0.890625"}, ["0.890625", "57/64", "0.8906"], ["0", "0.9", "0.89", "8"]),
         ("n_queens", {"metadata": {"valid_answers": ["_ Q", "Q _"]}}, ["_ Q", "Q _"], ["Q Q", "[['_', 'Q']]"]),
