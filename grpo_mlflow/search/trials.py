@@ -18,7 +18,7 @@ from grpo_mlflow.runs import stored
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.interrupts import Interrupted
-from grpo_mlflow.search import choices, records, recovery, settings
+from grpo_mlflow.search import choices, decay, records, recovery, settings
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.space import Space
@@ -146,6 +146,7 @@ class Search:
             trial.set_user_attr(studies.VARIED, list(values))
             trial.set_user_attr(studies.SETTINGS, settings.digest(resolved.config))
             trial.set_user_attr(studies.SETTLED, True)
+            records.keep_of(trial, decay.KEY, decay.learning_rates(resolved.config))
         if (equal := self._equal(trial)) is not None:
             self._draw_again(trial, equal)
             trial.set_user_attr(studies.DUPLICATE_OF, equal.number)
