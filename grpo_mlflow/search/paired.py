@@ -20,10 +20,9 @@ t is the quantile 1 - alpha / (m r) of Student's t with n - 1 degrees of freedom
 
 Flat trials. The start is the lowest mean rate of any trial's first evaluation. A trial has risen if the mean of its
 last two evaluations is above the start by more than `share` of the way to the contender's score. Whether a flat one
-will rise, its curve cannot tell, but the study can. It is pruned after `patience` of its looks if at least `precedents`
-finished trials were as flat at that look, and none of them gained more later than `jump` of what separates this one
-from the contender. After three that stayed flat, the next one stays flat with a chance of 4/5 (Laplace's rule of
-succession).
+will rise, its curve cannot tell, but the study can. It is pruned if at least `precedents` finished trials were as flat
+at that look, and none of them gained more later than `jump` of what separates this one from the contender. After three
+that stayed flat, the next one stays flat with a chance of 4/5 (Laplace's rule of succession).
 
 What the error refers to. Looking at every evaluation, at each of the best, would find some difference by luck in the
 end. Of two consecutive evaluations one has an even number, so a trial that is behind another was so at one of the m
@@ -92,7 +91,6 @@ class PairedPruner(optuna.pruners.BasePruner):
         top: share of the trials that count as the best.
         doubt: standard errors by which a trial must miss the contender's score.
         share: share of the way from the start to the contender's score above which a trial has risen.
-        patience: share of a trial's evaluations up to which a flat one is not pruned.
         precedents: how many finished trials must have been as flat before a flat one is pruned.
         jump: share of the distance to the contender by which none of them may have risen later.
 
@@ -111,19 +109,18 @@ class PairedPruner(optuna.pruners.BasePruner):
         top: float = 0.1,
         doubt: float = 0.5,
         share: float = 0.16,
-        patience: float = 0.2,
         precedents: int = 3,
         jump: float = 0.25,
     ) -> None:
         _require("alpha", alpha, 0 < alpha < 1, "above 0 and below 1")
-        for name, value in (("top", top), ("share", share), ("patience", patience), ("jump", jump)):
+        for name, value in (("top", top), ("share", share), ("jump", jump)):
             _require(name, value, 0 <= value <= 1, "0 to 1")
         for name, value in (("margin", margin), ("doubt", doubt), ("precedents", precedents)):
             _require(name, value, 0 <= value < math.inf, "0 or more")
         self._looks = looks
         self._scored = {"last": 1, "mean": objective_window, "best": 0}[objective]
         self._margin, self._alpha, self._top, self._doubt = margin, alpha, top, doubt
-        self._share, self._patience, self._precedents, self._jump = share, patience, precedents, jump
+        self._share, self._precedents, self._jump = share, precedents, jump
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         own, learning_rates = _curve(trial), records.kept_at(trial, decay.KEY) or [1.0] * self._looks
@@ -161,7 +158,7 @@ class PairedPruner(optuna.pruners.BasePruner):
         late = 0.0
         if risen:
             late = max((forecast.late(one.rates, len(one.until(step)), zero) for one in like), default=0.0)
-        elif len(own.steps) <= self._patience * looks or not self._stays_flat(own, goal, like):
+        elif not self._stays_flat(own, goal, like):
             return False
         reached = _bound(own.rates[-1] - goal, self._doubt) + forecast.gain(own.rates, looks, zero, late)
         if not self._scored:  # its best evaluation counts, even if it is past

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from grpo_mlflow.config import Resolved, resolve
-from grpo_mlflow.search import decay
+from grpo_mlflow.search import decay, records
 from grpo_mlflow.search.space import Dimension, Space
+from tests.support.small_studies import load, search, study_config
 
 NOTHING = Space(())
 
@@ -70,3 +73,18 @@ def test_a_space_that_varies_the_schedule_is_told_by_schedule() -> None:
 def test_a_study_whose_trials_have_too_few_evaluations_says_so_once() -> None:
     note = decay.note(_resolved("eval.interval=10"), _space("constant", "cosine"))
     assert note == "search.pruner = paired: no trial is ever pruned: it has 2 evaluations; needed: 4"
+
+
+def test_each_trial_keeps_its_own_learning_rates_and_the_study_says_when_it_starts_to_prune(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = ["train.iterations=8", "eval.interval=1", "train.lr_warmup_steps=0", "search.finalists=0"]
+    space = "search.space=train.lr_schedule=[constant,linear]"
+    resolved = study_config(store, tmp_path, "search.pruner=paired", "search.sampler=grid", space, *sizes)
+    search(resolved)
+    # Four optimizer steps an iteration: before evaluation i, the learning rate is 1 - (4 i - 1) / 32.
+    kept = {one.params["train.lr_schedule"]: records.kept_at(one, decay.KEY) for one in load(resolved).trials}
+    assert kept == {"constant": [1.0] * 8, "linear": pytest.approx([1 - (4 * i - 1) / 32 for i in range(1, 9)])}
+    said = capsys.readouterr().out
+    assert said.count("a trial with train.lr_schedule = linear is not pruned before iteration 6 of 8") == 1
