@@ -26,12 +26,12 @@ Families that were looked at, with other seeds, when its rules and constants wer
     power       all rise as a power law, 1 - (1 + t / a)^-b, a from .02 to .3, b from .3 to 1.5
     crossing    t^g with g from .15 to 1.2: who starts slowly ends higher (they correlate)
     jump        40% stay flat until .3 to .9 and jump to their end within a twentieth of the run; the others: power laws
+    dip         a half first falls, by .3 to 1.2 with the trough at .08 to .3, then rises as a power law
+    hard        start -5.5 (pass@1 .018), ends above it by an exponential of mean 1.3: few rise; t^g, g .5 to 2
 
 Families that had no part in it:
 
-    dip         a half first falls, by .3 to 1.2 with the trough at .08 to .3, then rises as a power law
     saturated   start 4 (pass@1 .95), ends of 3.5 to 7 (.93 to .99), power laws
-    hard        start -5.5 (pass@1 .018), ends above it by an exponential of mean 1.3: few rise; t^g, g .5 to 2
     cosine      lr decays by a cosine: a power law in the lr spent so far, less c_i * lr(t), c_i up to 2, more for those
                 that end higher
     mixed       as `cosine`, and half of the trials have the constant lr: there the penalty stays
@@ -51,24 +51,29 @@ from grpo_mlflow.algorithm.schedules import learning_rate
 
 Array = NDArray[np.float64]
 _HARDNESS, _TASTE, _WALK = 1.5, 0.5, 0.08
-_START = -1.2
+_START, _SATURATED, _HARD = -1.2, 4.0, -5.5
 
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """The skill of each trial at each evaluation, (trials, looks), and each trial's `train.lr_schedule`."""
+    """The skill of each trial at each evaluation, (trials, looks), its `train.lr_schedule`, and the untrained skill."""
 
     skill: Array
     schedules: tuple[Schedule, ...]
+    start: float = _START
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Measured success rates (trials, looks, problems), the true final score of each trial, and its schedule."""
+    """Measured success rates (trials, looks, problems), the true final score of each trial, and its schedule.
+
+    And those of the untrained model, (problems,).
+    """
 
     rates: Array
     truth: Array
     schedules: tuple[Schedule, ...]
+    untrained: Array
 
 
 def _column(rng: np.random.Generator, low: float, high: float, trials: int) -> Array:
@@ -142,11 +147,11 @@ def _dip(rng: np.random.Generator, t: Array, trials: int) -> Array:
 
 
 def _saturated(rng: np.random.Generator, t: Array, trials: int) -> Array:
-    return 4.0 + (_column(rng, 3.5, 7, trials) - 4.0) * _power_law(rng, t, trials)
+    return _SATURATED + (_column(rng, 3.5, 7, trials) - _SATURATED) * _power_law(rng, t, trials)
 
 
 def _hard(rng: np.random.Generator, t: Array, trials: int) -> Array:
-    return -5.5 + rng.exponential(1.3, (trials, 1)) * t ** _column(rng, 0.5, 2, trials)
+    return _HARD + rng.exponential(1.3, (trials, 1)) * t ** _column(rng, 0.5, 2, trials)
 
 
 def _jump(rng: np.random.Generator, t: Array, trials: int) -> Array:
@@ -184,7 +189,8 @@ def draw(rng: np.random.Generator, family: str, trials: int, looks: int) -> Curv
         skill = _slow(rng, t, trials, 0.2, 0.45)
     else:
         skill = _SHAPES[family](rng, t, trials)
-    return Curves(skill + walk(rng, trials, looks), schedules)
+    start = {"saturated": _SATURATED, "hard": _HARD}.get(family, _START)
+    return Curves(skill + walk(rng, trials, looks), schedules, start)
 
 
 _SHAPES: dict[str, Callable[[np.random.Generator, Array, int], Array]] = {
@@ -200,8 +206,8 @@ _SHAPES: dict[str, Callable[[np.random.Generator, Array, int], Array]] = {
     "jump": _jump,
 }
 TUNED = ("slow", "slow, early", "exponential", "swap", "step", "linear")
-SEEN = ("power", "crossing", "jump")
-KEPT_APART = ("dip", "saturated", "hard", "cosine", "mixed")
+SEEN = ("power", "crossing", "jump", "dip", "hard")
+KEPT_APART = ("saturated", "cosine", "mixed")
 
 
 def walk(rng: np.random.Generator, trials: int, looks: int) -> Array:
@@ -225,7 +231,9 @@ def measure(
     hardness = rng.normal(0, _HARDNESS, problems)
     liking = tastes(rng, len(curves.skill), problems) if liking is None else liking
     chance = 1 / (1 + np.exp(-(curves.skill[:, :, None] - hardness + liking[:, None, :])))
-    return Study(rng.binomial(replicates, chance) / replicates, truth(curves.skill[:, -1]), curves.schedules)
+    rates = rng.binomial(replicates, chance) / replicates
+    untrained = rng.spawn(1)[0].binomial(replicates, 1 / (1 + np.exp(hardness - curves.start))) / replicates
+    return Study(rates, truth(curves.skill[:, -1]), curves.schedules, untrained)
 
 
 def truth(final: Array) -> Array:

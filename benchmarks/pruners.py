@@ -31,7 +31,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ from benchmarks import curves
 from benchmarks.curves import Curves, Study
 from grpo_mlflow.config import resolve
 from grpo_mlflow.search import choices, decay
-from grpo_mlflow.search.paired import PairedPruner, rates_key
+from grpo_mlflow.search.paired import UNTRAINED, PairedPruner, rates_key
 
 SEED_EFFECTS = {"draws": None, "seed, .1": 0.1, "seed, .2": 0.2}
 Make = Callable[[], BasePruner]
@@ -75,10 +74,12 @@ def run(study: Study, pruner: BasePruner, order: NDArray[np.int64]) -> Outcome:
     pruned, steps = np.zeros(count, dtype=bool), np.zeros(count, dtype=np.int64)
     for number in order:
         trial = running.ask()
-        trial.set_user_attr(decay.KEY, curves.learning_rates(study.schedules[number], looks).tolist())
+        if isinstance(pruner, PairedPruner):  # the others copy every trial's attributes at every look
+            trial.set_user_attr(UNTRAINED, study.untrained.tolist())
+            trial.set_user_attr(decay.KEY, curves.learning_rates(study.schedules[number], looks).tolist())
         for step in range(1, looks + 1):
             rates = study.rates[number, step - 1]
-            if isinstance(pruner, PairedPruner):  # the others copy every trial's attributes at every look
+            if isinstance(pruner, PairedPruner):
                 trial.set_user_attr(rates_key(step), rates)
             trial.report(float(rates.mean()) + 1e-9 * untied.random(), step)
             steps[number] = step
@@ -110,7 +111,6 @@ def compare(arguments: argparse.Namespace, family: str, compared: Mapping[str, M
     top = max(1, round(arguments.trials * 0.1))
     table: list[dict[str, Any]] = []
     for name, make in compared.items():
-        began = time.perf_counter()
         wrong, used, best = [], [], []
         for repeat in range(arguments.repeats):
             rng = np.random.default_rng([arguments.seed, repeat])
@@ -123,11 +123,11 @@ def compare(arguments: argparse.Namespace, family: str, compared: Mapping[str, M
             best.append(study.truth[np.argsort(-seen)[:3]].max() / study.truth.max())
         record = {
             "pruner": name,
+            "repeats": arguments.repeats,
             "wrong": float(np.mean(wrong)),
             "wrong_error": float(np.std(wrong, ddof=1) / np.sqrt(len(wrong))) if len(wrong) > 1 else None,
             "steps": float(np.mean(used)),
             "best": float(np.mean(best)),
-            "seconds": time.perf_counter() - began,
         }
         table.append(record)
         print(

@@ -49,7 +49,7 @@ def gain(rates: Array, looks: int, start: float, late: float = 0.0) -> float:
     Args:
         rates: its success rates so far, (looks so far, problems).
         looks: how many looks it has in all.
-        start: the logit of the untrained model.
+        start: the logit of the untrained model's rates.
         late: what is added to the rise of its logit (see `late`).
     """
     now = logit(rates[-1])

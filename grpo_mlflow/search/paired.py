@@ -18,11 +18,12 @@ pruned if
 
 t is the quantile 1 - alpha / (m r) of Student's t with n - 1 degrees of freedom, m = looks // 2.
 
-Flat trials. The start is the lowest mean rate of any trial's first evaluation. A trial has risen if the mean of its
-last two evaluations is above the start by more than `share` of the way to the contender's score. Whether a flat one
-will rise, its curve cannot tell, but the study can. It is pruned if at least `precedents` finished trials were as flat
-at that look, and none of them gained more later than `jump` of what separates this one from the contender. After three
-that stayed flat, the next one stays flat with a chance of 4/5 (Laplace's rule of succession).
+Flat trials. The start is the mean rate of the untrained model, or, if a study has not kept it, the lowest of any
+trial's first evaluation. A trial has risen if the mean of its last two evaluations is above the start by more than
+`share` of the way to the contender's score. Whether a flat one will rise, its curve cannot tell, but the study can. It
+is pruned if at least `precedents` finished trials were as flat at that look, and none of them gained more later than
+`jump` of what separates this one from the contender. After two that stayed flat, the next one stays flat with a chance
+of 3/4 (Laplace's rule of succession).
 
 What the error refers to. Looking at every evaluation, at each of the best, would find some difference by luck in the
 end. Of two consecutive evaluations one has an even number, so a trial that is behind another was so at one of the m
@@ -55,6 +56,7 @@ from grpo_mlflow.algorithm.statistics import t_quantile
 from grpo_mlflow.search import decay, forecast, records
 
 Array = NDArray[np.float64]
+UNTRAINED = "untrained"  # in a trial's records: the success rates of all problems before its training
 
 
 def rates_key(step: int) -> str:
@@ -109,7 +111,7 @@ class PairedPruner(optuna.pruners.BasePruner):
         top: float = 0.1,
         doubt: float = 0.5,
         share: float = 0.16,
-        precedents: int = 3,
+        precedents: int = 2,
         jump: float = 0.25,
     ) -> None:
         _require("alpha", alpha, 0 < alpha < 1, "above 0 and below 1")
@@ -133,7 +135,9 @@ class PairedPruner(optuna.pruners.BasePruner):
             return False
         able.sort(key=lambda one: (-(one.score or 0.0), one.number))
         best = able[: max(1, math.ceil(self._top * (len(ended) + 1) - 1e-9))]  # ten times .1 is one
-        start = min((one.rates[0] for one in (*ended, own) if one.steps), key=np.mean)
+        start = np.asarray(records.kept_at(trial, UNTRAINED) or (), dtype=np.float64)
+        if len(start) != own.rates.shape[1]:
+            start = min((one.rates[0] for one in (*ended, own) if one.steps), key=np.mean)
         looks, goal = len(learning_rates), self._score(best[-1])
         return self._is_behind(own, best, looks) and self._is_out_of_reach(own, looks, start, goal, able)
 

@@ -9,6 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from grpo_mlflow.config import Resolved, resolve
 from grpo_mlflow.search import decay, records
+from grpo_mlflow.search.paired import UNTRAINED, rates_key
 from grpo_mlflow.search.space import Dimension, Space
 from tests.support.small_studies import load, search, study_config
 
@@ -75,7 +76,7 @@ def test_a_study_whose_trials_have_too_few_evaluations_says_so_once() -> None:
     assert note == "search.pruner = paired: no trial is ever pruned: it has 2 evaluations; needed: 4"
 
 
-def test_each_trial_keeps_its_own_learning_rates_and_the_study_says_when_it_starts_to_prune(
+def test_what_the_pruner_knows_of_a_trial_and_says_of_its_study(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -86,5 +87,7 @@ def test_each_trial_keeps_its_own_learning_rates_and_the_study_says_when_it_star
     # Four optimizer steps an iteration: before evaluation i, the learning rate is 1 - (4 i - 1) / 32.
     kept = {one.params["train.lr_schedule"]: records.kept_at(one, decay.KEY) for one in load(resolved).trials}
     assert kept == {"constant": [1.0] * 8, "linear": pytest.approx([1 - (4 * i - 1) / 32 for i in range(1, 9)])}
+    for one in load(resolved).trials:
+        assert len(records.kept_at(one, UNTRAINED)) == len(records.kept_at(one, rates_key(1)))
     said = capsys.readouterr().out
     assert said.count("a trial with train.lr_schedule = linear is not pruned before iteration 6 of 8") == 1

@@ -13,7 +13,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow.search import decay
-from grpo_mlflow.search.paired import PairedPruner, rates_key
+from grpo_mlflow.search.paired import UNTRAINED, PairedPruner, rates_key
 
 GOOD = [0.75, 0.5, 1.0, 0.75, 1.0, 0.5, 0.75, 1.0]
 POOR = [0.25, 0.0, 0.25, 0.25, 0.5, 0.0, 0.0, 0.5]
@@ -144,15 +144,25 @@ def stayed(number: int) -> FrozenTrial:
     return trial(flat(*[0.2] * 10), number, TrialState.COMPLETE)
 
 
-def test_a_flat_trial_needs_three_that_stayed_flat() -> None:
+def test_a_flat_trial_needs_two_that_stayed_flat() -> None:
     good, late = trial(flat(*[0.9] * 10), 0, TrialState.COMPLETE), flat(*[0.2] * 8, 0.5, 0.5)
     flat_one = trial(flat(*[0.2] * 6), 9)
-    assert not PairedPruner(10).prune(study_of(good, stayed(1), stayed(2)), flat_one)
-    assert PairedPruner(10).prune(study_of(good, stayed(1), stayed(2), stayed(3)), flat_one)
-    rose = trial(late, 4, TrialState.COMPLETE)
-    assert not PairedPruner(10).prune(study_of(good, stayed(1), stayed(2), stayed(3), rose), flat_one)
+    assert not PairedPruner(10).prune(study_of(good, stayed(1)), flat_one)
+    assert PairedPruner(10).prune(study_of(good, stayed(1), stayed(2)), flat_one)
+    rose = trial(late, 3, TrialState.COMPLETE)
+    assert not PairedPruner(10).prune(study_of(good, stayed(1), stayed(2), rose), flat_one)
     # Of those that rose, none was still flat at the ninth and tenth evaluation.
-    assert PairedPruner(10).prune(study_of(good, stayed(1), stayed(2), stayed(3), rose), trial(flat(*[0.2] * 10), 9))
+    assert PairedPruner(10).prune(study_of(good, stayed(1), stayed(2), rose), trial(flat(*[0.2] * 10), 9))
+
+
+def test_the_start_is_the_untrained_model_and_not_a_trial_that_collapsed() -> None:
+    good, collapsed = finished(flat(*[0.9] * 10)), trial(flat(*[0.0] * 10), 1, TrialState.COMPLETE)
+    flat_one = trial(flat(*[0.2] * 6))
+    assert PairedPruner(10).prune(study_of(good, collapsed), flat_one)  # .2 of .9 would be a rise
+    flat_one.user_attrs[UNTRAINED] = [0.2] * 8
+    assert not PairedPruner(10).prune(study_of(good, collapsed), flat_one)
+    flat_one.user_attrs[UNTRAINED] = [0.2] * 16  # of an earlier version, with problems that repeat
+    assert PairedPruner(10).prune(study_of(good, collapsed), flat_one)
 
 
 def test_one_that_was_pruned_is_no_precedent() -> None:
