@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 _WINDOW = 0.1  # share of the run over which a sudden climb is measured
 _BEYOND_NOISE = 2.5  # standard errors that make it more than noise
 _TRUST = 0.7  # share of what another trial gained late that this one may gain, too
-_RESERVE = 0.13  # what any trial may gain in a whole run beyond its forecast, in pass@k
+_RESERVE = 0.08  # what any trial may gain in a whole run beyond its forecast, in pass@k
 
 
 def standard_error(differences: ArrayLike) -> float:

@@ -10,7 +10,7 @@ import pytest
 from grpo_mlflow.search import forecast
 from grpo_mlflow.search.forecast import Array
 
-RESERVE = 0.13  # of a whole run
+RESERVE = 0.08  # of a whole run
 
 
 def curve(*means: float) -> Array:
