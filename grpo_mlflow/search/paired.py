@@ -22,8 +22,8 @@ Flat trials. The start is the mean rate of the untrained model, or, if a study h
 trial's first evaluation. A trial has risen if the mean of its last two evaluations is above the start by more than
 `share` of the way to the contender's score. Whether a flat one will rise, its curve cannot tell, but the study can. It
 is pruned if at least `precedents` finished trials were as flat at that look, and none of them gained more later than
-`jump` of what separates this one from the contender. After three that stayed flat, the next one stays flat with a
-chance of 4/5 (Laplace's rule of succession).
+`jump` of what separates this one from the contender. After four that stayed flat, the next one stays flat with a
+chance of 5/6 (Laplace's rule of succession).
 
 What the error refers to. Looking at every evaluation, at each of the best, would find some difference by luck in the
 end. Of two consecutive evaluations one has an even number, so a trial that is behind another was so at one of the m
@@ -111,7 +111,7 @@ class PairedPruner(optuna.pruners.BasePruner):
         top: float = 0.1,
         doubt: float = 0.5,
         share: float = 0.16,
-        precedents: int = 3,
+        precedents: int = 4,
         jump: float = 0.25,
     ) -> None:
         _require("alpha", alpha, 0 < alpha < 1, "above 0 and below 1")
