@@ -144,15 +144,15 @@ def stayed(number: int) -> FrozenTrial:
     return trial(flat(*[0.2] * 10), number, TrialState.COMPLETE)
 
 
-def test_a_flat_trial_needs_three_that_stayed_flat() -> None:
+def test_a_flat_trial_needs_four_that_stayed_flat() -> None:
     good, late = trial(flat(*[0.9] * 10), 0, TrialState.COMPLETE), flat(*[0.2] * 8, 0.5, 0.5)
-    flat_one = trial(flat(*[0.2] * 6), 9)
-    assert not PairedPruner(10).prune(study_of(good, stayed(1), stayed(2)), flat_one)
-    assert PairedPruner(10).prune(study_of(good, stayed(1), stayed(2), stayed(3)), flat_one)
-    rose = trial(late, 4, TrialState.COMPLETE)
-    assert not PairedPruner(10).prune(study_of(good, stayed(1), stayed(2), stayed(3), rose), flat_one)
+    flat_one, others = trial(flat(*[0.2] * 6), 9), [stayed(number) for number in range(1, 5)]
+    assert not PairedPruner(10).prune(study_of(good, *others[:3]), flat_one)
+    assert PairedPruner(10).prune(study_of(good, *others), flat_one)
+    rose = trial(late, 5, TrialState.COMPLETE)
+    assert not PairedPruner(10).prune(study_of(good, *others, rose), flat_one)
     # Of those that rose, none was still flat at the ninth and tenth evaluation.
-    assert PairedPruner(10).prune(study_of(good, stayed(1), stayed(2), stayed(3), rose), trial(flat(*[0.2] * 10), 9))
+    assert PairedPruner(10).prune(study_of(good, *others, rose), trial(flat(*[0.2] * 10), 9))
 
 
 def test_the_start_is_the_untrained_model_and_not_a_trial_that_collapsed() -> None:
