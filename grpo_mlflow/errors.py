@@ -20,6 +20,10 @@ class ModelError(UserError):
     exit_code = 2
 
 
+class PromptTooLong(UserError):
+    """The model has too few positions for a problem that the run met late. Nothing of the run is lost."""
+
+
 class StoreAway(UserError):
     """The MLflow store or the storage of a study does not answer: what needs it can only wait."""
 

@@ -39,6 +39,8 @@ def _problems(config: Config, chosen: Sequence[str]) -> Iterator[tuple[Iterable[
     """Yield keys of the model, the tasks and their evaluation, with why they cannot act."""
     if config.model.train_id != "tiny":
         yield _under("model.tiny.", chosen), "model.train_id is not tiny"
+    if config.model.chat_template == "none":
+        yield _under("model.chat_template_kwargs", chosen), "model.chat_template is none"
     if not config.model.lora.rank:
         yield ("model.lora.alpha", "model.lora.targets"), "model.lora.rank is null or 0"
     for keys in task_checks.idle(config, chosen):

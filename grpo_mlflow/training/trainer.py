@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from grpo_mlflow.algorithm.statistics import mean
-from grpo_mlflow.errors import PeerLost, ServerFailed, StoreAway
+from grpo_mlflow.errors import PeerLost, PromptTooLong, ServerFailed, StoreAway
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.training import evaluation, iteration, observations, state
 from grpo_mlflow.training.evaluation import Evaluation
@@ -70,8 +70,8 @@ class Trainer:
     def run(self) -> Progress:
         """Train up to `train.iterations`.
 
-        A signal, a server that fails, a store or storage that is away, or the loss of another process leaves a
-        checkpoint of the last version.
+        A signal, a server that fails, a store or storage that is away, a prompt that is too long, or the loss of
+        another process leaves a checkpoint of the last version.
         """
         source, console, total = self._parts.source, self._parts.console, self._config.train.iterations
         console.start("training", total, self.progress.iteration)
@@ -89,7 +89,7 @@ class Trainer:
                     self._track_generators(version)
                     return self.progress
                 self.iterate(version)
-        except (interrupts.Interrupted, ServerFailed, StoreAway, PeerLost):
+        except (interrupts.Interrupted, ServerFailed, StoreAway, PromptTooLong, PeerLost):
             source.stop()
             if self._whole:  # not so where a process was lost in the middle of an update
                 with interrupts.deferred():
