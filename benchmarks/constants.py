@@ -24,7 +24,7 @@ from torch import nn
 from benchmarks.two_ways import Case, Clock, Way, compare
 from grpo_mlflow.config import TinyConfig
 from grpo_mlflow.forward import kv_cache, llama_step, prefix_tree, shared_prefix, token_head, tuning
-from grpo_mlflow.generation.local import ways
+from grpo_mlflow.generation.local.ways import sampler, start
 from grpo_mlflow.model import tiny
 from grpo_mlflow.model.policy import Policy
 
@@ -36,7 +36,7 @@ _NEVER, _ALWAYS = 0, math.inf  # thresholds that no size, and that every size, s
 @cache
 def _policy() -> Policy:
     policy = tiny.build(TinyConfig())
-    assert ways.sampler(policy).way == "packed"  # this also lets its attention be replaced
+    assert sampler(policy).way == "packed"  # this also lets its attention be replaced
     return policy
 
 
@@ -179,7 +179,7 @@ def _sample(size: str, steps: int, per_prompt: int, ends: int, *ways: Way) -> Ca
 
     @torch.no_grad()
     def work() -> None:
-        rows = ways.start(_policy(), [[1, 2 + i, 3, 4] for i in range(8)], 8, steps + 1)
+        rows = start(_policy(), [[1, 2 + i, 3, 4] for i in range(8)], 8, steps + 1)
         for step in range(steps):
             left = len(tokens) - step * ends
             rows.step(tokens[:left])
