@@ -60,7 +60,9 @@ def scoring(model: Any) -> Scoring:
 
 
 def know(model: Any, found: Scoring) -> None:
-    """Let `scoring` return this from now on."""
+    """Let `scoring` return this from now on; raise NotImplementedError where the model cannot be packed after all."""
+    if found.way == "packed":
+        require_packing(model)
     _KNOWN[model] = found
 
 

@@ -41,7 +41,7 @@ def prove(policy: Policy, most: int) -> float:
     """
     began = time.perf_counter()
     kept = cache_root() / "ways" / f"{_key(policy, most)}.json"
-    with suppress(OSError, ValueError, TypeError):  # none, or none that this version understands
+    with suppress(OSError, ValueError, TypeError, KeyError):  # none, or none that this version understands
         found = json.loads(kept.read_text())
         ways.know(policy.model, ways.Scoring(**found["scoring"]))
         sampling.know(policy, sampling.Sampler(**found["sampling"]))

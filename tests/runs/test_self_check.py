@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from grpo_mlflow.errors import ModelError
-from grpo_mlflow.forward import ways
+from grpo_mlflow.forward import trial, ways
 from grpo_mlflow.generation.local import ways as sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runs import self_check
@@ -47,6 +47,19 @@ def test_what_was_found_is_kept_and_believed(cache: Path) -> None:
     same = llama()
     self_check.prove(same, 40)
     assert ways.scoring(same.model).way == "alike"
+
+
+@pytest.mark.parametrize("written_out", [True, False])
+def test_what_was_kept_computes_what_was_found(written_out: bool) -> None:
+    """Another process reads it, whose model still has its own attention."""
+    first, second = (replace(llama(), written_out=written_out, dtype=torch.bfloat16) for _ in range(2))
+    for policy in (first, second):
+        self_check.prove(policy, 40)
+        tried = ways.trials(policy.model, [trial.few(200, seed=5)])
+        found = replace(ways.scoring(policy.model), written_out=False)
+        assert found.way == "packed"
+        assert ways.is_right(policy.model, found, tried)
+        assert sampling.is_right(policy, sampling.sampler(policy), tried)
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"scoring": {"path": 1}}'])

@@ -61,7 +61,9 @@ def sampler(policy: Policy) -> Sampler:
 
 
 def know(policy: Policy, found: Sampler) -> None:
-    """Let `sampler` return this from now on."""
+    """Let `sampler` return this from now on; raise NotImplementedError where the model cannot be packed after all."""
+    if found.way == "packed":
+        ways.require_packing(policy.model)
     _KNOWN.setdefault(policy.model, {})[policy.written_out, policy.dtype] = found
 
 
