@@ -52,9 +52,9 @@ class Policy:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens both the model and the tokenizer know."""
+        """How many tokens the model has up to the last one that the tokenizer knows, whose ids may have holes."""
         embedded: int = self.model.get_input_embeddings().weight.shape[0]
-        return min(embedded, len(self.tokenizer)) if self.tokenizer is not None else embedded
+        return embedded if self.tokenizer is None else min(embedded, max(self.tokenizer.get_vocab().values()) + 1)
 
     @property
     def positions(self) -> int | None:
