@@ -243,7 +243,8 @@ def _told_here() -> Iterator[None]:
     def other(record: logging.LogRecord) -> bool:
         return not any(words in record.getMessage() for words in _TOLD_HERE)
 
-    handlers = logging.getLogger("transformers").handlers
+    # Those of the root as well: where the variable CI is set, transformers passes its lines on to them.
+    handlers = [*logging.getLogger("transformers").handlers, *logging.getLogger().handlers]
     for handler in handlers:
         handler.addFilter(other)
     try:
