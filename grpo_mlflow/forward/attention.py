@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-_NAME = "sdpa_or_packed"
+NAME = "sdpa_or_packed"
 _NOT_PLAIN = ("sliding_window", "softcap", "s_aux", "position_bias")  # what makes attention another function
 
 
@@ -30,8 +30,8 @@ class Packed(Protocol):
 def allow_packing(model: Any) -> bool:
     """Let the model take a `packed` argument; False where its attention cannot be replaced."""
     if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(_NAME)
-    return bool(model.config._attn_implementation == _NAME)
+        model.set_attn_implementation(NAME)
+    return bool(model.config._attn_implementation == NAME)
 
 
 def packed_forward(model: Any, ids: Tensor, positions: Tensor, packed: Packed, picks: Tensor | int) -> Tensor:
@@ -76,5 +76,5 @@ def _attend(
     return packed.attend(layer, rows[0], rows[1], rows[2], scaling)[None], None
 
 
-AttentionInterface.register(_NAME, _attend)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

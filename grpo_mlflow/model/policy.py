@@ -35,7 +35,7 @@ class Policy:
     `written_out`: passes of our own may stand in for transformers' modules (`model.forward_pass`).
     `sampled`: only so many tokens are possible in a completion, those that the tokenizer knows; None: all of the model,
     which is what a server samples. `name`: what it was loaded from. `template_settings`: arguments of the chat
-    template.
+    template. `longest`: beyond so many tokens of a text the model computes in ways that were not tried; None: in none.
     """
 
     model: Any
@@ -49,6 +49,7 @@ class Policy:
     sampled: int | None = None
     name: str = ""
     template_settings: Mapping[str, Any] = field(default_factory=dict)
+    longest: int | None = None
 
     @property
     def vocabulary(self) -> int:

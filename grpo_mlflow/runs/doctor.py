@@ -147,7 +147,7 @@ class Doctor:
             source = loading.model_source(model.train_id, self.config)
             found = loading.trained(self.config, source, policy.choose_device(model.device))
             task = tasks.of(self.config)
-            seconds = self_check.prove(found, preflight.require(self.config, task, found))
+            found, seconds = self_check.prove(found, preflight.require(self.config, task, found, 0))
             actor.append(found)
         except ConfigError as error:
             line = one_line(error)

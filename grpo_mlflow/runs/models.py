@@ -9,6 +9,8 @@ from pathlib import Path
 
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Config
+from grpo_mlflow.errors import ModelError
+from grpo_mlflow.forward import ways
 from grpo_mlflow.model import loading
 from grpo_mlflow.model.policy import Policy, choose_device
 from grpo_mlflow.runs import messages, preflight, self_check
@@ -48,11 +50,12 @@ def load(config: Config, checkpoint: Checkpoint | None, processes: Processes, co
     actor = processes.one_after_first(lambda: loading.trained(config, source, device))
     if config.generation.backend != "local":  # what a server samples is priced as the server does
         actor = replace(actor, sampled=None)
-    most = _prove(config, actor, processes, console)
+    begun = checkpoint.iteration if checkpoint else 0
+    actor, most = _prove(config, actor, processes, console, begun)
     reference = processes.one_after_first(lambda: loading.reference(config, actor, initial))
     if reference is not None and reference.model is not actor.model:
-        reference = replace(reference, sampled=actor.sampled)
-        processes.one_after_first(lambda: self_check.prove(reference, most))
+        other = replace(reference, sampled=actor.sampled)
+        reference, _ = processes.one_after_first(lambda: self_check.prove(other, most))
     console.say(messages.introduce(config, actor, time.perf_counter() - start))
     return Models(actor, reference, source, initial)
 
@@ -74,19 +77,31 @@ def load_measured(
         source = processes.one_after_first(lambda: loading.model_source(config.model.train_id, config, report))
     device = processes.accelerator.device
     found = processes.one_after_first(lambda: loading.measured(config, source, device))
-    _prove(config, found, processes, console, trains=False)
+    found, _ = _prove(config, found, processes, console, None)
     return found, source
 
 
-def _prove(config: Config, actor: Policy, processes: Processes, console: Console, *, trains: bool = True) -> int:
-    """Let the model meet the task and prove its ways; return the most tokens that a row will have."""
+def _prove(
+    config: Config, actor: Policy, processes: Processes, console: Console, begun: int | None
+) -> tuple[Policy, int]:
+    """Let the model meet the task and prove its ways; return it and the most tokens that a row will have.
+
+    Raises:
+        ModelError: it cannot be used, or not in several processes.
+        ConfigError: what the settings ask for does not go with it.
+    """
     task = tasks.of(config)
-    most = processes.one_after_first(lambda: preflight.require(config, task, actor, trains=trains))
-    processes.one_after_first(lambda: self_check.prove(actor, most))
+    most = processes.one_after_first(lambda: preflight.require(config, task, actor, begun))
+    actor, _ = processes.one_after_first(lambda: self_check.prove(actor, most))
+    if begun is not None and processes.count > 1 and ways.scoring(actor.model).way == "alike":
+        # each process would call the wrapped model another number of times, and wait for the others for ever
+        raise ModelError(
+            f"model {actor.name!r}: its rows cannot be padded, so processes cannot share a step; allowed: one process"
+        )
     for line in (messages.sampled_how(config, actor), preflight.idle_arguments(config, task, actor)):
         if line:
             console.say(line)
-    return most
+    return actor, most
 
 
 def require(config: Config, console: Console) -> None:
@@ -99,5 +114,5 @@ def require(config: Config, console: Console) -> None:
     with interrupts.handled():
         source = loading.model_source(config.model.train_id, config, messages.warmup_progress(console))
         actor = loading.trained(config, source, choose_device(config.model.device))
-        self_check.prove(actor, preflight.require(config, tasks.of(config), actor))
+        self_check.prove(actor, preflight.require(config, tasks.of(config), actor, 0))
         loading.reference(config, actor, lambda: source)

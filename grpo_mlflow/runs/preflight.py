@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ConfigError, ModelError, one_line
@@ -14,22 +17,24 @@ from grpo_mlflow.training import rollouts
 from grpo_mlflow.training.evaluation import evaluation_sampling
 from grpo_mlflow.types import Problem, Prompt
 
-_TRAINING = 64  # training problems that are met, in the order of the run; `rollouts.render` measures the later ones
+_TRAINING = 64  # training problems that are met, in the order of the run
+_LOOKED = 0.5  # seconds for later ones, of which the longest are met; `rollouts.render` measures them all in the run
+_LONGEST = 16  # of the later ones
 _JUDGED = 16  # problems whose own answers take the way of a completion
 
 
-def require(config: Config, task: Task, policy: Policy, *, trains: bool = True) -> int:
+def require(config: Config, task: Task, policy: Policy, begun: int | None = 0) -> int:
     """Return the most tokens that a prompt and its completion will have.
 
     Args:
-        trains: whether training problems are met, too, or evaluation alone.
+        begun: iterations that the run has behind it, whose problems are not met again; None: it only evaluates.
 
     Raises:
         ModelError: the tokenizer or its template cannot say what the task asks, or not write what it wants to hear.
         ConfigError: a prompt and its completion are longer than the model has positions for.
     """
     most = 0
-    for problems, new, key in _asked(config, task, trains):
+    for problems, new, key in _asked(config, task, begun):
         prompts = [_rendered(policy, problem) for problem in problems]
         _require_heard(policy, problems[0], prompts[0])
         _require_told_apart(policy, prompts)
@@ -63,31 +68,46 @@ def idle_arguments(config: Config, task: Task, policy: Policy) -> str | None:
     )
 
 
-def _asked(config: Config, task: Task, trains: bool) -> list[tuple[Sequence[Problem], int, str]]:
+def _asked(config: Config, task: Task, begun: int | None) -> list[tuple[Sequence[Problem], int, str]]:
     """Return problems, the most new tokens of their completions, and the setting that says so."""
     asked: list[tuple[Sequence[Problem], int, str]] = []
-    if config.eval.enabled or not trains:
+    if config.eval.enabled or begun is None:
         key = "generation.max_new_tokens" if config.eval.max_new_tokens is None else "eval.max_new_tokens"
         problems, _ = contents.evaluation_problems(task, config)
         asked.append((problems, evaluation_sampling(config).max_new_tokens, key))
-    if trains:
-        training = [task.problem("train", seed) for seed in _first_seeds(config)]
-        asked.append((training, config.generation.max_new_tokens, "generation.max_new_tokens"))
+    if begun is not None:
+        asked.append((_training(config, task, begun), config.generation.max_new_tokens, "generation.max_new_tokens"))
     return asked
 
 
-def _first_seeds(config: Config) -> list[int]:
-    """Return the seeds of the training problems that the run meets first."""
-    data, found = config.data, dict[int, None]()
-    for version in range(config.train.iterations):
-        found |= dict.fromkeys(
-            rollouts.seeds_of_iteration(
-                data.train_seed_start, data.num_train_seeds, data.problems_per_iteration, version, config.seed
-            )
-        )
-        if len(found) >= min(_TRAINING, data.num_train_seeds):
+def _training(config: Config, task: Task, begun: int) -> list[Problem]:
+    """Return the training problems that come first, and the longest of some more."""
+    seeds = _seeds_to_come(config, begun)
+    first = [task.problem("train", seed) for seed in islice(seeds, _TRAINING)]
+    later, until = [], time.perf_counter() + _LOOKED
+    for seed in seeds:
+        later.append(task.problem("train", seed))
+        if time.perf_counter() > until:
             break
-    return list(found)[:_TRAINING]
+    return first + heapq.nlargest(_LONGEST, later, key=_characters)
+
+
+def _characters(problem: Problem) -> int:
+    return sum(len(message["content"]) for message in problem.messages)
+
+
+def _seeds_to_come(config: Config, begun: int) -> Iterator[int]:
+    """Yield the seeds of the training problems in the order in which the run meets them, each once."""
+    data, met = config.data, set[int]()
+    for version in range(begun, config.train.iterations):
+        for seed in rollouts.seeds_of_iteration(
+            data.train_seed_start, data.num_train_seeds, data.problems_per_iteration, version, config.seed
+        ):
+            if seed not in met:
+                met.add(seed)
+                yield seed
+        if len(met) >= data.num_train_seeds:
+            return
 
 
 def _rendered(policy: Policy, problem: Problem) -> Prompt:

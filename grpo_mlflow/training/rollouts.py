@@ -58,7 +58,8 @@ def render(policy: Policy, problems: Sequence[Problem], new: int) -> list[Prompt
     """Return the prompts of problems that completions of at most `new` tokens will follow.
 
     Raises:
-        PromptTooLong: the model has too few positions for one of them. Beyond its last one a model fails in many ways.
+        PromptTooLong: the model has too few positions for one of them, beyond which it fails in many ways; or it was
+            not tried with so many tokens.
     """
     prompts = [policy.prompt(problem) for problem in problems]
     for prompt in prompts:
@@ -68,15 +69,23 @@ def render(policy: Policy, problems: Sequence[Problem], new: int) -> list[Prompt
 
 
 def lacks_room(policy: Policy, prompt: Prompt, new: int) -> str | None:
-    """Return why the model has too few positions for a prompt and `new` tokens more; None: it has enough."""
-    length, positions = len(prompt.token_ids), policy.positions
-    if positions is None or length + new <= positions:
-        return None
-    shorter = f"{positions - length} or less, or " if positions > length else ""
-    return (
-        f"the prompt of {prompt.problem_id} has {length} tokens, and the model {positions} positions for it and its "
-        f"completion; allowed: {shorter}a model with more positions"
-    )
+    """Return why a prompt and `new` tokens more are too long for the model; None: they are not."""
+    length, positions, tried = len(prompt.token_ids), policy.positions, policy.longest
+    told = f"the prompt of {prompt.problem_id} has {length} tokens"
+    if positions is not None and length + new > positions:
+        shorter = f"{positions - length} or less, or " if positions > length else ""
+        return (
+            f"{told}, and the model {positions} positions for it and its completion; allowed: {shorter}a model with "
+            "more positions"
+        )
+    if tried is not None and length + new > tried:
+        shorter = f"{tried - length} or less, or " if tried > length else ""
+        return (
+            f"{told}; beyond {tried} tokens the model computes in another way (a window, a chunk, stretched angles), "
+            f"which was not tried before the run, whose first prompts were shorter; allowed: {shorter}to resume the "
+            "run, which tries it first"
+        )
+    return None
 
 
 def judge(
