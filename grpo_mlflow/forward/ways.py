@@ -94,10 +94,10 @@ def decide(model: Any, tried: Sequence[Trial], *, written_out: bool = True) -> S
     reason, scale = None, 1.0
     try:
         scale = _prepare(model)
-        written_out = written_out and _can_be_written_out(model, tried, scale)
-        # if so, the same attention and its gradient are right, and that of the model's modules is left to transformers
-        if against_packed(model, tried, scale, differentiated=not written_out) is None:
-            return Scoring("packed", written_out, scale)
+        if written_out and _can_be_written_out(model, tried, scale) and _against_long(model, tried, scale) is None:
+            return Scoring("packed", True, scale)  # gradients are left to transformers where its modules are used
+        if _against_packed(model, tried, scale) is None:
+            return Scoring("packed", False, scale)
         reason = against_packing(model, tried[0])
     except Exception as error:  # a model may fail at this in any way of its own
         reason = said(error)
@@ -111,31 +111,28 @@ def decide(model: Any, tried: Sequence[Trial], *, written_out: bool = True) -> S
 def is_right(model: Any, found: Scoring, tried: Sequence[Trial]) -> bool:
     """Return whether all trials find a way right."""
     if found.way == "packed":
-        wrong = against_packed(model, tried, found.scale, written_out=found.written_out)
+        wrong = _against_packed(model, tried, found.scale, found.written_out)
     else:
         wrong = _wrong(model, tried, lambda each: _OF_ROWS[found.way](model, each))
     return wrong is None
 
 
-def against_packed(
-    model: Any, tried: Sequence[Trial], scale: float, *, written_out: bool = False, differentiated: bool = True
-) -> str | None:
+def _against_packed(model: Any, tried: Sequence[Trial], scale: float, written_out: bool = False) -> str | None:
     """Return what is wrong with packed rows, None if nothing is."""
+    wrong = _wrong(model, tried, lambda each: _packed(model, each, scale, written_out))
+    return _against_long(model, tried, scale, written_out) if wrong is None else wrong
 
-    def compute(examples: Examples) -> list[Tensor]:
-        return _packed(model, examples, scale, written_out)
 
-    wrong = _wrong(model, tried, compute, differentiated=differentiated)
-    if wrong is not None:
-        return wrong
+def _against_long(model: Any, tried: Sequence[Trial], scale: float, written_out: bool = False) -> str | None:
+    """Return what is wrong with log-probabilities of packed rows where they are computed as long ones are."""
     with tuning.set_to(trial.LONG_ROWS):
-        return _wrong(model, tried, compute, differentiated=False)
+        return _wrong(model, tried, lambda each: _packed(model, each, scale, written_out), differentiated=False)
 
 
 def _can_be_written_out(model: Any, tried: Sequence[Trial], scale: float) -> bool:
     if not llama_pass.serves(model) or not llama_pass.is_exact(model):
         return False
-    return against_packed(model, tried, scale, written_out=True) is None
+    return _against_packed(model, tried, scale, written_out=True) is None
 
 
 def _wrong(

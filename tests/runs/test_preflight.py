@@ -421,7 +421,7 @@ def test_a_resumed_run_meets_what_comes_next_first(fitting: Policy, monkeypatch:
     monkeypatch.setattr(preflight, "_LOOKED", 0.0)
     late = rollouts.seeds_of_iteration(0, 80, 8, 9, seed=0)[3]
     words = ["data.train_seed_start=0", "data.num_train_seeds=80", "data.problems_per_iteration=8", "seed=0"]
-    config = settings("tiny", "eval.enabled=false", "train.iterations=10", *words).config
+    config = settings(Path("given"), "eval.enabled=false", "train.iterations=10", *words).config
     task = Repeated(long=[late], times=20)
     begins, resumes = (preflight.require(config, task, fitting, begun) for begun in (0, 9))
     assert resumes > begins + 20

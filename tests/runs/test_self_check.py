@@ -175,7 +175,7 @@ def test_layers_without_small_tensors_are_compared_by_their_gradients() -> None:
     assert scoring.way == "packed"
 
 
-class Fickle(LlamaForCausalLM):
+class Fickle(LlamaForCausalLM):  # type: ignore[misc]
     """Cannot be packed in a type of fewer bits than float32."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -199,7 +199,7 @@ def test_a_type_that_cannot_hold_the_models_numbers_is_refused() -> None:
         self_check.prove(policy, 40)
 
 
-class Greedy(LlamaForCausalLM):
+class Greedy(LlamaForCausalLM):  # type: ignore[misc]
     """Needs more memory for several rows than there is."""
 
     def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:

@@ -122,11 +122,10 @@ def _maker(policy: Policy, way: Way, most: int, written_out: bool) -> Make:
 
 def _wrong(policy: Policy, way: Way, tried: Sequence[Trial], written_out: bool = False) -> str | None:
     """Return what is wrong with a way, None if nothing is."""
-    packed: tuple[Mapping[str, float], ...] = ({}, trial.LONG_ROWS, trial.MANY_ROWS)  # the constants matter to no other
     try:
         if way == "packed":
             ways.require_packing(policy.model)
-        for constants in packed if way == "packed" else packed[:1]:
+        for constants in _constants(policy.model) if way == "packed" else ({},):
             for each in tried:
                 make = _maker(policy, way, max(map(len, each.examples.completions)), written_out)
                 with each.computing(policy.model), tuning.set_to(constants):
@@ -135,6 +134,14 @@ def _wrong(policy: Policy, way: Way, tried: Sequence[Trial], written_out: bool =
     except Exception as error:  # a model may fail at this in any way of its own
         return ways.said(error)
     return None
+
+
+def _constants(model: Any) -> list[Mapping[str, float]]:
+    """Return what brings about each kind of cache: one more where query heads do not share those of keys."""
+    config = model.config.get_text_config()
+    heads, keys = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    shared = keys is not None and keys != heads
+    return [{}, trial.MANY_ROWS] if shared else [{}, trial.LONG_ROWS, trial.MANY_ROWS]
 
 
 def _excess(tried: Trial, make: Make) -> Tensor:
