@@ -98,7 +98,7 @@ def decide(model: Any, tried: Sequence[Trial], *, written_out: bool = True) -> S
             return Scoring("packed", True, scale)  # gradients are left to transformers where its modules are used
         if _against_packed(model, tried, scale) is None:
             return Scoring("packed", False, scale)
-        reason = against_packing(model, tried[0])
+        reason = against_packing(model, tried)
     except Exception as error:  # a model may fail at this in any way of its own
         reason = said(error)
     for way, compute in _OF_ROWS.items():
@@ -222,7 +222,7 @@ class _Counting(Packed):
     """Notes the layers whose attention it is asked for."""
 
     def __init__(self, packed: Packed) -> None:
-        self._packed = packed
+        self._packed, self.longest = packed, packed.longest
         self.layers: set[int] = set()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -232,9 +232,9 @@ class _Counting(Packed):
 
 
 @torch.no_grad()
-def against_packing(model: Any, tried: Trial) -> str:
+def against_packing(model: Any, tried: Sequence[Trial]) -> str:
     """Return why packed rows are wrong: which of the model's layers do not leave attention to others."""
-    examples, layers = tried.examples, model.config.get_text_config().num_hidden_layers
+    examples = max((each.examples for each in tried), key=lambda each: max(map(len, each.rows)))
     batch = shared_prefix.Prefixes(examples.prompts, examples.completions, examples.owners, model.device)
     counting = _Counting(batch)
     try:
@@ -244,6 +244,7 @@ def against_packing(model: Any, tried: Trial) -> str:
     except Exception as error:  # as in `decide`
         return said(error)
     found = len(counting.layers)
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", found)
     if not found:
         return "its layers look at other tokens in ways of their own"
     if found < layers:

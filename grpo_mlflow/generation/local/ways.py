@@ -93,7 +93,7 @@ def decide(policy: Policy, tried: Sequence[Trial]) -> Sampler:
     elif _wrong(policy, "packed", tried) is None:
         return Sampler("packed")
     else:
-        reason = ways.against_packing(policy.model, tried[0])
+        reason = ways.against_packing(policy.model, tried)
     if (wrong := _wrong(policy, "cache", tried)) is None:
         return Sampler("cache", reason=reason)
     if (hopeless := _wrong(policy, "recomputed", tried)) is None:
