@@ -113,7 +113,7 @@ def _key(policy: Policy, most: int) -> str:
         *(f"{name} {version(name)}" for name in ("torch", "transformers")),
         _code(),
         f"{policy.device.type} {torch.backends.cpu.get_cpu_capability()} {policy.dtype} {policy.written_out}",
-        f"{most} {policy.vocabulary} {policy.has_adapter} {llama_pass.serves(policy.model)}",
+        f"{most} {policy.vocabulary} {policy.has_adapter} {policy.pad_id} {llama_pass.serves(policy.model)}",
         *(f"{name} {tuple(each.shape)} {_few(each)}" for name, each in policy.model.named_parameters()),
     ]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()

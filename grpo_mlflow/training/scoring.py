@@ -88,7 +88,8 @@ class Scorer:
 
     def _padded(self, rows: Sequence[Row], model: Any, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
         device, width = self._policy.device, max(row.width for row in rows)
-        ids = [[*row.prompt_ids, *row.completion_ids, *[self._policy.pad_id] * (width - row.width)] for row in rows]
+        # padded with the token that `ways` found the way right with
+        ids = [[*row.prompt_ids, *row.completion_ids, *[0] * (width - row.width)] for row in rows]
         starts = torch.tensor([len(row.prompt_ids) for row in rows], device=device)
         most = max(len(row.completion_ids) for row in rows)
         rows_of_ids = torch.tensor(ids, device=device)
