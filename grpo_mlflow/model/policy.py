@@ -34,8 +34,8 @@ class Policy:
     `adapter_off`: the policy is the base model of one with an adapter, and shares its weights (see `weights`).
     `written_out`: passes of our own may stand in for transformers' modules (`model.forward_pass`).
     `sampled`: only so many tokens are possible in a completion, up to the last that the tokenizer knows or that ends
-    it; None: all of the model, which is what a server samples. `name`: what it was loaded from. `template_settings`:
-    arguments of the chat template.
+    it; None: all of the model. `served`: its rollouts are a server's, which samples all of the model. `name`: what it
+    was loaded from. `template_settings`: arguments of the chat template.
     """
 
     model: Any
@@ -47,6 +47,7 @@ class Policy:
     adapter_off: bool = False
     written_out: bool = True
     sampled: int | None = None
+    served: bool = False
     name: str = ""
     template_settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -55,6 +56,11 @@ class Policy:
         """How many tokens the model has up to the last one that the tokenizer knows, whose ids may have holes."""
         embedded: int = self.model.get_input_embeddings().weight.shape[0]
         return embedded if self.tokenizer is None else min(embedded, max(self.tokenizer.get_vocab().values()) + 1)
+
+    @property
+    def priced(self) -> int | None:
+        """How many tokens were possible in its rollouts, as `sampled`; those of its evaluations may be fewer."""
+        return None if self.served else self.sampled
 
     @property
     def positions(self) -> int | None:

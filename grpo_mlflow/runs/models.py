@@ -16,6 +16,7 @@ from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.training.checkpoint import Checkpoint
+from grpo_mlflow.training.sources import Recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,17 @@ class Models:
     initial: Callable[[], str | Path]
 
 
-def load(config: Config, checkpoint: Checkpoint | None, processes: Processes, console: Console) -> Models:
+def load(
+    config: Config,
+    checkpoint: Checkpoint | None,
+    processes: Processes,
+    console: Console,
+    recording: Recording | None = None,
+) -> Models:
     """Load the models of a training run, from the beginning or from a checkpoint, in all its processes.
+
+    Args:
+        recording: the groups to train on instead of sampled ones.
 
     Raises:
         ModelError: one of them cannot be used.
@@ -46,12 +56,12 @@ def load(config: Config, checkpoint: Checkpoint | None, processes: Processes, co
     source = checkpoint.path if checkpoint else processes.one_after_first(initial)
     device = processes.accelerator.device
     actor = processes.one_after_first(lambda: loading.trained(config, source, device))
-    if config.generation.backend != "local":  # what a server samples is priced as the server does
-        actor = replace(actor, sampled=None)
+    backend = recording.backend if recording else config.generation.backend
+    actor = replace(actor, served=backend != "local")
     most = _prove(config, actor, processes, console)
     reference = processes.one_after_first(lambda: loading.reference(config, actor, initial))
     if reference is not None and reference.model is not actor.model:
-        reference = replace(reference, sampled=actor.sampled)
+        reference = replace(reference, sampled=actor.sampled, served=actor.served)
         processes.one_after_first(lambda: self_check.prove(reference, most))
     console.say(messages.introduce(config, actor, time.perf_counter() - start))
     return Models(actor, reference, source, initial)

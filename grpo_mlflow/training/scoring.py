@@ -68,7 +68,7 @@ class Scorer:
             temperature,
             entropy_gradient,
             written_out=self._policy.written_out and self._way.written_out,
-            sampled=self._policy.sampled,
+            sampled=self._policy.priced,
         )
         if len(numbers) == len(rows):
             return chosen, entropy
@@ -94,7 +94,7 @@ class Scorer:
         most = max(len(row.completion_ids) for row in rows)
         rows_of_ids = torch.tensor(ids, device=device)
         found = completion_logprobs(
-            model, rows_of_ids, starts, most, self._temperature, entropy_gradient, self._policy.sampled
+            model, rows_of_ids, starts, most, self._temperature, entropy_gradient, self._policy.priced
         )
         unscored = pad([row.mask for row in rows], most).to(device) == 0
         chosen, entropy = (value.masked_fill(unscored, 0.0) for value in found)

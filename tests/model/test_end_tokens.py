@@ -9,36 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_mlflow.config import TinyConfig
 from grpo_mlflow.forward import ways
 from grpo_mlflow.forward.padded import completion_logprobs
 from grpo_mlflow.generation import Sampling
 from grpo_mlflow.generation.local.generator import LocalGenerator
-from grpo_mlflow.model import policy, tiny
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.training.batching import Row
 from grpo_mlflow.training.scoring import Scorer
 from grpo_mlflow.types import Completion, Problem
-from tests.support import broken
+from tests.support.roomy import KNOWN, ROWS, load
 
-CPU = torch.device("cpu")
-KNOWN, ROWS = 317, 325  # tokens of the tokenizer, and of the model
 PROBLEM = Problem("p/1", 1, ({"role": "user", "content": "1 + 2 ="},), {})
 WAYS = ("packed", "padded", "alike")
-
-
-def load(folder: Path, *ends: int) -> Policy:
-    """Return a model with more embeddings than tokens, and with these tokens as ends; its tokenizer names none."""
-    tiny.build(TinyConfig(hidden_size=16, layers=1, heads=2, seed=3)).save(folder)
-    name = "model.embed_tokens.weight"
-    more = 0.05 * torch.randn(ROWS - KNOWN, 16, generator=torch.Generator().manual_seed(0))
-    broken.both(
-        broken.changed(lambda tensors: tensors.update({name: torch.cat([tensors[name], more])})),
-        broken.edited("config.json", vocab_size=ROWS, eos_token_id=list(ends), pad_token_id=None),
-        broken.edited("generation_config.json", eos_token_id=list(ends), pad_token_id=None),
-        broken.edited("tokenizer_config.json", eos_token=None, pad_token=None),
-    )(folder)
-    return policy.load(folder, CPU)
 
 
 def likely(found: Policy, token: int) -> Policy:
