@@ -16,7 +16,7 @@ from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.training.checkpoint import Checkpoint
-from grpo_mlflow.training.sources import Recording
+from grpo_mlflow.training.sources import Recording, open_recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,8 @@ def load(
     actor = processes.one_after_first(lambda: loading.trained(config, source, device))
     backend = recording.backend if recording else config.generation.backend
     actor = replace(actor, served=backend != "local")
-    most = _prove(config, actor, processes, console)
-    reference = processes.one_after_first(lambda: loading.reference(config, actor, initial))
-    if reference is not None and reference.model is not actor.model:
-        reference = replace(reference, sampled=actor.sampled, served=actor.served)
-        processes.one_after_first(lambda: self_check.prove(reference, most))
+    most = _prove(config, actor, processes, console, recording)
+    reference = processes.one_after_first(lambda: _reference(config, actor, initial, most))
     console.say(messages.introduce(config, actor, time.perf_counter() - start))
     return Models(actor, reference, source, initial)
 
@@ -88,15 +85,44 @@ def load_measured(
     return found, source
 
 
-def _prove(config: Config, actor: Policy, processes: Processes, console: Console, *, trains: bool = True) -> int:
-    """Let the model meet the task and prove its ways; return the most tokens that a row will have."""
-    task = tasks.of(config)
-    most = processes.one_after_first(lambda: preflight.require(config, task, actor, trains=trains))
+def meet(config: Config, actor: Policy, recording: Recording | None = None, *, trains: bool = True) -> int:
+    """Let the model meet what the run gives it; return the most tokens that a row will have.
+
+    Raises:
+        ModelError: it does not go with that.
+        ConfigError: what the settings ask for does not go with it.
+    """
+    most = preflight.require(config, tasks.of(config), actor, trains=trains)
+    return most if recording is None else max(most, preflight.require_recorded(config, actor, recording))
+
+
+def _prove(
+    config: Config,
+    actor: Policy,
+    processes: Processes,
+    console: Console,
+    recording: Recording | None = None,
+    *,
+    trains: bool = True,
+) -> int:
+    """Let the model meet the run and prove its ways; return the most tokens that a row will have."""
+    most = processes.one_after_first(lambda: meet(config, actor, recording, trains=trains))
     processes.one_after_first(lambda: self_check.prove(actor, most))
-    for line in (messages.sampled_how(config, actor), preflight.idle_arguments(config, task, actor)):
+    idle = preflight.idle_arguments(config, tasks.of(config), actor, trains=trains)
+    for line in (messages.sampled_how(config, actor), idle):
         if line:
             console.say(line)
     return most
+
+
+def _reference(config: Config, actor: Policy, initial: Callable[[], str | Path], most: int) -> Policy | None:
+    """Load the reference model, and prove its ways if it is another model."""
+    found = loading.reference(config, actor, initial)
+    if found is None or found.model is actor.model:
+        return found
+    found = replace(found, sampled=actor.sampled, served=actor.served)
+    self_check.prove(found, most)
+    return found
 
 
 def require(config: Config, console: Console) -> None:
@@ -107,7 +133,9 @@ def require(config: Config, console: Console) -> None:
         ConfigError: what the settings ask for does not go with them.
     """
     with interrupts.handled():
+        recording = open_recording(config)
         source = loading.model_source(config.model.train_id, config, messages.warmup_progress(console))
         actor = loading.trained(config, source, choose_device(config.model.device))
-        self_check.prove(actor, preflight.require(config, tasks.of(config), actor))
-        loading.reference(config, actor, lambda: source)
+        most = meet(config, actor, recording)
+        self_check.prove(actor, most)
+        _reference(config, actor, lambda: source, most)

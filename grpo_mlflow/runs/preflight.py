@@ -12,7 +12,8 @@ from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.tasks import Task, contents
 from grpo_mlflow.training import rollouts
 from grpo_mlflow.training.evaluation import evaluation_sampling
-from grpo_mlflow.types import Problem, Prompt
+from grpo_mlflow.training.sources import Recording
+from grpo_mlflow.types import Problem, Prompt, Split
 
 _TRAINING = 64  # training problems that are met, in the order of the run; `rollouts.render` measures the later ones
 _JUDGED = 16  # problems whose own answers take the way of a completion
@@ -42,9 +43,44 @@ def require(config: Config, task: Task, policy: Policy, *, trains: bool = True) 
     return most
 
 
-def idle_arguments(config: Config, task: Task, policy: Policy) -> str | None:
-    """Return a line on arguments of the chat template without which a prompt is the same; None: there are none."""
-    settings, problem = policy.template_settings, task.problem("train", config.data.train_seed_start)
+def require_recorded(config: Config, policy: Policy, recording: Recording) -> int:
+    """Return the most tokens that a recorded prompt and its completion have, in the iterations of the first problems.
+
+    Raises:
+        ModelError: they have a token that the model has no embedding for.
+        ConfigError: they are longer than the model has positions for.
+    """
+    most = met = 0
+    for version in range(config.train.iterations):
+        groups = recording(version)
+        for rollout in (each for group in groups for each in group.rollouts):
+            ids = (*rollout.prompt.token_ids, *rollout.completion.token_ids)
+            what = f"data.source = {config.data.source!r}: a rollout of {rollout.prompt.problem_id}"
+            _require_embedded(policy, ids, what)
+            if policy.positions is not None and len(ids) > policy.positions:
+                raise ConfigError(
+                    f"{what} has {len(ids)} tokens, and the model {policy.positions} positions; allowed: a model with "
+                    "more positions, or a run with shorter texts"
+                )
+            most = max(most, len(ids))
+        met += len(groups)
+        if met >= _TRAINING:
+            break
+    return most
+
+
+def idle_arguments(config: Config, task: Task, policy: Policy, *, trains: bool = True) -> str | None:
+    """Return a line on arguments of the chat template without which a prompt is the same; None: there are none.
+
+    Args:
+        trains: as in `require`.
+    """
+    settings, renders = policy.template_settings, trains and config.data.source == "live"
+    if not settings or (trains and not renders and not config.eval.enabled):
+        return None
+    seeds: dict[Split, int] = {"train": config.data.train_seed_start, "eval": config.eval.id_seed_start}
+    split: Split = "train" if renders else "eval"
+    problem = task.problem(split, seeds[split])
     asked = policy.prompt(problem)
     idle = []
     for name in settings:
@@ -70,7 +106,7 @@ def _asked(config: Config, task: Task, trains: bool) -> list[tuple[Sequence[Prob
         key = "generation.max_new_tokens" if config.eval.max_new_tokens is None else "eval.max_new_tokens"
         problems, _ = contents.evaluation_problems(task, config)
         asked.append((problems, evaluation_sampling(config).max_new_tokens, key))
-    if trains:
+    if trains and config.data.source == "live":  # recorded rollouts have their prompts, which `require_recorded` meets
         training = [task.problem("train", seed) for seed in _first_seeds(config)]
         asked.append((training, config.generation.max_new_tokens, "generation.max_new_tokens"))
     return asked
