@@ -43,6 +43,16 @@ def require(config: Config, task: Task, policy: Policy, *, trains: bool = True) 
     return most
 
 
+def require_any(policy: Policy) -> None:
+    """Refuse what needs no task to be seen, beyond what loading refuses.
+
+    Raises:
+        ModelError: a prompt has a token that the model has no embedding for.
+    """
+    prompt = policy.prompt(Problem("", 0, ({"role": "user", "content": "1 + 2 ="},), {}))
+    _require_embedded(policy, prompt.token_ids, f"model {policy.name!r}: a prompt")
+
+
 def require_recorded(config: Config, policy: Policy, recording: Recording) -> int:
     """Return the most tokens that a recorded prompt and its completion have, in the iterations of the first problems.
 
