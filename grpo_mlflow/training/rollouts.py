@@ -61,9 +61,10 @@ def render(policy: Policy, problems: Sequence[Problem], new: int) -> list[Prompt
         PromptTooLong: the model has too few positions for one of them. Beyond its last one a model fails in many ways.
     """
     prompts = [policy.prompt(problem) for problem in problems]
-    for prompt in prompts:
+    for problem, prompt in zip(problems, prompts, strict=True):
         if lack := lacks_room(policy, prompt, new):
-            raise PromptTooLong(f"max_new_tokens = {new}: {lack}")
+            line = f"max_new_tokens = {new}: {lack}. Neither can change on resume, but in a new run from the checkpoint"
+            raise PromptTooLong(line, problem.seed, (policy.positions or 0) - len(prompt.token_ids))
     return prompts
 
 
