@@ -133,9 +133,19 @@ def require(config: Config, console: Console) -> None:
         ConfigError: what the settings ask for does not go with them.
     """
     with interrupts.handled():
-        recording = open_recording(config)
-        source = loading.model_source(config.model.train_id, config, messages.warmup_progress(console))
-        actor = loading.trained(config, source, choose_device(config.model.device))
-        most = meet(config, actor, recording)
-        self_check.prove(actor, most)
-        _reference(config, actor, lambda: source, most)
+        check(config, loading.model_source(config.model.train_id, config, messages.warmup_progress(console)))
+
+
+def check(config: Config, source: str | Path) -> tuple[Policy, float]:
+    """Return the model that a run would train, and the seconds that its proof took; the reference is let go.
+
+    Raises:
+        ModelError: one of them cannot be used.
+        ConfigError: what the settings ask for does not go with them.
+    """
+    recording = open_recording(config)
+    actor = loading.trained(config, source, choose_device(config.model.device))
+    most = meet(config, actor, recording)
+    seconds = self_check.prove(actor, most)
+    _reference(config, actor, lambda: source, most)
+    return actor, seconds

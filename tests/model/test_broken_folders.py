@@ -161,6 +161,29 @@ def test_the_doctor_names_it_and_opens_no_run(sound: Path, tmp_path: Path, capsy
     assert not (tmp_path / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize("name", ["a template that refuses", "another shape", "an adapter of another rank"])
+def test_the_doctor_says_what_train_says(
+    sound: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = broken_copy(sound, name, tmp_path / ("long" * 40))
+    with pytest.raises(UserError) as caught:
+        train.main(words(given, tmp_path / "mlflow.db"))
+    with pytest.raises(SystemExit):
+        doctor.main(words(given, tmp_path / "mlflow.db"))
+    line = str(caught.value)
+    found, remedy = capsys.readouterr().out.partition("FAILED  model")[2].splitlines()[:2]
+    assert found.strip() == line
+    assert remedy.strip() == f"remedy: {line.partition('; allowed: ')[2]}"
+
+
+def test_the_doctor_looks_at_the_reference_too(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = broken_copy(sound, "NaN", tmp_path)
+    asked = [*words(sound / "model", tmp_path / "mlflow.db"), f"model.ref_id={given}", "train.kl_coef=0.1"]
+    with pytest.raises(SystemExit):
+        doctor.main(asked)
+    assert f"model '{given}': 1 tensor" in capsys.readouterr().out.partition("FAILED  model")[2]
+
+
 def test_the_command_prints_the_line_alone(sound: Path, tmp_path: Path) -> None:
     given = broken_copy(sound, "a layer is missing", tmp_path)
     done = subprocess.run(
