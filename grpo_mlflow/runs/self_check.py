@@ -157,7 +157,7 @@ def _key(policy: Policy, most: int) -> str:
         _code(),
         _source(type(policy.model)),
         f"{_processor(policy.device)} {policy.dtype} {policy.written_out}",
-        f"{most} {policy.vocabulary} {policy.has_adapter} {llama_pass.serves(policy.model)}",
+        f"{most} {policy.vocabulary} {policy.has_adapter} {policy.pad_id} {llama_pass.serves(policy.model)}",
         *(f"{name} {tuple(each.shape)} {_few(each)}" for name, each in _tensors(policy.model)),
     ]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()

@@ -9,7 +9,7 @@ import numpy as np
 from grpo_mlflow import seeding
 from grpo_mlflow.algorithm.advantages import group_advantages
 from grpo_mlflow.algorithm.names import Scale
-from grpo_mlflow.errors import PromptTooLong
+from grpo_mlflow.errors import PromptTooLong, TextUntried
 from grpo_mlflow.generation import Generator, Sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime import interrupts
@@ -58,34 +58,38 @@ def render(policy: Policy, problems: Sequence[Problem], new: int) -> list[Prompt
     """Return the prompts of problems that completions of at most `new` tokens will follow.
 
     Raises:
-        PromptTooLong: the model has too few positions for one of them, beyond which it fails in many ways; or it was
-            not tried with so many tokens.
+        PromptTooLong: the model has too few positions for one of them. Beyond its last one a model fails in many ways.
+        TextUntried: the model was not tried with so many tokens.
     """
     prompts = [policy.prompt(problem) for problem in problems]
-    for prompt in prompts:
+    for problem, prompt in zip(problems, prompts, strict=True):
         if lack := lacks_room(policy, prompt, new):
-            raise PromptTooLong(f"max_new_tokens = {new}: {lack}")
+            line = f"max_new_tokens = {new}: {lack}. Neither can change on resume, but in a new run from the checkpoint"
+            raise PromptTooLong(line, problem.seed, (policy.positions or 0) - len(prompt.token_ids))
+        require_tried(policy, len(prompt.token_ids) + new, f"the prompt of {prompt.problem_id} and its completion")
     return prompts
 
 
 def lacks_room(policy: Policy, prompt: Prompt, new: int) -> str | None:
-    """Return why a prompt and `new` tokens more are too long for the model; None: they are not."""
-    length, positions, tried = len(prompt.token_ids), policy.positions, policy.longest
-    told = f"the prompt of {prompt.problem_id} has {length} tokens"
-    if positions is not None and length + new > positions:
-        shorter = f"{positions - length} or less, or " if positions > length else ""
-        return (
-            f"{told}, and the model {positions} positions for it and its completion; allowed: {shorter}a model with "
-            "more positions"
+    """Return why the model has too few positions for a prompt and `new` tokens more; None: it has enough."""
+    length, positions = len(prompt.token_ids), policy.positions
+    if positions is None or length + new <= positions:
+        return None
+    shorter = f"{positions - length} or less, or " if positions > length else ""
+    return (
+        f"the prompt of {prompt.problem_id} has {length} tokens, and the model {positions} positions for it and its "
+        f"completion; allowed: {shorter}a model with more positions"
+    )
+
+
+def require_tried(policy: Policy, tokens: int, what: str) -> None:
+    """Raise TextUntried where a text of so many tokens is longer than the model was tried with."""
+    if policy.longest is not None and tokens > policy.longest:
+        raise TextUntried(
+            f"{what}: up to {tokens} tokens together; beyond {policy.longest} the model computes in another way (a "
+            "window, a chunk, stretched angles), which was not tried, since what the run met first was shorter; "
+            "allowed: to resume the run, which tries it before it goes on"
         )
-    if tried is not None and length + new > tried:
-        shorter = f"{tried - length} or less, or " if tried > length else ""
-        return (
-            f"{told}; beyond {tried} tokens the model computes in another way (a window, a chunk, stretched angles), "
-            f"which was not tried before the run, whose first prompts were shorter; allowed: {shorter}to resume the "
-            "run, which tries it first"
-        )
-    return None
 
 
 def judge(

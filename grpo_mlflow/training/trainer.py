@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from grpo_mlflow.algorithm.statistics import mean
-from grpo_mlflow.errors import PeerLost, PromptTooLong, ServerFailed, StoreAway
+from grpo_mlflow.errors import PeerLost, PromptTooLong, ServerFailed, StoreAway, TextUntried
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.training import evaluation, iteration, observations, state
 from grpo_mlflow.training.evaluation import Evaluation
@@ -89,7 +89,7 @@ class Trainer:
                     self._track_generators(version)
                     return self.progress
                 self.iterate(version)
-        except (interrupts.Interrupted, ServerFailed, StoreAway, PromptTooLong, PeerLost):
+        except (interrupts.Interrupted, ServerFailed, StoreAway, PromptTooLong, TextUntried, PeerLost):
             source.stop()
             if self._whole:  # not so where a process was lost in the middle of an update
                 with interrupts.deferred():

@@ -22,13 +22,14 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from grpo_mlflow.errors import ModelError, UserError
+from grpo_mlflow.errors import ModelError, TextUntried, UserError
 from grpo_mlflow.forward import trial, ways
 from grpo_mlflow.generation.local import ways as sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runs import self_check
 from grpo_mlflow.training import rollouts
-from grpo_mlflow.types import Prompt
+from grpo_mlflow.training.batching import Row
+from grpo_mlflow.training.scoring import Scorer
 from tests.support.llama_family import DYNAMIC
 from tests.support.small_models import SIZES
 
@@ -96,6 +97,7 @@ def test_another_model_length_or_type_is_tried_anew(cache: Path) -> None:
             (replace(llama(), written_out=False), 40),
             (llama(rms_norm_eps=1e-5), 40),
             (turned(llama()), 40),
+            (replace(llama(), pad_id=3), 40),  # prompts that are padded on the left may feel it
         ],
         start=1,
     ):
@@ -133,10 +135,18 @@ def test_a_window_counts_only_where_a_row_may_be_longer() -> None:
 
 def test_a_text_beyond_what_was_proven_is_refused() -> None:
     proven, _ = self_check.prove(windowed(), 30)
-    prompt = Prompt("sums/train/7", (), tuple(range(3, 23)))
-    assert rollouts.lacks_room(proven, prompt, 12) is None
-    assert "beyond 32 tokens" in str(rollouts.lacks_room(proven, prompt, 13))
-    assert "allowed: 12 or less, or to resume" in str(rollouts.lacks_room(proven, prompt, 13))
+    rollouts.require_tried(proven, 32, "the prompt of sums/train/7")
+    with pytest.raises(TextUntried, match=r"sums/train/7: up to 33 tokens .* beyond 32 .* allowed: to resume") as e:
+        rollouts.require_tried(proven, 33, "the prompt of sums/train/7")
+    assert "\n" not in str(e.value)
+    scorer = Scorer(proven, 1.0)
+    scorer.score([row(20, 12)])
+    with pytest.raises(TextUntried):
+        scorer.score([row(5, 5), row(20, 13)])
+
+
+def row(prompt: int, completion: int) -> Row:
+    return Row(tuple(range(3, 3 + prompt)), tuple(range(3, 3 + completion)), (0.0,) * completion, 1.0, False)
 
 
 def windowed() -> Policy:
