@@ -83,7 +83,7 @@ def require_recorded(config: Config, policy: Policy, recording: Recording, begun
                 )
             most = max(most, len(ids))
         met += len(groups)
-        if met >= _TRAINING:
+        if met >= _TRAINING:  # and all of the next iteration, so that a resume meets what the run has stopped at
             break
     return most
 
@@ -132,9 +132,13 @@ def _asked(config: Config, task: Task, begun: int | None) -> list[tuple[Split, S
 
 
 def _training(config: Config, task: Task, begun: int) -> list[Problem]:
-    """Return the training problems that come first, and the longest of some more."""
+    """Return the training problems that come first, all of the next iteration among them, and the longest of others.
+
+    So what a run has stopped at, its resume meets.
+    """
     seeds = _seeds_to_come(config, begun)
-    first = [task.problem("train", seed) for seed in islice(seeds, _TRAINING)]
+    next_ones = config.data.problems_per_iteration * (1 + config.data.resample_rounds)
+    first = [task.problem("train", seed) for seed in islice(seeds, max(_TRAINING, next_ones))]
     later, until = [], time.perf_counter() + _LOOKED
     for seed in seeds:
         later.append(task.problem("train", seed))
@@ -150,14 +154,16 @@ def _characters(problem: Problem) -> int:
 def _seeds_to_come(config: Config, begun: int) -> Iterator[int]:
     """Yield the seeds of the training problems in the order in which the run meets them, each once."""
     data, met = config.data, set[int]()
+    first, count, each = data.train_seed_start, data.num_train_seeds, data.problems_per_iteration
     for version in range(begun, config.train.iterations):
-        for seed in rollouts.seeds_of_iteration(
-            data.train_seed_start, data.num_train_seeds, data.problems_per_iteration, version, config.seed
-        ):
+        seeds = rollouts.seeds_of_iteration(first, count, each, version, config.seed)
+        if version == begun:
+            seeds += rollouts.further_seeds(first, count, seeds, version, config.seed)[: data.resample_rounds * each]
+        for seed in seeds:
             if seed not in met:
                 met.add(seed)
                 yield seed
-        if len(met) >= data.num_train_seeds:
+        if len(met) >= count:
             return
 
 

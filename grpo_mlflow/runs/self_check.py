@@ -15,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
@@ -35,9 +35,12 @@ _CHEAP = 5_000_000_000  # weights times tokens: less than a second
 _DIFFERENTIATED = 4 * _CHEAP  # a row up to this is compared with its gradients, too; beyond, they take much memory
 _LONGEST = 256  # tokens of a row that is tried for its length alone
 _NEW = 24  # of them in the completion
-_NAMED = re.compile(  # a setting with a length at which a model changes what it computes
-    r"window(?!_layers)|chunk|original_max_position_embeddings|block_size|index_topk|local_attention|floor_scale"
+# Settings with a length beyond which a model computes something else; other chunks only split a sum.
+_NAMED = re.compile(
+    r"window(?!_layers|_pattern)|att\w*chunk|chunk_length|block_size|index_topk|local_attention|floor_scale"
 )
+_SPLIT = re.compile("chunk_size")
+_STRETCHED = ("longrope", "dynamic", "'su'", "llama_4_scaling")  # angles or scores that go by the length of a text
 _KERNELS = ("flash_attn", "flash_attn_interface", "causal_conv1d", "mamba_ssm", "fla", "kernels", "xformers", "peft")
 
 
@@ -75,17 +78,20 @@ def find(policy: Policy, most: int) -> tuple[ways.Scoring, sampling.Sampler]:
     model, vocabulary = policy.model, policy.vocabulary
     try:
         tried = ways.trials(model, [trial.few(vocabulary)])
-        if policy.dtype != torch.float32:
-            tried.append(_in_own_type(policy, tried[0]))
         for prompt, new in _lengths(policy, most):
             tried += _beyond(policy, trial.long(vocabulary, prompt, new), most)
+        if policy.dtype != torch.float32:
+            tried += [_in_own_type(policy, each) for each in tried]
         return ways.decide(model, tried, written_out=policy.written_out), sampling.decide(policy, tried)
     except ways.Unfit as error:
         raise ModelError(f"model {policy.name!r}: {error}; allowed: another model") from error
-    except (MemoryError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a model may fail in any way of its own, and memory may be short
         raise UserError(
-            f"model {policy.name!r}: its forward pass fails on a few tokens: {one_line(error)}; allowed: a model that "
-            "this machine has the memory and the kernels for"
+            f"model {policy.name!r}: its forward pass fails on a few rows of up to {most} tokens: "
+            f"{type(error).__name__}: {one_line(error)}; allowed: a model that this machine has the memory and the "
+            "kernels for"
         ) from error
 
 
@@ -117,9 +123,10 @@ def _lengths(policy: Policy, most: int) -> Iterator[tuple[int, int]]:
     cheap = min(most, _LONGEST, _CHEAP // max(1, _size(policy)))
     if cheap > 2 * _NEW:
         yield cheap - _NEW, _NEW
-    for switch in _switches_of(policy):
+    for switch in _switches_of(policy, _NAMED, _SPLIT):
         if switch < most:  # a row that crosses it
-            yield max(2, switch - _NEW // 3), _NEW
+            prompt = max(2, switch - _NEW // 3)
+            yield prompt, min(_NEW, most - prompt)
 
 
 def _size(policy: Policy) -> int:
@@ -128,21 +135,25 @@ def _size(policy: Policy) -> int:
 
 def _next_switch(policy: Policy, most: int) -> int | None:
     """Return up to how many tokens a model computes as it does for rows of `most`; None: its config says no end."""
-    return min((switch for switch in _switches_of(policy) if switch >= most), default=None)
+    return min((switch for switch in _switches_of(policy, _NAMED) if switch >= most), default=None)
 
 
-def _switches_of(policy: Policy) -> list[int]:
-    found = _switches(policy.model.config.get_text_config().to_dict())
-    return sorted({switch for switch in found if switch > 2})
+def _switches_of(policy: Policy, *names: re.Pattern[str]) -> list[int]:
+    """Return the lengths, ascending, at which the config says that the model changes what it computes."""
+    config = policy.model.config.get_text_config().to_dict()
+    stretched = any(kind in str(config) for kind in _STRETCHED)
+    if stretched:
+        names = (*names, re.compile("original_max_position_embeddings"))
+    if "dynamic" in str(config.get("rope_parameters") or config.get("rope_scaling")):
+        names = (*names, re.compile("max_position_embeddings"))
+    return sorted({length for length in _lengths_in(config, names) if length > 2})
 
 
-def _switches(config: Mapping[str, Any]) -> Iterator[int]:
-    """Yield the lengths at which a config says that the model changes what it computes."""
-    dynamic = "dynamic" in str(config.get("rope_parameters") or config.get("rope_scaling"))
+def _lengths_in(config: Mapping[str, Any], names: Sequence[re.Pattern[str]]) -> Iterator[int]:
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from _switches(value)
-        elif _NAMED.search(str(key)) or (dynamic and key == "max_position_embeddings"):
+            yield from _lengths_in(value, names)
+        elif any(name.search(str(key)) for name in names):
             listed = value if isinstance(value, list | tuple) else [value]  # one for each layer
             yield from (each for each in listed if type(each) is int)
 
@@ -168,11 +179,12 @@ def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_buffers()
 
 
-def _few(tensor: torch.Tensor) -> list[float]:
-    """Return a few numbers of a tensor: enough to tell one model's weights from another's."""
-    flat = tensor.detach().reshape(-1)
-    found: list[float] = flat[:: max(1, len(flat) // 4)][:4].tolist()
-    return found
+@torch.no_grad()
+def _few(tensor: torch.Tensor) -> str:
+    """Return a few numbers that tell one model's weights from another's."""
+    flat = tensor.reshape(-1)
+    norm = float(torch.linalg.vector_norm(flat)) if flat.is_floating_point() else 0.0
+    return f"{flat[:: max(1, len(flat) // 4)][:4].tolist()} {norm:.4g}"  # its last digits go by the number of threads
 
 
 def _versions() -> list[str]:
@@ -189,8 +201,11 @@ def _processor(device: torch.device) -> str:
 
 
 def _source(kind: type) -> str:
-    """Return a hash of the file that a model's class stands in: one that came with the model has no version."""
-    return hashlib.blake2b(Path(inspect.getfile(kind)).read_bytes(), digest_size=16).hexdigest()
+    """Return a hash of the files that a model's class came with: they have no version."""
+    if kind.__module__.startswith("transformers."):
+        return ""
+    files = sorted(Path(inspect.getfile(kind)).parent.glob("*.py"))
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
 
 
 @cache

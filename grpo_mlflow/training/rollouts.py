@@ -9,7 +9,7 @@ import numpy as np
 from grpo_mlflow import seeding
 from grpo_mlflow.algorithm.advantages import group_advantages
 from grpo_mlflow.algorithm.names import Scale
-from grpo_mlflow.errors import PromptTooLong, TextUntried
+from grpo_mlflow.errors import PromptTooLong, TextUntried, UserError
 from grpo_mlflow.generation import Generator, Sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime import interrupts
@@ -83,7 +83,17 @@ def lacks_room(policy: Policy, prompt: Prompt, new: int) -> str | None:
 
 
 def require_tried(policy: Policy, tokens: int, what: str) -> None:
-    """Raise TextUntried where a text of so many tokens is longer than the model was tried with."""
+    """Refuse a text of so many tokens that the model was not made for or not tried with.
+
+    Raises:
+        UserError: it has fewer positions.
+        TextUntried: it computes such texts in another way than those that it was tried with.
+    """
+    if policy.positions is not None and tokens > policy.positions:
+        raise UserError(
+            f"{what}: {tokens} tokens together, and model {policy.name!r} has {policy.positions} positions; allowed: a "
+            "model with more positions"
+        )
     if policy.longest is not None and tokens > policy.longest:
         raise TextUntried(
             f"{what}: up to {tokens} tokens together; beyond {policy.longest} the model computes in another way (a "

@@ -97,6 +97,7 @@ def test_another_model_length_or_type_is_tried_anew(cache: Path) -> None:
             (replace(llama(), written_out=False), 40),
             (llama(rms_norm_eps=1e-5), 40),
             (turned(llama()), 40),
+            (grown(llama()), 40),
             (replace(llama(), pad_id=3), 40),  # prompts that are padded on the left may feel it
         ],
         start=1,
@@ -108,6 +109,13 @@ def test_another_model_length_or_type_is_tried_anew(cache: Path) -> None:
 def turned(policy: Policy) -> Policy:
     """The same with other angles, which are no parameters."""
     policy.model.model.rotary_emb.inv_freq.mul_(0.5)
+    return policy
+
+
+def grown(policy: Policy) -> Policy:
+    """The same with some larger weights, of which the first is none."""
+    with torch.no_grad():
+        policy.model.model.layers[0].mlp.up_proj.weight[1, 1:9] *= 4
     return policy
 
 
@@ -162,6 +170,12 @@ def windowed() -> Policy:
         ({"attention_window": [60, 48, 60]}, 48),
         ({"rope_scaling": {"rope_type": "longrope", "original_max_position_embeddings": 44}}, 44),
         ({"index_topk": 41}, 41),
+        ({"rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 44}}, None),
+        ({"rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 44}}, None),
+        ({"original_max_position_embeddings": 44, "rope_scaling": {"type": "su"}}, 44),
+        ({"max_position_embeddings": 64, "rope_scaling": {"rope_type": "dynamic"}}, 64),
+        ({"sliding_window_pattern": 41, "_sliding_window_pattern": 41}, None),
+        ({"mamba_chunk_size": 41, "chunk_size": 41}, None),
         ({"max_window_layers": 40, "use_sliding_window": True, "sliding_window": None}, None),
         ({"sliding_window": 29}, None),
     ],
@@ -170,6 +184,41 @@ def test_the_config_says_where_a_model_changes(settings: dict[str, Any], longest
     found = SimpleNamespace(to_dict=lambda: {"hidden_size": 35, **settings})
     model: Any = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: found))
     assert self_check._next_switch(replace(llama(), model=model), 30) == longest
+
+
+def test_no_trial_is_longer_than_the_rows_of_the_run() -> None:
+    """It would cross the next switch, or the last position."""
+    settings = {"max_position_embeddings": 36, "sliding_window": 30, "chunk_size": 20}
+    policy = of(MistralForCausalLM(MistralConfig(**{**SIZES, **settings})))
+    assert [*self_check._lengths(policy, 34)] == [(12, 22), (22, 12)]
+
+
+class Forgetful(LlamaForCausalLM):  # type: ignore[misc]
+    """Forgets, while it goes on, which tokens are padding."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
+        if input_ids.shape[1] == 1 and attention_mask is not None and attention_mask.dim() == 2:
+            attention_mask = torch.ones_like(attention_mask)
+        return super().forward(input_ids, attention_mask=attention_mask, **kwargs)
+
+
+class Noisy(LlamaForCausalLM):  # type: ignore[misc]
+    """In a type of fewer bits, gives anything for rows that are padded on the left."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
+        found = super().forward(input_ids, attention_mask=attention_mask, **kwargs)
+        if attention_mask is not None and attention_mask.dim() == 2 and torch.is_autocast_enabled("cpu"):
+            found.logits[attention_mask[:, 0] == 0] = torch.randn(found.logits.shape[-1])
+        return found
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(Forgetful, torch.float32), (Noisy, torch.bfloat16)])
+def test_prompts_that_are_padded_are_followed_for_some_tokens(kind: Any, dtype: torch.dtype) -> None:
+    policy = replace(of(kind(LlamaConfig(**SIZES))), dtype=dtype, written_out=False)
+    tried = ways.trials(policy.model, [trial.few(200)])
+    if dtype != torch.float32:
+        tried.append(trial.in_type(policy.model, tried[0], dtype))
+    assert sampling.decide(policy, tried).way == "recomputed"
 
 
 def test_layers_without_small_tensors_are_compared_by_their_gradients() -> None:
@@ -207,6 +256,17 @@ def test_a_type_that_cannot_hold_the_models_numbers_is_refused() -> None:
         policy.model.lm_head.weight.mul_(1e7)
     with pytest.raises(ModelError, match=r"^model 'mine': with model.dtype = float16 .* not finite"):
         self_check.prove(policy, 40)
+
+
+class Picky(LlamaForCausalLM):  # type: ignore[misc]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise IndexError("index out of range in self")
+
+
+def test_a_model_that_fails_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^model 'mine': .*IndexError: index out of range in self; allowed: ") as e:
+        self_check.prove(of(Picky(LlamaConfig(**SIZES))), 40)
+    assert "\n" not in str(e.value)
 
 
 class Greedy(LlamaForCausalLM):  # type: ignore[misc]

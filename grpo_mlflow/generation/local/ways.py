@@ -144,10 +144,10 @@ def _constants(model: Any) -> list[Mapping[str, float]]:
     return [{}, trial.MANY_ROWS] if shared else [{}, trial.LONG_ROWS, trial.MANY_ROWS]
 
 
-def _excess(tried: Trial, make: Make) -> Tensor:
-    """Drive a decoder along the examples; return by how many times what is allowed the logits of each token are off."""
+def _excess(tried: Trial, make: Make) -> list[Tensor]:
+    """Drive a decoder along the examples; return by how many times what is allowed the logits of each row are off."""
     examples = tried.examples
-    found: list[Tensor] = []
+    found: list[list[Tensor]] = [[] for _ in examples.rows]
     k = max(examples.owners.count(owner) for owner in examples.owners)
     rows: list[int] = []  # which completion each row follows, k for each prompt
     for prompt in range(len(examples.prompts)):
@@ -163,5 +163,6 @@ def _excess(tried: Trial, make: Make) -> Tensor:
             newest = [examples.completions[row][place - 1] for row in rows]
             decoder.step(torch.tensor(newest, device=decoder.logits.device))
         logits = decoder.logits
-        found += [tried.excess(row, place, logits[at]) for at, row in enumerate(rows)]
-    return torch.cat(found)
+        for at, row in enumerate(rows):
+            found[row].append(tried.excess(row, place, logits[at]))
+    return [torch.cat(each) for each in found]
