@@ -30,10 +30,19 @@ class Padded(LlamaForCausalLM):  # type: ignore[misc]
         return found
 
 
-@pytest.mark.parametrize(("kind", "way"), [(Padded, "alike"), (LlamaForCausalLM, "packed")])
-def test_they_are_those_of_the_update(kind: Any, way: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "attention", "way"), [(Padded, "eager", "alike"), (LlamaForCausalLM, "sdpa", "packed")]
+)
+def test_they_are_those_of_the_update(kind: Any, attention: str, way: str) -> None:
     torch.manual_seed(0)
-    policy = Policy(kind(LlamaConfig(**SIZES)).eval(), None, torch.device("cpu"), torch.float32, (2,), 0)
+    policy = Policy(
+        kind(LlamaConfig(**SIZES, attn_implementation=attention)).eval(),
+        None,
+        torch.device("cpu"),
+        torch.float32,
+        (2,),
+        0,
+    )
     assert ways.scoring(policy.model).way == way
     rows = [Row(PROMPT, own, (0.0,) * len(own), 1.0, False) for own in COMPLETIONS]
     wanted, _ = Scorer(policy, 1.0).score(rows)
