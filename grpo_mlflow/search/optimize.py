@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage
@@ -122,16 +123,28 @@ def _require_result(trials: Sequence[FrozenTrial], search: SearchConfig, finalis
 def _baseline(resolved: Resolved, tracker: Tracker, console: Console) -> evaluation.Evaluation:
     """Evaluate the untrained model once for all trials, in a run of its own."""
     path = tracker.run_dir / _BASELINE
-    if not path.exists():
+    result = _kept(path, console)
+    if result is None:
         console.say("evaluating the untrained model, once for all trials")
         for line in contents.remarks(tasks.of(resolved.config), resolved.config):
             console.say(line)
         result = runs.evaluate(resolved, "", runs.Nested(tracker.run_id, "baseline"))
         evaluation.write(path, result)
         tracker.publish(_BASELINE)
-    result = _once_each(evaluation.read(path), resolved)
+    result = _once_each(result, resolved)
     console.say(f"baseline  {result.summary()}")
     return result
+
+
+def _kept(path: Path, console: Console) -> evaluation.Evaluation | None:
+    """Return the evaluation in a file; None where there is none, or none that is whole."""
+    if not path.exists():
+        return None
+    try:
+        return evaluation.read(path)
+    except UserError as error:
+        console.warn(f"{error}; it is made again")
+        return None
 
 
 def _shared_baseline(resolved: Resolved, parent: str) -> evaluation.Evaluation:

@@ -13,7 +13,6 @@ import logging
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -25,6 +24,7 @@ from pydantic_core import to_jsonable_python
 
 from grpo_mlflow.errors import redact
 from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.runtime.files import write_whole
 from grpo_mlflow.tracking.operations import (
     Destination,
     Metrics,
@@ -95,7 +95,7 @@ class MlflowTracker:
 
     def text(self, name: str, content: str) -> None:
         """Write a file of the run and publish it."""
-        self._path(name).write_text(redact(content))
+        write_whole(self.run_dir / name, redact(content), synced=name.startswith("config/"))  # which a resume needs
         self.publish(name)
 
     def table(self, name: str, columns: Mapping[str, list[Any]]) -> None:
@@ -104,10 +104,9 @@ class MlflowTracker:
         It is what `log_table` would leave, but written again it is replaced, not lengthened, and the list never
         outgrows a tag, which MLflow cuts off and then cannot read.
         """
-        path = self._path(name)
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         data = to_jsonable_python({"columns": list(columns), "data": rows}, inf_nan_mode="null", fallback=str)
-        path.write_text(json.dumps(data))
+        write_whole(self.run_dir / name, json.dumps(data))
         self.publish(name)
         entry = {"path": name, "type": "table"}
         self._tables = [*(table for table in self._tables if table != entry), entry][-_TABLES:]
@@ -141,11 +140,6 @@ class MlflowTracker:
         self._do(Status(status))
         if self._outbox.waits():
             log.warning("MLflow is away: resume=%s sends what is kept in %s", self.run_id, self._outbox.path)
-
-    def _path(self, name: str) -> Path:
-        path = self.run_dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
 
     def _do(self, operation: Operation) -> None:
         self.flush()
