@@ -49,7 +49,7 @@ def open_parts(
         console.say(f"resumed at iteration {progress.iteration} of {config.train.iterations}")
         if processes.is_first:
             _abandon_later(checkpoint.iteration, tracker, store)
-    task = tasks.of(config)
+    task = tasks.of(config, tracker.run_dir)
     first = models.source if not checkpoint or SYNCS[config.generation.sync].sends else models.initial()
     with open_generators(config, models.actor, models.source, first, tracker, console) as generators:
         ahead = read_ahead(checkpoint) if checkpoint else None

@@ -104,6 +104,7 @@ def _rows(records: Iterable[Any], where: str) -> Iterator[Row]:
     for place, record in enumerate(records, start=1):
         try:
             question, answer = record["question"], record["answer"]
+            str(question).encode()  # half of a surrogate pair is no text: neither a tokenizer nor a file takes it
             number = Fraction(answer.rpartition("####")[2].replace(",", "").strip())
         except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError):
             raise ConfigError(
