@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import mlflow
 from mlflow.entities import Run, RunStatus
@@ -12,7 +13,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.errors import StoreAway, one_line, redact
 from grpo_mlflow.tracking.base import Tracker
-from grpo_mlflow.tracking.store import STORE_ERRORS, connect, experiment_id
+from grpo_mlflow.tracking.store import STORE_ERRORS, connect, experiment_id, set_failed
 from grpo_mlflow.tracking.tracker import MlflowTracker
 
 Place = tuple[str, str, Mapping[str, str]]  # parent run id, name, tags
@@ -39,17 +40,29 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
             run = client.create_run(
                 experiment_id(client, config.experiment), run_name=config.run_name, tags=resolve_tags({})
             )
-        if resume is None and nested is None and config.run_name:
-            client.update_run(run.info.run_id, name=config.run_name)
-        tracker = MlflowTracker(client, run)
-        if resume is not None:
-            tracker.remember()
+        with _failed_otherwise(config.uri, run.info.run_id):
+            if resume is None and nested is None and config.run_name:
+                client.update_run(run.info.run_id, name=config.run_name)
+            tracker = MlflowTracker(client, run)
+            if resume is not None:
+                tracker.remember()
     except STORE_ERRORS as error:
         raise StoreAway(f"MLflow store {redact(mlflow.get_tracking_uri())}: {one_line(error)}") from error
-    tracker.tags({"grpo.kind": kind})
-    if config.system_metrics:
-        tracker.watch_system()
+    with _failed_otherwise(config.uri, tracker.run_id):
+        tracker.tags({"grpo.kind": kind})
+        if config.system_metrics:
+            tracker.watch_system()
     return tracker
+
+
+@contextmanager
+def _failed_otherwise(uri: str | None, run_id: str) -> Iterator[None]:
+    """Mark the run FAILED if the block raises: nobody else knows of it yet, and it would show as running for ever."""
+    try:
+        yield
+    except BaseException:
+        set_failed(uri, run_id)
+        raise
 
 
 def _reopen(client: mlflow.MlflowClient, resume: str, adopted: str | None) -> Run:

@@ -18,7 +18,7 @@ from grpo_mlflow.runs import stored
 from grpo_mlflow.runtime.files import replacing, write_whole
 from grpo_mlflow.training import evaluation
 from grpo_mlflow.types import Completion, Prompt, Rollout, Verdict
-from tests.support.small_runs import curves, resume, small, weights
+from tests.support.small_runs import curves, newest, resume, small, weights
 
 CONSTANT = ("train.lr_schedule=constant", "seed=1234")
 
@@ -123,6 +123,18 @@ def test_a_run_that_was_killed_before_its_config_was_written_can_be_ended(
     with pytest.raises(UserError, match=f"run {tracker.run_id}: has no artifact config/resolved.yaml"):
         found(shared_store, tracker.run_id)
     assert client.get_run(tracker.run_id).info.status == "FAILED"
+
+
+def test_a_run_whose_folder_cannot_be_made_is_failed_not_running(store: str) -> None:
+    tracking.start(resolve("tiny", [f"tracking.uri={store}"]).config.tracking, "train").finish("FINISHED")
+    client = mlflow.MlflowClient(store)
+    folder = Path(client.get_run(newest(store)).info.artifact_uri).parent.parent
+    shutil.rmtree(folder)
+    folder.write_text("a file where the runs of the experiment should be")
+    with pytest.raises(UserError, match="Not a directory"):
+        runs.train(small(store))
+    assert client.get_run(newest(store)).info.status == "FAILED"
+    assert len(client.search_runs(["1"])) == 2
 
 
 @pytest.mark.parametrize("damage", ["empty", "half"])
