@@ -24,7 +24,7 @@ from torch import nn
 from benchmarks.two_ways import Case, Clock, Way, compare
 from grpo_mlflow.config import TinyConfig
 from grpo_mlflow.forward import kv_cache, llama_step, prefix_tree, shared_prefix, token_head, tuning
-from grpo_mlflow.generation.local import decoding
+from grpo_mlflow.generation.local.ways import sampler, start
 from grpo_mlflow.model import tiny
 from grpo_mlflow.model.policy import Policy
 
@@ -36,7 +36,7 @@ _NEVER, _ALWAYS = 0, math.inf  # thresholds that no size, and that every size, s
 @cache
 def _policy() -> Policy:
     policy = tiny.build(TinyConfig())
-    assert shared_prefix.reason_against(policy.model) is None  # this also lets its attention be replaced
+    assert sampler(policy).way == "packed"  # this also lets its attention be replaced
     return policy
 
 
@@ -80,7 +80,7 @@ def _update(prompts: int, shared: int, rest: int) -> Callable[[], None]:
 
     def work() -> None:
         batch = shared_prefix.Prefixes(given, [[5] * 8] * len(owners), owners, torch.device("cpu"))
-        chosen, _ = shared_prefix.logprobs(model, batch, 1.0)
+        chosen, _ = shared_prefix.logprobs(model, batch, 1.0, written_out=True)
         torch.autograd.grad(chosen.sum(), list(model.parameters()))
 
     return work
@@ -179,7 +179,7 @@ def _sample(size: str, steps: int, per_prompt: int, ends: int, *ways: Way) -> Ca
 
     @torch.no_grad()
     def work() -> None:
-        rows = decoding.start(_policy(), [[1, 2 + i, 3, 4] for i in range(8)], 8, steps + 1)
+        rows = start(_policy(), [[1, 2 + i, 3, 4] for i in range(8)], 8, steps + 1)
         for step in range(steps):
             left = len(tokens) - step * ends
             rows.step(tokens[:left])

@@ -142,8 +142,13 @@ def agreement(shape: Shape, root: Path, device: str, *, k: int, prompt: int, com
         raise ArithmeticError("; ".join(wrong))
 
 
+def _of_all_tokens(policy: Policy) -> Policy:
+    """Return the policy with all tokens of the model: rows here hold any, while the tokenizer is a small one."""
+    return replace(policy, sampled=None)
+
+
 def _side(folder: Path, device: torch.device, dtype: str, groups: Sequence[Group]) -> _Side:
-    policy, rows = load(folder, device, dtype), rows_of(groups)
+    policy, rows = _of_all_tokens(load(folder, device, dtype)), rows_of(groups)
     lengths = torch.tensor([len(row.completion_ids) for row in rows])
     most = int(lengths.max())
     mask = torch.arange(most)[None, :] < lengths[:, None]
@@ -174,7 +179,7 @@ def sampling(
 ) -> Iterator[Figures]:
     """Sample k completions of `new` tokens for one prompt of each length; score them again, and compare."""
     chosen = choose_device(device)
-    loaded = load(make(shape, root, chosen), chosen)
+    loaded = _of_all_tokens(load(make(shape, root, chosen), chosen))
     for dtype, length in product(dtypes, prompts):
         policy = replace(loaded, dtype=getattr(torch, dtype), eos_ids=())  # no completion ends early
         generator, scorer = LocalGenerator(policy, 1), Scorer(policy, 1.0)
@@ -205,7 +210,7 @@ def update(
     two optimizer steps after one that is not.
     """
     chosen = choose_device(device)
-    policy = load(make(shape, root, chosen), chosen, "bfloat16")
+    policy = _of_all_tokens(load(make(shape, root, chosen), chosen, "bfloat16"))
     if rank is not None:
         lora.add(policy.model, LoraConfig(rank=rank), 0)
     recompute_activations(policy.model)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+_MOST = 300  # characters of a message of somebody else's
+
 
 class UserError(Exception):
     """Something outside the program is wrong (a path, a store, a model): one line says what and where."""
@@ -16,6 +18,10 @@ class ModelError(UserError):
     """A model folder, its tokenizer or its adapter cannot be used: what is wrong, where, and what is allowed."""
 
     exit_code = 2
+
+
+class PromptTooLong(UserError):
+    """The model has too few positions for a problem that the run met late. Nothing of the run is lost."""
 
 
 class StoreAway(UserError):
@@ -55,4 +61,8 @@ def redact(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    return redact(" ".join(str(error).split()))[:300]
+    """Return what went wrong in at most 300 characters, and the whole remedy after it: a cut command does not work."""
+    remedy = error.remedy if isinstance(error, ServerUnfit) else ""
+    found = error.found if isinstance(error, ServerUnfit) else str(error)
+    text = redact(" ".join(found.split()))[:_MOST]
+    return f"{text}. {redact(remedy)}" if remedy else text

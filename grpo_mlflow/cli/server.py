@@ -5,21 +5,26 @@ With `--print-command` it starts nothing: it prints the command that starts one,
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_mlflow.cli.command import importing, run, show
-from grpo_mlflow.config import layers, parse_arguments, resolve
+from grpo_mlflow.config import Resolved, layers, parse_arguments, resolve
 
-DEFAULTS = {"generation.backend": "vllm_server", "generation.server.manage": "true", "generation.server.port": "30000"}
+_PORT, _URL = "generation.server.port", "generation.base_url"
+DEFAULTS = {"generation.backend": "vllm_server", "generation.server.manage": "true", _PORT: "30000"}
 
 
 def main(argv: Sequence[str]) -> None:
     words = "Serve model.train_id as generation.server says, with vLLM where generation.backend does not say otherwise."
     flags = {"print-command": "show the command that starts such a server by hand, and stop"}
     arguments = parse_arguments(argv, "server", words, flags=flags)
+    prints = "print-command" in arguments.flags
     given = layers.read(arguments.config) if arguments.config else {}
     kept = {key for key in DEFAULTS if given.get(key, ("local",))[0] not in ("local", False)}
+    if prints:  # the address of the run says a port, too
+        kept.add(_PORT)
     defaults = [f"{key}={value}" for key, value in DEFAULTS.items() if key not in kept]
     resolved = resolve(arguments.config, [*defaults, *arguments.overrides])
     if arguments.print_config:
@@ -28,10 +33,18 @@ def main(argv: Sequence[str]) -> None:
     with importing():
         from grpo_mlflow.runs import serve
 
-    if "print-command" in arguments.flags:
-        print(serve.command(resolved.config))
-    else:
+    if not prints:
         serve.serve(resolved.config, Path("outputs/server.log").absolute())
+        return
+    gives_way = _chosen(resolved, _PORT) and not _chosen(resolved, _URL)  # a preset's address
+    command, remark = serve.command(resolved.config, None if gives_way else resolved.config.generation.base_url)
+    print(command)
+    if remark:
+        print(remark, file=sys.stderr)
+
+
+def _chosen(resolved: Resolved, key: str) -> bool:
+    return resolved.origins[key].startswith(("override", "file"))
 
 
 if __name__ == "__main__":

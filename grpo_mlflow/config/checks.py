@@ -122,9 +122,13 @@ def unsearchable(config: Config) -> list[str]:
         )
     served = {config.generation.backend, config.eval.backend or config.generation.backend} != {"local"}
     if search.n_jobs > 1 and served and not config.generation.server.manage and config.generation.sync != "none":
+        own = "generation.server.manage=true"
+        if config.generation.server.port:
+            own += " generation.server.port=0"
+        choice = f", or {own} (a server per trial)" if server_checks.takes(config, own) else ""
         lines.append(
             f"search.n_jobs = {search.n_jobs}: trials at once would load their weights into the same server; allowed: "
-            "1, or generation.server.manage=true (a server per trial)"
+            f"1{choice}"
         )
     if search.n_jobs > 1 and config.generation.server.manage and config.generation.server.port:
         lines.append(
@@ -147,10 +151,4 @@ def unsearchable(config: Config) -> list[str]:
 
 def untrainable(config: Config) -> list[str]:
     """Return one line per setting that is right for measuring a model but not for training one."""
-    backend = config.eval.backend or config.generation.backend
-    if config.eval.enabled and backend != "local" and config.generation.sync == "none":
-        return [
-            f"generation.sync = 'none': the server keeps the initial weights, so eval.backend = {backend!r} would "
-            "measure those again and again; allowed: reload, restart, or eval.backend=local"
-        ]
-    return []
+    return list(server_checks.untrainable(config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from urllib.parse import urlsplit
 
 from grpo_mlflow.config import task_checks
 from grpo_mlflow.config.schema import Config
@@ -38,6 +39,8 @@ def _problems(config: Config, chosen: Sequence[str]) -> Iterator[tuple[Iterable[
     """Yield keys of the model, the tasks and their evaluation, with why they cannot act."""
     if config.model.train_id != "tiny":
         yield _under("model.tiny.", chosen), "model.train_id is not tiny"
+    if config.model.chat_template == "none":
+        yield _under("model.chat_template_kwargs", chosen), "model.chat_template is none"
     if not config.model.lora.rank:
         yield ("model.lora.alpha", "model.lora.targets"), "model.lora.rank is null or 0"
     for keys in task_checks.idle(config, chosen):
@@ -59,9 +62,20 @@ def _servers(config: Config, chosen: Sequence[str]) -> Iterator[tuple[Iterable[s
         yield ("generation.base_url",), "generation.server.manage starts a server of its own"
     if not generation.server.manage:
         keys = [key for key in _under("generation.server.", chosen) if key != "generation.server.manage"]
-        yield keys, "generation.server.manage is false"
+        yield [key for key in keys if key not in _of_start_command(config)], "generation.server.manage is false"
     if evaluation.enabled and (evaluation.backend or generation.backend) == "local":
         yield ("eval.base_url",), "evaluation samples in this process"
+
+
+def _of_start_command(config: Config) -> list[str]:
+    """Return what shapes the command that starts a server by hand, which refusals show; none where none is asked."""
+    generation, backends = config.generation, {config.generation.backend, config.eval.backend or "local"}
+    if backends == {"local"}:
+        return []
+    names = ["python", "device", "memory", "arguments"]
+    if generation.base_url is not None and urlsplit(generation.base_url).port is None:
+        names.append("port")
+    return [f"generation.server.{name}" for name in names]
 
 
 def _unwise(config: Config) -> Iterator[str]:

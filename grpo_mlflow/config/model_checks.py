@@ -1,4 +1,4 @@
-"""What the settings of an adapter ask of the others."""
+"""What the settings of a model and its adapter ask of the others."""
 
 from __future__ import annotations
 
@@ -7,9 +7,27 @@ from importlib.util import find_spec
 
 from grpo_mlflow.config.schema import Config
 
+_OF_THE_PROGRAM = frozenset(
+    {
+        *("conversation", "messages", "add_generation_prompt", "continue_final_message", "tokenize"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+    }
+)
+"""Arguments of transformers' `apply_chat_template` that a prompt of token ids depends on."""
+
 
 def errors(config: Config) -> Iterator[str]:
     """Yield one line per contradiction: the key, its value and what is allowed."""
+    for name in sorted(_OF_THE_PROGRAM & set(config.model.chat_template_kwargs)):
+        yield (
+            f"model.chat_template_kwargs = {config.model.chat_template_kwargs}: {name} is for the program to set; "
+            "allowed: arguments that the template itself asks for, such as enable_thinking"
+        )
+    yield from _adapter(config)
+
+
+def _adapter(config: Config) -> Iterator[str]:
     model, sync = config.model, config.generation.sync
     rank = model.lora.rank
     if not rank:

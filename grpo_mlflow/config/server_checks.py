@@ -3,86 +3,122 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
+from grpo_mlflow.config import remedies
 from grpo_mlflow.config.engines import SERVERS
+from grpo_mlflow.config.remedies import Contradiction
 from grpo_mlflow.config.schema import Config
 
 
 def errors(config: Config) -> Iterator[str]:
     """Yield one line per contradiction: the key, its value and what is allowed."""
+    for found in _contradictions(config):
+        yield remedies.line(config, found, _all)
+
+
+def untrainable(config: Config) -> Iterator[str]:
+    """Yield as `errors` what is right for measuring a model but not for training one."""
+    for found in _measures_again(config):
+        yield remedies.line(config, found, _all)
+
+
+def complete(config: Config, words: str) -> str:
+    """Return overrides that do without what a server lacks, with what they need beside them; empty: none will do."""
+    return next((each for each in (words, f"{words} generation.async_rollouts=0") if takes(config, each)), "")
+
+
+def takes(config: Config, words: str) -> bool:
+    """Return whether overrides bring no new contradiction of servers."""
+    return remedies.accepted(config, words, _all)
+
+
+def _all(config: Config) -> Iterator[Contradiction]:
+    yield from _contradictions(config)
+    yield from _measures_again(config)
+
+
+def _contradictions(config: Config) -> Iterator[Contradiction]:
     yield from _addresses(config)
     yield from _managed(config)
     yield from _older_weights(config)
     yield from _shaping(config)
 
 
-def _addresses(config: Config) -> Iterator[str]:
+def _addresses(config: Config) -> Iterator[Contradiction]:
     generation, evaluation = config.generation, config.eval
-    backend = evaluation.backend or generation.backend
+    backend, somewhere = evaluation.backend or generation.backend, "http://HOST:PORT"
     if generation.backend != "local" and not generation.base_url and not generation.server.manage:
-        yield (
-            f"generation.base_url = null: generation.backend = {generation.backend!r} needs the server's address; "
-            "allowed: http://HOST:PORT, or generation.server.manage=true"
-        )
+        why = f"generation.backend = {generation.backend!r} needs the server's address"
+        yield Contradiction("generation.base_url", "null", why, (somewhere, "generation.server.manage=true"))
     elif backend not in ("local", generation.backend) and not evaluation.base_url:
-        yield (
-            f"eval.base_url = null: eval.backend = {backend!r}, while generation.backend = {generation.backend!r}, "
-            "needs an address of its own; allowed: http://HOST:PORT, or eval.backend=local"
-        )
+        sampling = f"while generation.backend = {generation.backend!r}"
+        why = f"eval.backend = {backend!r}, {sampling}, needs an address of its own"
+        yield Contradiction("eval.base_url", "null", why, (somewhere, "eval.backend=local"))
     for key, value in (("generation.base_url", generation.base_url), ("eval.base_url", evaluation.base_url)):
-        if value is not None and not value.startswith(("http://", "https://")):
-            yield f"{key} = {value!r}: not an address; allowed: http://HOST:PORT or https://HOST:PORT"
+        if value is not None and not _is_address(value):
+            yield Contradiction(key, repr(value), "not an address", (somewhere, "https://HOST:PORT"))
 
 
-def _managed(config: Config) -> Iterator[str]:
+def _is_address(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, or half a bracket
+        return False
+
+
+def _managed(config: Config) -> Iterator[Contradiction]:
     generation, evaluation = config.generation, config.eval
     managed, backend = generation.server.manage, evaluation.backend or generation.backend
     borrows = backend == generation.backend and evaluation.base_url in (None, generation.base_url)
-    if generation.sync == "restart" and managed and backend != "local" and not borrows:
-        yield (
-            f"generation.sync = 'restart': the run did not start the server at eval.base_url = {evaluation.base_url!r} "
-            "and cannot restart it; allowed: reload"
-        )
     if managed and generation.backend == "local":
-        yield (
-            "generation.server.manage = true: generation.backend = 'local' has no server to start; allowed: "
-            f"generation.backend {' or '.join(SERVERS)}"
-        )
+        starts = tuple(f"generation.backend={name}" for name in SERVERS)
+        why = "generation.backend = 'local' has no server to start"
+        off = ("generation.server.manage=false", "generation.server.manage=false generation.sync=reload")
+        yield Contradiction("generation.server.manage", "true", why, (*starts, *off))
+    elif generation.sync == "restart" and managed and backend != "local" and not borrows:
+        why = f"the run did not start the server at eval.base_url = {evaluation.base_url!r} and cannot restart it"
+        yield Contradiction("generation.sync", "'restart'", why, ("generation.sync=reload",))
     if generation.sync == "restart" and not managed:
-        yield (
-            "generation.sync = 'restart': only a server that the run started can be restarted by it; allowed: reload, "
-            "none, or generation.server.manage=true"
-        )
+        why = "only a server that the run started can be restarted by it"
+        choices = ("generation.sync=reload", "generation.sync=none", "generation.server.manage=true")
+        yield Contradiction("generation.sync", "'restart'", why, choices)
 
 
-def _older_weights(config: Config) -> Iterator[str]:
-    generation, local = config.generation, config.generation.backend == "local"
+def _older_weights(config: Config) -> Iterator[Contradiction]:
+    generation, local, off = config.generation, config.generation.backend == "local", "generation.async_rollouts=0"
     if generation.async_rollouts and local:
-        yield (
-            "generation.async_rollouts = 1: generation.backend = 'local' samples with the weights that are being "
-            "trained; allowed: 0, or a server backend"
-        )
+        why = "generation.backend = 'local' samples with the weights that are being trained"
+        yield Contradiction("generation.async_rollouts", 1, why, (off, "a server backend"))
     if generation.async_rollouts and generation.behaviour_logprobs == "recompute" and not local:
-        yield (
-            "generation.behaviour_logprobs = 'recompute': with generation.async_rollouts = 1 the trainer's weights are "
-            "not those that sampled; allowed: server"
-        )
+        why = "with generation.async_rollouts = 1 the trainer's weights are not those that sampled"
+        choices = ("generation.behaviour_logprobs=server", off)
+        yield Contradiction("generation.behaviour_logprobs", "'recompute'", why, choices)
 
 
-def _shaping(config: Config) -> Iterator[str]:
+def _shaping(config: Config) -> Iterator[Contradiction]:
     generation = config.generation
     kind = SERVERS.get(generation.backend)
     if kind and not kind.penalises_as_here and generation.repetition_penalty != 1:
-        yield (
-            f"generation.repetition_penalty = {generation.repetition_penalty:g}: {kind.title}'s penalty falls on other "
-            "tokens than the trainer's, which cannot price what it draws then; allowed: 1"
-        )
+        why = f"{kind.title}'s penalty falls on other tokens than the trainer's, which cannot price what it draws then"
+        key, value = "generation.repetition_penalty", f"{generation.repetition_penalty:g}"
+        yield Contradiction(key, value, why, (f"{key}=1",))
     if not kind or kind.shaped_logprobs or generation.behaviour_logprobs != "server":
         return
-    shaping = {"top_p": (1.0, generation.top_p < 1), "top_k": (-1, generation.top_k > 0)}
-    for key, (off, active) in shaping.items():
+    anew = "generation.behaviour_logprobs=recompute"
+    if generation.async_rollouts:
+        anew += " generation.async_rollouts=0"
+    why = f"{kind.title}'s log-probabilities leave it out"
+    for name, off, active in (("top_p", 1.0, generation.top_p < 1), ("top_k", -1, generation.top_k > 0)):
         if active:
-            yield (
-                f"generation.{key} = {getattr(generation, key)}: {kind.title}'s log-probabilities leave it out; "
-                f"allowed: {off}, or generation.behaviour_logprobs=recompute"
-            )
+            key = f"generation.{name}"
+            yield Contradiction(key, getattr(generation, name), why, (f"{key}={off}", anew))
+
+
+def _measures_again(config: Config) -> Iterator[Contradiction]:
+    generation, backend = config.generation, config.eval.backend or config.generation.backend
+    if config.eval.enabled and backend != "local" and generation.sync == "none":
+        why = f"the server keeps the initial weights, so eval.backend = {backend!r} would measure those again and again"
+        choices = ("generation.sync=reload", "generation.sync=restart", "eval.backend=local")
+        yield Contradiction("generation.sync", "'none'", why, choices)

@@ -70,7 +70,7 @@ def _attend(
         return found
     for name in _NOT_PLAIN:
         if kwargs.get(name) is not None:
-            raise NotImplementedError(f"packed attention with {name}")
+            raise NotImplementedError(f"its attention has a {name}")
     layer: Any = module.layer_idx
     rows = [part[0].transpose(0, 1) for part in (query, key, value)]
     return packed.attend(layer, rows[0], rows[1], rows[2], scaling)[None], None

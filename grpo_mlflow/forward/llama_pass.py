@@ -11,28 +11,21 @@ SwiGLU (Shazeer 2020, arXiv:2002.05202): y = s u with s = z sigmoid(z);  ds/dz =
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from grpo_mlflow.forward.attention import Packed, packed_forward
-from grpo_mlflow.forward.prefix_tree import Level, Tree
+from grpo_mlflow.forward.attention import Packed
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type
 _EXACT = (torch.float32, torch.float64)  # transformers computes norms of others in float32
-_TRIED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-
-Forward = Callable[[Tensor, Tensor, Packed, "Tensor | int"], Tensor]
 
 
 def serves(model: Any) -> bool:
     """Return whether `hidden_states` may stand in for the model's own forward pass, here and now.
 
-    The model can be packed (`shared_prefix.reason_against`). Not one that is wrapped for several processes, is in
+    The model can be packed, and `ways` found that both agree. Not one that is wrapped for several processes, is in
     training mode (it may drop out), or has layers with another forward pass (`policy.recompute_activations`). Hooks on
     modules larger than a projection are not called.
     """
@@ -42,30 +35,12 @@ def serves(model: Any) -> bool:
         return False
     if model.device.type != "cpu" or torch.is_autocast_enabled("cpu") or model.training:
         return False
-    if any("forward" in vars(layer) for layer in layers):
-        return False
-    if model not in _TRIED:
-        exact = all(parameter.dtype in _EXACT for parameter in model.parameters())
-        _TRIED[model] = exact and agrees(model, partial(_logits, model))
-    return _TRIED[model]
+    return not any("forward" in vars(layer) for layer in layers)
 
 
-@torch.no_grad()
-def agrees(model: Any, forward: Forward) -> bool:
-    """Try both with a few random tokens: a transformers version may write its layers differently.
-
-    `forward` takes what `packed_forward` takes after the model, and returns the same logits.
-    """
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.get_input_embeddings().weight.shape[0], (7,), generator=draw)
-    tree = Tree([Level([ids.tolist()])], model.device)
-    with torch.autocast(model.device.type, enabled=False):
-        expected = packed_forward(model, tree.ids, tree.positions, tree, 0)
-        try:
-            found = forward(tree.ids, tree.positions, tree, 0)
-        except Exception:  # other modules than those known here may fail in any way
-            return False
-    return torch.allclose(found, expected, atol=1e-3, rtol=1e-3)
+def is_exact(model: Any) -> bool:
+    """Return whether all weights are of a type in which transformers computes norms as they are written here."""
+    return all(parameter.dtype in _EXACT for parameter in model.parameters())
 
 
 def hidden_states(model: Any, ids: Tensor, positions: Tensor, packed: Packed, picks: Tensor | int) -> Tensor:
@@ -89,11 +64,6 @@ def angles(body: Any, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor
     cos, sin = (part[0] for part in body.rotary_emb(hidden, positions[None]))
     half = sin.shape[1] // 2
     return cos, torch.cat([-sin[:, :half], sin[:, half:]], dim=1)
-
-
-def _logits(model: Any, *given: Any) -> Tensor:
-    found: Tensor = model.get_output_embeddings()(hidden_states(model, *given))
-    return found
 
 
 def _attended(layer: Any, number: int, hidden: Tensor, cos: Tensor, sin: Tensor, packed: Packed) -> Tensor:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,20 +23,7 @@ from torch.nn import functional
 
 from grpo_mlflow.forward import tuning
 from grpo_mlflow.forward.attention import Packed
-from grpo_mlflow.forward.llama_pass import FAMILY, agrees, angles
-
-_TRIED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-
-
-def can_step(model: Any) -> bool:
-    """Return whether `LlamaStep` gives what the model gives; found out once per model.
-
-    The model can be packed (`shared_prefix.reason_against`).
-    """
-    if model not in _TRIED:
-        of_family = model.config.model_type in FAMILY
-        _TRIED[model] = of_family and agrees(model, lambda *given: LlamaStep(model)(*given))
-    return _TRIED[model]
+from grpo_mlflow.forward.llama_pass import angles
 
 
 class LlamaStep:

@@ -20,18 +20,20 @@ def completion_logprobs(
     completion_width: int,
     temperature: float,
     entropy_gradient: bool = False,
+    sampled: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and entropies of completion tokens, both (B, completion_width), in float32.
 
     `input_ids` (B, L) holds prompt and completion, padded on the right; `prompt_lengths` is (B,). The distribution is
     softmax(logits / temperature), the one that was sampled from. Places past the end of a completion hold the values
-    of padding: mask them. The entropy has a gradient only where asked for: it costs another full-vocabulary pass.
+    of padding: mask them. The entropy has a gradient only where asked for: it costs another full-vocabulary pass. Only
+    the first `sampled` tokens are possible; None: all.
     """
     width = input_ids.shape[1]
     first = int(prompt_lengths.min()) - 1  # the logits of earlier positions are never looked at
     keep = width - first
     kwargs = {"logits_to_keep": keep} if keeps_logits(model) else {}
-    logits = model(input_ids=input_ids, use_cache=False, **kwargs).logits[:, -keep:]
+    logits = model(input_ids=input_ids, use_cache=False, **kwargs).logits[:, -keep:, :sampled]
     places = prompt_lengths[:, None] + torch.arange(completion_width, device=input_ids.device)[None, :]
     places = places.clamp(max=width - 1)
     picked = logits.gather(1, (places - 1 - first)[:, :, None].expand(-1, -1, logits.shape[-1]))

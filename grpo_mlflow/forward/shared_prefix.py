@@ -4,26 +4,22 @@ K rollouts of a problem differ only after their prompt, and prompts often begin 
 tokens without padding (`prefix_tree`): all prompts, then all completions but for their last tokens, which predict
 nothing. The result is that of padded rows, up to rounding.
 
-This needs a model whose attention can be replaced (`attention`) and whose other layers look at single tokens.
-`reason_against` finds out by trying; any other model takes the padded path, `padded.completion_logprobs`.
+This needs a model whose attention can be replaced (`attention`), whose other layers look at single tokens, and whose
+logits are what its output layer gives, or a multiple. `ways` finds out by trying.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from grpo_mlflow.forward import llama_pass
-from grpo_mlflow.forward.attention import allow_packing, packed_forward
-from grpo_mlflow.forward.padded import completion_logprobs
+from grpo_mlflow.forward.attention import packed_forward
 from grpo_mlflow.forward.prefix_tree import Ids, Level, Tree, in_a_row, prompt_levels
 from grpo_mlflow.forward.token_head import token_logprobs
-
-_REASONS: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
 
 class Prefixes(Tree):
@@ -81,19 +77,26 @@ class _Head:
 
 
 def logprobs(
-    model: Any, batch: Prefixes, temperature: float, entropy_gradient: bool = False, written_out: bool = True
+    model: Any,
+    batch: Prefixes,
+    temperature: float,
+    entropy_gradient: bool = False,
+    *,
+    written_out: bool = False,
+    sampled: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and entropies of completion tokens, both (R, T) in float32, zero where none is scored.
 
     See `padded.completion_logprobs`, which computes the same of padded rows. With `written_out` the pass of
-    `llama_pass` stands in for the model's modules where it serves the model.
+    `llama_pass` stands in for the model's modules where it serves the model. Where the model's logits are a multiple of
+    what its output layer gives, the temperature is to be divided by it.
     """
-    layer = _output_layer(model)
+    layer = output_layer(model)
     if written_out and llama_pass.serves(model):
         hidden = llama_pass.hidden_states(model, batch.ids, batch.positions, batch, batch.picks)
     else:
         hidden = _hidden_states(model, batch, layer)
-    found = token_logprobs(hidden, layer.weight, layer.bias, batch.targets, temperature, entropy_gradient)
+    found = token_logprobs(hidden, layer.weight, layer.bias, batch.targets, temperature, entropy_gradient, sampled)
     chosen, entropy = (
         torch.zeros(batch.mask.shape, device=value.device).masked_scatter(batch.mask, value) for value in found
     )
@@ -108,38 +111,9 @@ def _hidden_states(model: Any, batch: Prefixes, layer: nn.Linear) -> Tensor:
     return head.hidden[0]
 
 
-def _output_layer(model: Any) -> nn.Linear:
+def output_layer(model: Any) -> nn.Linear:
+    """Return the layer that makes logits of hidden states; raise NotImplementedError if it is no plain one."""
     layer = getattr(model, "module", model).get_output_embeddings()
     if type(layer) is not nn.Linear:
-        raise NotImplementedError(f"an output layer of type {type(layer).__name__}")
+        raise NotImplementedError(f"its output layer is a {type(layer).__name__}")
     return layer
-
-
-def reason_against(model: Any) -> str | None:
-    """Return why the model cannot share prompts, None if it can; found out once per model."""
-    if model not in _REASONS:
-        with torch.autocast(model.device.type, enabled=False):  # in low precision both ways differ visibly
-            _REASONS[model] = _try(model)
-    return _REASONS[model]
-
-
-@torch.no_grad()
-def _try(model: Any) -> str | None:
-    """Take both ways with a few ragged random tokens."""
-    try:
-        if not allow_packing(model):
-            return f"its attention is {model.config._attn_implementation}"
-        draw = torch.Generator().manual_seed(0)
-        device, vocabulary = model.device, model.get_input_embeddings().weight.shape[0]
-        ids = [torch.randint(vocabulary, (n,), generator=draw).tolist() for n in (5, 3, 4, 1, 6)]
-        prompts, completions, owners = ids[:2], ids[2:], [0, 0, 1]
-        found, _ = logprobs(model, Prefixes(prompts, completions, owners, device), 1.0)
-        for row, (completion, owner) in enumerate(zip(completions, owners, strict=True)):
-            whole = torch.tensor([[*prompts[owner], *completion]], device=device)
-            start = torch.tensor([len(prompts[owner])], device=device)
-            expected, _ = completion_logprobs(model, whole, start, len(completion), 1.0)
-            if not torch.allclose(found[row, : len(completion)], expected[0], atol=1e-3, rtol=1e-3):
-                return "its layers look at more than single tokens"
-    except Exception as error:  # a model may fail at this in any way of its own
-        return " ".join(f"{type(error).__name__}: {error}".split())
-    return None

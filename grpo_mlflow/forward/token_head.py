@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from grpo_mlflow.forward import tuning
 
+_IMPOSSIBLE = -1e30  # a logit without a probability, which minus infinity would make nan in the entropy
+
 
 def token_logprobs(
     hidden: Tensor,
@@ -27,14 +29,15 @@ def token_logprobs(
     targets: Tensor,
     temperature: float,
     entropy_gradient: bool = False,
+    sampled: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log softmax((hidden @ weight.T + bias) / temperature) at the targets, and its entropy, both (N,) float32.
 
     `hidden` is (N, D), `weight` (V, D), `bias` (V,), `targets` (N,). Under autocast the output layer runs in its type.
-    The entropy has a gradient only where asked for.
+    The entropy has a gradient only where asked for. Only the first `sampled` tokens are possible; None: all.
     """
     apply: Any = _TokenLogprobs.apply
-    chosen, entropy = apply(hidden, weight, bias, targets, temperature, entropy_gradient)
+    chosen, entropy = apply(hidden, weight, bias, targets, temperature, entropy_gradient, sampled)
     return chosen, entropy
 
 
@@ -43,9 +46,11 @@ def _slices(tokens: int, vocabulary: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, tokens, size)]
 
 
-def _logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def _logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, sampled: int | None) -> Tensor:
     """Return (n, V) in float32."""
     logits = functional.linear(hidden, weight, bias).float()
+    if sampled is not None:
+        logits[:, sampled:] = _IMPOSSIBLE
     if temperature != 1.0:
         logits = logits / temperature
     return logits.log_softmax(dim=-1)
@@ -61,6 +66,7 @@ class _TokenLogprobs(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         entropy_gradient: bool,
+        sampled: int | None,
     ) -> tuple[Tensor, Tensor]:
         kind = hidden.device.type
         used = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -74,13 +80,13 @@ class _TokenLogprobs(torch.autograd.Function):
         kept: list[Tensor] = []
         with torch.autocast(kind, enabled=False):
             for part in _slices(tokens, vocabulary):
-                logprobs = _logprobs(hidden[part], weight, bias, temperature)
+                logprobs = _logprobs(hidden[part], weight, bias, temperature, sampled)
                 chosen[part] = logprobs.gather(1, targets[part, None]).squeeze(1)
                 entropy[part] = _entropy(logprobs)
                 if keeps:
                     kept.append(logprobs)
         ctx.save_for_backward(hidden, weight, bias, targets, entropy, *kept)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.sampled = temperature, sampled
         if not entropy_gradient:
             ctx.mark_non_differentiable(entropy)
         ctx.entropy_gradient = entropy_gradient
@@ -95,7 +101,7 @@ class _TokenLogprobs(torch.autograd.Function):
         to_weight: Tensor | None = None
         to_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for number, part in enumerate(_slices(len(hidden), len(weight))):
-            logprobs = kept[number] if kept else _logprobs(hidden[part], weight, bias, ctx.temperature)
+            logprobs = kept[number] if kept else _logprobs(hidden[part], weight, bias, ctx.temperature, ctx.sampled)
             gradient = logprobs.exp()
             if ctx.entropy_gradient:
                 slope = (logprobs + entropy[part, None]) * -on_entropy[part, None]
@@ -126,6 +132,7 @@ class _TokenLogprobs(torch.autograd.Function):
             None if to_hidden is None else to_hidden.to(of_hidden),
             None if to_weight is None else to_weight.to(of_weight),
             None if to_bias is None else to_bias.to(of_weight),
+            None,
             None,
             None,
             None,

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from grpo_mlflow.config import Config
+from grpo_mlflow.config import Config, remedies, server_checks
+from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation.base import Generator, training_sampling
 from grpo_mlflow.generation.local.generator import LocalGenerator
 from grpo_mlflow.generation.server.client import Client
@@ -89,6 +90,7 @@ class Generators:
         address = process.url if process else str(base_url)
         if (backend, address) not in self._servers:
             engine = engine_class(backend)(Client(address, settings.timeout))
+            only_measures = not (trained_on and self._trains)
             trained_on &= self._trains and settings.behaviour_logprobs == "server"
             self._servers[backend, address] = PolicyServer(
                 engine,
@@ -99,8 +101,22 @@ class Generators:
                 training_sampling(settings) if trained_on else None,
                 source=None if self._trains else self._source,
                 start_command=lambda: start_command(self._config, backend, address, self._start_model(), secrets=False),
+                complete=lambda words: self._complete(words, only_measures),
             )
         return self._servers[backend, address]
+
+    def _complete(self, words: str, only_measures: bool) -> str:
+        """Return settings that do without what a server lacks, as this run takes them; empty: it takes none."""
+        if only_measures:  # how rollouts are drawn is not to change for that
+            return "eval.backend=local"
+        found = server_checks.complete(self._config, words)
+        if not found:
+            return ""
+        try:
+            SYNCS[remedies.changed(self._config, found).generation.sync].starts_with(self._source, self._initial)
+        except UserError:
+            return ""
+        return found
 
     def _start_model(self) -> str | Path:
         return self._sync.starts_with(self._source, self._initial)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ class Policy:
 
     `adapter_off`: the policy is the base model of one with an adapter, and shares its weights (see `weights`).
     `written_out`: passes of our own may stand in for transformers' modules (`model.forward_pass`).
+    `sampled`: only so many tokens are possible in a completion, those that the tokenizer knows; None: all of the model,
+    which is what a server samples. `name`: what it was loaded from. `template_settings`: arguments of the chat
+    template.
     """
 
     model: Any
@@ -42,16 +46,37 @@ class Policy:
     pad_id: int
     adapter_off: bool = False
     written_out: bool = True
+    sampled: int | None = None
+    name: str = ""
+    template_settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has up to the last one that the tokenizer knows, whose ids may have holes."""
+        embedded: int = self.model.get_input_embeddings().weight.shape[0]
+        return embedded if self.tokenizer is None else min(embedded, max(self.tokenizer.get_vocab().values()) + 1)
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens a text may have; None: the model does not say."""
+        found: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return found
 
     @property
     def has_adapter(self) -> bool:
         return lora.has_adapter(self.model)
 
-    def prompt(self, problem: Problem) -> Prompt:
-        """Return the problem's messages through the chat template, or joined where the tokenizer has none."""
+    def prompt(self, problem: Problem, *, opens: bool = True) -> Prompt:
+        """Return the problem's messages through the chat template, or joined where the tokenizer has none.
+
+        Args:
+            opens: whether the template opens the answer at the end.
+        """
         messages = [dict(message) for message in problem.messages]
         if self.tokenizer.chat_template:
-            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            ids = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=opens, return_dict=False, **self.template_settings
+            )
         else:
             ids = self.tokenizer("\n\n".join(message["content"] for message in messages)).input_ids
         return Prompt(problem.id, problem.messages, tuple(ids))
@@ -135,6 +160,7 @@ def load_as(settings: ModelConfig, source: str | Path, device: torch.device) -> 
         trust_remote_code=settings.trust_remote_code,
         attn_implementation=settings.attn_implementation,
         chat=settings.chat_template == "auto",
+        template_settings=settings.chat_template_kwargs,
         written_out=settings.forward_pass == "auto",
     )
 
@@ -147,6 +173,7 @@ def load(
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
     chat: bool = True,
+    template_settings: Mapping[str, Any] = MappingProxyType({}),
     written_out: bool = True,
 ) -> Policy:
     """Load a hub id or a folder with float32 weights; `dtype` is that of the computation.
@@ -175,10 +202,12 @@ def load(
     if not chat:
         tokenizer.chat_template = None
     if tokenizer.chat_template:
-        reading.require_template(source, tokenizer)
+        reading.require_template(source, tokenizer, template_settings)
     eos_ids = reading.end_ids(source, tokenizer, model)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids)
-    found = Policy(model, tokenizer, device, getattr(torch, dtype), eos_ids, pad_id, written_out=written_out)
+    pad_id, kind = reading.pad_id(tokenizer, model, eos_ids), getattr(torch, dtype)
+    found = Policy(model, tokenizer, device, kind, eos_ids, pad_id, written_out=written_out, name=str(source))
+    few = found.vocabulary < model.get_input_embeddings().weight.shape[0]
+    found = replace(found, template_settings=template_settings, sampled=found.vocabulary if few else None)
     low = (attn_implementation or "").startswith("flash")  # it takes no float32
     with found.autocast() if low else nullcontext():
         reading.require_causal(source, model)

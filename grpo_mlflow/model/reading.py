@@ -43,6 +43,10 @@ def read_config(name: str | Path, *, trust_remote_code: bool) -> Any:
     own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if getattr(config, "is_encoder_decoder", False) or not (own or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING):
         raise ModelError(f"model {str(name)!r}: is of type {config.model_type}, {_NO_DECODER}")
+    text = config.get_text_config()
+    pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if isinstance(pad, int) and isinstance(rows, int) and not 0 <= pad < rows:
+        text.pad_token_id = None  # the embeddings would refuse it; any token can stand for padding
     return config
 
 
@@ -65,15 +69,22 @@ def read_tokenizer(source: str | Path, *, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def require_template(source: str | Path, tokenizer: Any) -> None:
-    """Refuse a chat template that cannot render one message of a user.
+def require_template(source: str | Path, tokenizer: Any, settings: Mapping[str, Any]) -> None:
+    """Refuse a chat template that cannot render one message of a user with the arguments `settings`.
 
     Raises:
         ModelError: the line says what the template fails with.
     """
+    named = tokenizer.chat_template
     try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "1 + 2 ="}], add_generation_prompt=True)
+        tokenizer.apply_chat_template([{"role": "user", "content": "1 + 2 ="}], add_generation_prompt=True, **settings)
     except Exception as error:  # a template is a program, and may raise anything
+        if isinstance(named, dict) and not {"default", settings.get("chat_template")} & set(named):
+            raise ModelError(
+                f"model {str(source)!r}: has several chat templates ({', '.join(sorted(named))}), none of them named "
+                "default; allowed: model.chat_template_kwargs='{chat_template: NAME}' with one of these names, or "
+                "model.chat_template=none"
+            ) from error
         place = f" in line {error.lineno}" if hasattr(error, "lineno") else ""
         raise ModelError(
             f"model {str(source)!r}: its chat template fails{place}: {reason(error)}; allowed: one that renders a "
@@ -116,7 +127,14 @@ def end_ids(source: str | Path, tokenizer: Any, model: Any) -> tuple[int, ...]:
             f"model {str(source)!r}: {which}; allowed: eos_token in tokenizer_config.json, or eos_token_id in "
             f"generation_config.json, from 0 to {rows - 1}"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(index for index in found if 0 <= index < rows))  # the others are never sampled
+
+
+def pad_id(tokenizer: Any, model: Any, ends: Collection[int]) -> int:
+    """Return the id that stands for padding: any that the model has an embedding for will do."""
+    named = tokenizer.pad_token_id
+    inside = named is not None and named < model.get_input_embeddings().weight.shape[0]
+    return int(named) if inside else min(ends)
 
 
 def read_model(name: str | Path, config: Any, *, trust_remote_code: bool, attn_implementation: str | None) -> Any:
@@ -225,7 +243,8 @@ def _told_here() -> Iterator[None]:
     def other(record: logging.LogRecord) -> bool:
         return not any(words in record.getMessage() for words in _TOLD_HERE)
 
-    handlers = logging.getLogger("transformers").handlers
+    # Those of the root as well: where the variable CI is set, transformers passes its lines on to them.
+    handlers = [*logging.getLogger("transformers").handlers, *logging.getLogger().handlers]
     for handler in handlers:
         handler.addFilter(other)
     try:

@@ -20,11 +20,13 @@ import torch
 from grpo_mlflow import tasks, tracking
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ConfigError, UserError, one_line
+from grpo_mlflow.forward import ways
 from grpo_mlflow.generation import Generators
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import loading, policy
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runs import messages, preflight, self_check
 from grpo_mlflow.runs.server_checks import Caution, ServerCheckup, Trouble
 from grpo_mlflow.types import Prompt
 
@@ -143,25 +145,21 @@ class Doctor:
         model = self.config.model
         try:
             source = loading.model_source(model.train_id, self.config)
-            actor.append(loading.trained(self.config, source, policy.choose_device(model.device)))
+            found = loading.trained(self.config, source, policy.choose_device(model.device))
+            task = tasks.of(self.config)
+            seconds = self_check.prove(found, preflight.require(self.config, task, found))
+            actor.append(found)
         except ConfigError as error:
             line = one_line(error)
             raise Trouble(line, f"set {line.partition(' = ')[0]} to what the line allows") from error
         except UserError as error:
             remedy = "set model.train_id to a folder with config.json, tokenizer and safetensors weights, or a hub id"
             raise Trouble(one_line(error), remedy) from error
-        prompt, longest = self._prompt(actor[0]), getattr(actor[0].model.config, "max_position_embeddings", None)
-        key, new = "generation.max_new_tokens", self.config.generation.max_new_tokens
-        if self.config.eval.enabled and (self.config.eval.max_new_tokens or 0) > new:
-            key, new = "eval.max_new_tokens", self.config.eval.max_new_tokens or 0
-        needed = len(prompt.token_ids) + new
-        if longest is not None and needed > longest:
-            raise Trouble(
-                f"a prompt of {len(prompt.token_ids)} tokens and {new} new ones exceed its {longest} positions",
-                f"lower {key} to {longest - len(prompt.token_ids)} or less",
-            )
-        size = sum(p.numel() for p in actor[0].model.parameters())
-        return f"{model.train_id}, {size / 1e6:.1f} M parameters"
+        size, way = sum(p.numel() for p in found.model.parameters()), ways.scoring(found.model)
+        slower = "" if way.reason is None else f", each completion with its prompt: {way.reason}"
+        told = (messages.sampled_how(self.config, found), preflight.idle_arguments(self.config, task, found))
+        proven = f"{model.train_id}, {size / 1e6:.1f} M parameters, proven in {seconds:.1f}s{slower}"
+        return "; ".join([proven, *(line for line in told if line)])
 
     def _memory(self, actor: Policy) -> str:
         size = sum(p.numel() for p in actor.model.parameters())

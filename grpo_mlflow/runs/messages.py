@@ -7,6 +7,7 @@ import time
 from grpo_mlflow import errors
 from grpo_mlflow.algorithm import statistics
 from grpo_mlflow.config import Config
+from grpo_mlflow.generation.local import ways
 from grpo_mlflow.model import policy, tiny
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.tracking import Tracker
@@ -40,6 +41,17 @@ def introduce(config: Config, actor: policy.Policy, seconds: float) -> str:
         f"learns {data.task}: {config.train.iterations} iterations of {data.problems_per_iteration} problems x "
         f"{data.rollouts_per_problem} rollouts, optimizer steps in each: {config.steps_per_iteration}"
     )
+
+
+def sampled_how(config: Config, actor: policy.Policy) -> str | None:
+    """Return a line where this process samples in a slower way, and why; None where it does not."""
+    backends = (config.generation.backend, config.eval.backend or config.generation.backend)
+    if "local" not in backends or not actor.written_out:
+        return None
+    found = ways.sampler(actor)
+    if found.way == "recomputed":
+        return f"sampling computes all tokens again for each new one, slowly (a server does not): {found.reason}"
+    return f"sampling uses the model's own cache: {found.reason}" if found.way == "cache" else None
 
 
 def conclude(config: Config, ended: Progress, tracker: Tracker) -> str:

@@ -7,16 +7,29 @@ from pathlib import Path
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ServerFailed
-from grpo_mlflow.generation.server.launch import Launch, launch_as, start_command
+from grpo_mlflow.generation.server.launch import EVERYWHERE, Launch, launch_as, listens_at, start_command
 from grpo_mlflow.generation.server.process import ServerProcess
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import loading
 from grpo_mlflow.runtime import interrupts
 
 
-def command(config: Config) -> str:
-    """Return the shell command that starts the server that `generation` describes with `model.train_id`."""
-    return start_command(config, config.generation.backend, config.generation.base_url, _model(config))
+def command(config: Config, url: str | None) -> tuple[str, str]:
+    """Return the shell command that starts the server that `generation` describes with `model.train_id`.
+
+    Args:
+        url: the address that it is to have; None: this machine's.
+
+    Returns:
+        The command, and a line on who can reach that server; empty: this machine alone.
+    """
+    text, remark = start_command(config, config.generation.backend, url, _model(config)), ""
+    if url is not None and listens_at(url) in EVERYWHERE.values():
+        remark = (
+            f"as generation.base_url names another machine, the server listens at all addresses of its own (--host "
+            f"{listens_at(url)}): let nobody but the trainer reach it there, since whoever can may load weights into it"
+        )
+    return text, remark
 
 
 def serve(config: Config, log: Path) -> None:

@@ -39,21 +39,20 @@ class ServerCheckup:
         try:
             name = server.connect()
         except UserError as error:
-            raise Trouble(
-                one_line(error),
-                _joined(
-                    f"is it up, and at this address? `curl {server.url}/v1/models`",
-                    self._remedies.run,
-                    "docs/servers.md says which versions and options it needs",
-                ),
-            ) from error
+            hint = _joined(
+                f"is it up, and at this address? `curl {server.url}/v1/models`",
+                self._remedies.run,
+                "docs/servers.md says which versions and options it needs",
+            )
+            raise _trouble(error, hint) from error
         return f"{server.url} serves {name}, with token ids and log-probabilities"
 
     def tokenizer(self) -> str:
         try:
-            return f"equal on {self._generator.server.check_tokenizer()} tokens"
+            count = self._generator.server.check_tokenizer()
         except UserError as error:
             raise _trouble(error) from error
+        return f"equal on {count} tokens" if count else "not checked: the server has no /tokenize"
 
     def weights(self) -> str:
         try:
@@ -70,7 +69,7 @@ class ServerCheckup:
         try:
             found = self._generator.generate([prompt], 2, training_sampling(self._config.generation), 0, ("doctor",))[0]
         except UserError as error:
-            raise Trouble(one_line(error), "as the line says; the server's log may say more") from error
+            raise _trouble(error, "as the line says; the server's log may say more") from error
         return f"{len(found)} of {', '.join(str(len(c.token_ids)) for c in found)} tokens"
 
     def logprobs(self) -> str:

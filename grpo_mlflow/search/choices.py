@@ -80,7 +80,9 @@ def pruner(config: Config) -> BasePruner:
     least = config.eval.interval * max(1, looks // 4)  # resources are counted in iterations, as reports are
     patient = {"n_startup_trials": 5, "n_warmup_steps": config.train.iterations // 3, "n_min_trials": 5}
     made: dict[str, BasePruner] = {
-        "paired": PairedPruner(looks),
+        "paired": PairedPruner(
+            looks, objective=config.search.objective, objective_window=config.search.objective_window
+        ),
         "median": MedianPruner(**patient),
         "percentile": PercentilePruner(25.0, **patient),
         "asha": SuccessiveHalvingPruner(min_resource=least, reduction_factor=2),

@@ -24,7 +24,7 @@ from grpo_mlflow.runs import models
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import champion, report, rights, settings
+from grpo_mlflow.search import champion, decay, report, rights, settings
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
@@ -86,6 +86,8 @@ def _lead(
                 f"{champion.address(search.study_name)}"
             )
         console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")
+        if (line := decay.note(resolved, space)) is not None:
+            console.say(line)
         baseline = _baseline(resolved, tracker, console)
         right.announce(tracker.run_id)
         work = Search(resolved, space, study, queue, tracker.run_id, console, baseline=baseline)

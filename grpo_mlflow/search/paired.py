@@ -7,50 +7,45 @@ evaluation of n problems, the upper confidence bound of their mean is
 
     U(d; q) = mean(d) + q * sd(d) / sqrt(n)
 
-The incumbent is the best finished trial. The contender is the finished trial of rank ceil(top * trials so far), the
-last one of the best tenth: until ten trials have begun it is the incumbent. With d the trial's success rates at an
-evaluation minus those that it is compared with, the trial is pruned if
+The best are the finished trials of rank 1 to r = ceil(top * trials so far); the last of them is the contender. Until
+ten trials have begun there is one. With d the trial's success rates at an evaluation minus those of another, it is
+pruned if
 
-    U(against the incumbent at the same step; t) < -margin         at its last two evaluations: it is behind
-    U(against the contender at its end; doubt) + credit < -margin  it will not come among the best
-    it has moved, or has made more than `patience` of its looks    and is not one that has yet to start
+    its learning rate has decayed (decay.py)
+    U(against one of the best at the same step; t) < -margin    at its last two evaluations: it is behind
+    U(against the contender's score; doubt) + gain < -margin    it is not expected to come among the best (forecast.py)
+    it has risen, or trials as flat have been seen to stay so
 
-t is the quantile 1 - alpha / m of Student's t with n - 1 degrees of freedom. A trial has moved if the mean of its last
-two evaluations is `doubt` standard errors from its first (paired again): it has risen (or fallen) and what it is now is
-the outcome of its training. A flat trial has shown nothing either way, and may be a slow starter.
+t is the quantile 1 - alpha / (m r) of Student's t with n - 1 degrees of freedom, m = looks // 2.
 
-The credit is what the trial may still gain. With l the logit of its mean rate, in which learning curves are straighter
-than in rates, and l' the slope of l over the last `window` looks,
+Flat trials. The start is the mean rate of the untrained model, or, if a study has not kept it, the lowest of any
+trial's first evaluation. A trial has risen if the mean of its last two evaluations is above the start by more than
+`share` of the way to the contender's score. Whether a flat one will rise, its curve cannot tell, but the study can. It
+is pruned if at least `precedents` finished trials were as flat at that look, and none of them gained more later than
+`jump` of what separates this one from the contender. After four that stayed flat, the next one stays flat with a
+chance of 5/6 (Laplace's rule of succession).
 
-    credit = expit(l + rise) - expit(l) + reserve * (looks left) / looks
-    rise   = gain * l' * min(looks left, reach * looks made * l' / a)      if l' > 0; a = the mean slope of l so far
-    rise   = fall * l' * looks left                                        else, below zero
+What the error refers to. Looking at every evaluation, at each of the best, would find some difference by luck in the
+end. Of two consecutive evaluations one has an even number, so a trial that is behind another was so at one of the m
+even looks, and these m r tests share the error `alpha` of a whole trial (Bonferroni). A trial whose chances on each
+problem equal those of the best at every step is thus taken to be behind with a probability of at most `alpha`, as far
+as the mean of n differences is normal; evaluations need not be independent. This covers the choice of the problems and
+the draws of the answers, and nothing else. It does not cover training: the same settings under another training seed
+have other chances and may truly be behind, by how much a study cannot know, since it trains no settings twice.
 
-A curve as steep as ever (l' >= a) keeps its slope for `reach` times what it has behind it; one that flattens out, for
-so much less. For a curve 1 - exp(-s / tau) of s looks, a / l' = (exp(x) - 1) / x with x = s / tau, and the rise that
-is left is tau * l' = l' * s / x. The credit's gain * reach * l' * s * (l' / a) is more than that up to a / l' = 11.
+The other constants were chosen by the simulation in benchmarks/pruners.py.
 
-Looking at every evaluation would find some difference by luck in the end. Of two consecutive evaluations one has an
-even number: a trial that is pruned was behind at one of the m = looks // 2 even looks, and they share the error `alpha`
-of a whole trial (Bonferroni). So a trial that is equal to the incumbent at every step is pruned with a chance of at
-most `alpha`, whatever the rest says (as far as the mean of n differences is normal; evaluations need not be
-independent). That is a bound against a given trial. The incumbent is chosen for its score, so luck makes it look better
-at its end; but the comparison that counts is at the same step, where it was not chosen. `doubt` is no part of this: it
-guards against the noise of one evaluation, and is set like the others by what it costs.
-
-Top, patience, window, gain, reach, fall, reserve and doubt were chosen by the simulation in benchmarks/pruners.py.
-
-Left out: what another training seed would change. It shifts a trial as a whole, and only retraining can measure it.
-
-Why not `optuna.pruners.WilcoxonPruner`: it pairs a trial's values with the best trial's step by step, as if a step were
-an instance of a problem. Here a step is an evaluation of all problems at one moment of training. Its test would weigh
-early steps like late ones, and never use the problems, which are what pairs.
+Why not `optuna.pruners.WilcoxonPruner`: it pairs a trial's values with the best trial's step by step, as if a step
+were an instance of a problem. Here a step is an evaluation of all problems at one moment of training. Its test would
+weigh early steps like late ones, and never use the problems, which are what pairs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import optuna
@@ -58,7 +53,10 @@ from numpy.typing import ArrayLike, NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow.algorithm.statistics import t_quantile
-from grpo_mlflow.search import records
+from grpo_mlflow.search import decay, forecast, records
+
+Array = NDArray[np.float64]
+UNTRAINED = "untrained"  # in a trial's records: the success rates of all problems before its training
 
 
 def rates_key(step: int) -> str:
@@ -66,21 +64,37 @@ def rates_key(step: int) -> str:
     return f"rates:{step}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """A trial's evaluations: their steps, ascending, and the success rates of all problems there, (looks, problems)."""
+
+    number: int
+    score: float | None  # None unless it has finished
+    steps: list[int]
+    rates: Array
+
+    def at(self, step: int) -> Array:
+        found: Array = self.rates[self.steps.index(step)]
+        return found
+
+    def until(self, step: int) -> Array:
+        return self.rates[: sum(each <= step for each in self.steps)]
+
+
 class PairedPruner(optuna.pruners.BasePruner):
-    """Prunes a trial that is behind the best finished one, problem by problem, and will not come among the best.
+    """Prunes a trial that is behind one of the best, problem by problem, and is not expected to come among them.
 
     Args:
-        looks: how many evaluations a trial has.
+        looks: how many evaluations a trial has whose records hold no learning rates, one for each (decay.py).
+        objective: what a trial's score is made of: its last evaluation, the mean of its last, or its best one.
+        objective_window: how many of the last evaluations `mean` takes.
         margin: how much worse, in pass@k, a trial may be and still go on.
-        alpha: chance that a trial equal to the incumbent is pruned.
+        alpha: chance that a trial is taken to be behind one of the best that it equals in its chances at every step.
         top: share of the trials that count as the best.
-        patience: share of a trial's evaluations up to which it is not pruned if it has not moved.
-        doubt: standard errors by which a trial must have moved, or must miss the contender's end.
-        window: share of the evaluations over which its slope is measured.
-        gain: by what its slope is multiplied.
-        reach: for how long it keeps its slope, in terms of the looks made.
-        fall: share of a falling slope that is expected to go on to the end.
-        reserve: what any trial may gain from its first look to its last beyond what its slope says, in pass@k.
+        doubt: standard errors by which a trial must miss the contender's score.
+        share: share of the way from the start to the contender's score above which a trial has risen.
+        precedents: how many finished trials must have been as flat before a flat one is pruned.
+        jump: share of the distance to the contender by which none of them may have risen later.
 
     Raises:
         ValueError: an option is outside its range.
@@ -90,74 +104,84 @@ class PairedPruner(optuna.pruners.BasePruner):
         self,
         looks: int,
         *,
+        objective: Literal["last", "mean", "best"] = "last",
+        objective_window: int = 1,
         margin: float = 0.0,
         alpha: float = 0.05,
         top: float = 0.1,
-        patience: float = 0.35,
-        doubt: float = 2.2,
-        window: float = 0.1,
-        gain: float = 1.5,
-        reach: float = 2.0,
-        fall: float = 0.25,
-        reserve: float = 0.17,
+        doubt: float = 0.5,
+        share: float = 0.16,
+        precedents: int = 4,
+        jump: float = 0.25,
     ) -> None:
         _require("alpha", alpha, 0 < alpha < 1, "above 0 and below 1")
-        for name, share in (("top", top), ("patience", patience), ("window", window)):
-            _require(name, share, 0 <= share <= 1, "0 to 1")
-        for name, value in (("margin", margin), ("doubt", doubt), ("gain", gain), ("reach", reach), ("fall", fall)):
+        for name, value in (("top", top), ("share", share), ("jump", jump)):
+            _require(name, value, 0 <= value <= 1, "0 to 1")
+        for name, value in (("margin", margin), ("doubt", doubt), ("precedents", precedents)):
             _require(name, value, 0 <= value < math.inf, "0 or more")
-        _require("reserve", reserve, 0 <= reserve <= 1, "0 to 1")
-        self._looks, self._margin, self._top = max(1, looks), margin, top
-        self._patience, self._doubt = patience, doubt
-        self._window = max(1, round(window * looks))
-        self._gain, self._reach, self._fall, self._reserve = gain, reach, fall, reserve
-        self._level = 1 - alpha / max(1, self._looks // 2)
+        self._looks = looks
+        self._scored = {"last": 1, "mean": objective_window, "best": 0}[objective]
+        self._margin, self._alpha, self._top, self._doubt = margin, alpha, top, doubt
+        self._share, self._precedents, self._jump = share, precedents, jump
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        steps = _steps(trial)
-        if len(steps) < 3:  # two at which it is behind, and one before them, from which it has moved
+        own, learning_rates = _curve(trial), records.kept_at(trial, decay.KEY) or [1.0] * self._looks
+        first = decay.first_look(learning_rates)
+        if own is None or first is None or len(own.steps) < first:
             return False
-        if len(problems := _problems(trial)) != 1:
-            return False
-        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        ended = [t for t in ended if _problems(t) <= problems]
-        finished = [t for t in ended if t.state == TrialState.COMPLETE and t.value is not None]
-        able = [t for t in finished if set(steps[-2:]) <= set(_steps(t))]
+        ended = _ended(study, own)
+        able = [one for one in ended if one.score is not None and set(own.steps[-2:]) <= set(one.steps)]
         if not able:
             return False
-        best = sorted(able, key=lambda t: (-(t.value or 0.0), t.number))
-        rank = max(1, math.ceil(self._top * (len(ended) + 1) - 1e-9))  # ten times .1 is one
-        return (
-            all(self.upper_bound(_rates(trial, step), _rates(best[0], step)) < -self._margin for step in steps[-2:])
-            and (len(steps) > self._patience * self._looks or self._has_moved(trial, steps))
-            and self._is_out_of_reach(trial, steps, best[:rank][-1])
+        able.sort(key=lambda one: (-(one.score or 0.0), one.number))
+        best = able[: max(1, math.ceil(self._top * (len(ended) + 1) - 1e-9))]  # ten times .1 is one
+        start = np.asarray(records.kept_at(trial, UNTRAINED) or (), dtype=np.float64)
+        if len(start) != own.rates.shape[1]:
+            start = min((one.rates[0] for one in (*ended, own) if one.steps), key=np.mean)
+        looks, goal = len(learning_rates), self._score(best[-1])
+        return self._is_behind(own, best, looks) and self._is_out_of_reach(own, looks, start, goal, able)
+
+    def upper_bound(self, rates: ArrayLike, others: ArrayLike, tests: int) -> float:
+        """Return the upper confidence bound of the mean difference in one of `tests` tests that share the error."""
+        return _bound(np.subtract(rates, others), t_quantile(1 - self._alpha / tests, len(np.asarray(rates)) - 1))
+
+    def _is_behind(self, own: _Curve, best: Sequence[_Curve], looks: int) -> bool:
+        """Return whether the trial is behind one of the best at both of its last two evaluations."""
+        tests = max(1, looks // 2) * len(best)
+        return any(
+            all(self.upper_bound(own.at(step), one.at(step), tests) < -self._margin for step in own.steps[-2:])
+            for one in best
         )
 
-    def _is_out_of_reach(self, trial: FrozenTrial, steps: Sequence[int], contender: FrozenTrial) -> bool:
-        differences = _rates(trial, steps[-1]) - _rates(contender, _steps(contender)[-1])
-        bound = differences.mean() + self._doubt * _error(differences)
-        return bool(bound + self._credit(trial, steps) < -self._margin)
+    def _is_out_of_reach(self, own: _Curve, looks: int, start: Array, goal: Array, able: Sequence[_Curve]) -> bool:
+        """Return whether the trial, by its curve and by trials like it, will not come to the contender's rates."""
+        step, zero = own.steps[-1], forecast.logit(start)
+        high = float(start.mean() + self._share * (goal.mean() - start.mean()))
+        risen = _has_risen(own, step, high)
+        like = [one for one in able if _has_risen(one, step, high) == risen]
+        late = 0.0
+        if risen:
+            late = max((forecast.late(one.rates, len(one.until(step)), zero) for one in like), default=0.0)
+        elif not self._stays_flat(own, goal, like):
+            return False
+        reached = _bound(own.rates[-1] - goal, self._doubt) + forecast.gain(own.rates, looks, zero, late)
+        if not self._scored:  # its best evaluation counts, even if it is past
+            reached = max(reached, _bound(self._score(own) - goal, self._doubt))
+        return reached < -self._margin
 
-    def _has_moved(self, trial: FrozenTrial, steps: Sequence[int]) -> bool:
-        differences = (_rates(trial, steps[-2]) + _rates(trial, steps[-1])) / 2 - _rates(trial, steps[0])
-        return bool(abs(differences.mean()) > self._doubt * _error(differences))
+    def _stays_flat(self, own: _Curve, goal: Array, like: Sequence[_Curve]) -> bool:
+        """Return whether enough trials were as flat as this one, and none of them rose far later."""
+        step = own.steps[-1]
+        far = self._jump * float((goal - own.at(step)).mean())
+        rises = [float((self._score(one) - one.at(step)).mean()) for one in like]
+        return len(rises) >= self._precedents and all(rise <= far for rise in rises)
 
-    def _credit(self, trial: FrozenTrial, steps: Sequence[int]) -> float:
-        """Return how far the trial may still rise; below zero if it falls."""
-        made, left, back = len(steps), max(0, self._looks - len(steps)), min(self._window, len(steps) - 1)
-        first, before, now = (_logit(float(_rates(trial, steps[place]).mean())) for place in (0, -1 - back, -1))
-        slope, mean = (now - before) / back, (now - first) / (made - 1)
-        if slope > 0:
-            lasts = min(left, self._reach * made * slope / mean) if mean > 0 else left
-            rise = self._gain * slope * lasts
-        else:
-            rise = self._fall * slope * left
-        return _expit(now + rise) - _expit(now) + self._reserve * left / self._looks
-
-    def upper_bound(self, rates: ArrayLike, others: ArrayLike) -> float:
-        """Return the upper confidence bound of the mean difference at one look."""
-        differences = np.asarray(rates, dtype=np.float64) - np.asarray(others, dtype=np.float64)
-        return float(differences.mean()) + t_quantile(self._level, len(differences) - 1) * _error(differences)
+    def _score(self, curve: _Curve) -> Array:
+        """Return the success rates that make up a trial's score, (problems,)."""
+        if not self._scored:
+            return max(curve.rates, key=lambda rates: float(rates.mean()))
+        found: Array = curve.rates[-self._scored :].mean(axis=0)
+        return found
 
 
 def _require(name: str, value: float, holds: bool, allowed: str) -> None:
@@ -165,29 +189,30 @@ def _require(name: str, value: float, holds: bool, allowed: str) -> None:
         raise ValueError(f"{name} = {value}; allowed: {allowed}")
 
 
-def _error(differences: NDArray[np.float64]) -> float:
-    """Return the standard error of the mean."""
-    return float(differences.std(ddof=1)) / math.sqrt(len(differences))
+def _bound(differences: Array, quantile: float) -> float:
+    return float(differences.mean()) + quantile * forecast.standard_error(differences)
 
 
-def _logit(rate: float) -> float:
-    inside = min(max(rate, 0.02), 0.98)  # beyond, an answer more or less would be a leap
-    return math.log(inside / (1 - inside))
+def _has_risen(curve: _Curve, step: int, high: float) -> bool:
+    """Return whether the mean of the last two evaluations up to this step is above `high`."""
+    return float(curve.until(step)[-2:].mean()) > high
 
 
-def _expit(logit: float) -> float:
-    return 1 / (1 + math.exp(-min(max(logit, -6.0), 6.0)))
+def _curve(trial: FrozenTrial) -> _Curve | None:
+    """Return the evaluations that were reported and have rates; None if they are of different numbers of problems.
+
+    An earlier version counted problems that repeat, too.
+    """
+    kept = {step: records.kept_at(trial, rates_key(step)) for step in sorted(trial.intermediate_values)}
+    kept = {step: rates for step, rates in kept.items() if rates is not None}
+    if len({len(rates) for rates in kept.values()}) > 1:
+        return None
+    score = trial.value if trial.state == TrialState.COMPLETE else None
+    return _Curve(trial.number, score, list(kept), np.array(list(kept.values()), dtype=np.float64))
 
 
-def _steps(trial: FrozenTrial) -> list[int]:
-    """Return the steps at which the trial reported a value and has rates."""
-    return sorted(step for step in trial.intermediate_values if records.kept_at(trial, rates_key(step)))
-
-
-def _problems(trial: FrozenTrial) -> set[int]:
-    """Return how many problems its evaluations had: an earlier version counted those that repeat, too."""
-    return {len(_rates(trial, step)) for step in _steps(trial)}
-
-
-def _rates(trial: FrozenTrial, step: int) -> NDArray[np.float64]:
-    return np.asarray(records.kept_at(trial, rates_key(step)), dtype=np.float64)
+def _ended(study: optuna.Study, own: _Curve) -> list[_Curve]:
+    """Return the trials that finished or were pruned, but for those over other problems than this one."""
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    curves = [curve for curve in map(_curve, ended) if curve is not None]
+    return [curve for curve in curves if not curve.steps or curve.rates.shape[1:] == own.rates.shape[1:]]

@@ -18,9 +18,9 @@ from grpo_mlflow.runs import stored
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.interrupts import Interrupted
-from grpo_mlflow.search import choices, records, recovery, settings
+from grpo_mlflow.search import choices, decay, records, recovery, settings
 from grpo_mlflow.search import study as studies
-from grpo_mlflow.search.paired import rates_key
+from grpo_mlflow.search.paired import UNTRAINED, rates_key
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.progress import Progress
@@ -146,6 +146,9 @@ class Search:
             trial.set_user_attr(studies.VARIED, list(values))
             trial.set_user_attr(studies.SETTINGS, settings.digest(resolved.config))
             trial.set_user_attr(studies.SETTLED, True)
+            baseline = self._baseline if settings.untrained_alike(resolved.config, self._resolved.config) else None
+            records.keep_of(trial, decay.KEY, decay.learning_rates(resolved.config))
+            records.keep_of(trial, UNTRAINED, baseline.success_rates(resolved.config.search.k) if baseline else [])
         if (equal := self._equal(trial)) is not None:
             self._draw_again(trial, equal)
             trial.set_user_attr(studies.DUPLICATE_OF, equal.number)
@@ -162,7 +165,7 @@ class Search:
             runs.Nested(self._parent, f"trial-{trial.number}", tags),
             lambda run_id: self._started_as(trial, run_id),
             lambda progress, evaluation: self._report(trial, resolved.config, progress, evaluation),
-            self._baseline if settings.untrained_alike(resolved.config, self._resolved.config) else None,
+            baseline,
         )
         self._train(resolved, stored, hooks)
         return self._values(trial)

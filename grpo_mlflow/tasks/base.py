@@ -80,9 +80,14 @@ def untagged(text: str) -> str | None:
     return text[start + len(OPEN) : end].strip() or None
 
 
+def folded(text: str) -> str:
+    """Return a text without what makes no other question of it: upper case, and how its words are spaced."""
+    return " ".join(text.casefold().split())
+
+
 def split_of(task: str, content: str) -> Split:
-    """Return the one split that a problem's content belongs to."""
-    digest = hashlib.blake2b(f"{task}:{content}".encode(), digest_size=8).digest()
+    """Return the one split that a problem's content belongs to; case and white space make no difference."""
+    digest = hashlib.blake2b(f"{task}:{folded(content)}".encode(errors="surrogatepass"), digest_size=8).digest()
     return "eval" if int.from_bytes(digest, "little") / 2**64 < EVAL_SHARE else "train"
 
 

@@ -1,7 +1,8 @@
 """Which problems are the same: two seeds may give one content, which is no second problem to measure.
 
-Two problems are the same if a model is asked the same and judged by the same, so by messages and payload. An interval
-over 256 copies of 9 problems would be that of 256.
+Two problems are the same if a model is asked the same and judged by the same, so by messages and payload. Case and
+white space make no other message. Keys of the payload that start with an underscore say where a task finds a problem
+again, and make no other problem. An interval over 256 copies of 9 problems would be that of 256.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from grpo_mlflow.config import Config
-from grpo_mlflow.tasks.base import Task
+from grpo_mlflow.tasks.base import Task, folded
 from grpo_mlflow.types import Problem, Split
 
 _LEAST = 2  # fewer problems have no interval to speak of
@@ -20,7 +21,8 @@ _SECONDS = 1.0  # that a run may look for training problems among those of its e
 
 def content(problem: Problem) -> str:
     """Return what makes a problem: equal for two that are asked and judged alike."""
-    parts = [[dict(message) for message in problem.messages], dict(problem.payload)]
+    messages = [{key: folded(str(text)) for key, text in message.items()} for message in problem.messages]
+    parts = [messages, {key: value for key, value in problem.payload.items() if not str(key).startswith("_")}]
     return json.dumps(parts, sort_keys=True, default=repr)
 
 

@@ -3,7 +3,8 @@
 Datasets of neighbouring seeds share nearly all items there, so each problem is a dataset of its own, of one item, whose
 seed comes from our stream; the hash of its question decides its split. Scoring is strict: full score or nothing, and no
 credit for part of an answer. Entries are drawn again where their own answer does not succeed or where a meaningless
-text does (equations without a solution), so each problem can be solved and cannot be solved by nothing.
+text does (equations without a solution), so each problem can be solved and cannot be solved by nothing; and where the
+generator raises.
 
 `composite` is no generator but a mixture: `data.task=mix` does that.
 """
@@ -39,6 +40,7 @@ PREFIX = "reasoning_gym/"
 HASHED = frozenset({"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"})
 """Generators whose items depend on the order of Python's sets, so on PYTHONHASHSEED."""
 _FULL = 1 - 1e-9
+_MOST_RAISED = 20
 _ROOM = 400  # characters that an answer may have beyond four times the generator's own: some judges take n^2 steps
 _MEANINGLESS = ("?", "banana")
 _HUGE = re.compile(r"(?<![0-9A-Za-z.])[0-9.]+[eE]\+?[0-9]{4,}")  # 1e999999999 as an exact fraction fills the memory
@@ -75,10 +77,17 @@ class ReasoningGym(Task):
 
     def problem(self, split: Split, seed: int) -> Problem:
         def propose(rng: np.random.Generator) -> int:
+            raised = 0
             for _ in range(100):
                 item = int(rng.integers(2**31))
-                if self._is_sound(item):
-                    return item
+                try:
+                    if self._is_sound(item):
+                        return item
+                    raised = 0
+                except Exception as error:  # some generators give up on some seeds: maze finds no cell to start from
+                    raised += 1
+                    if raised == _MOST_RAISED:
+                        raise ValueError(f"{raised} items in a row cannot be made: {one_line(error)}") from error
             raise ValueError(f"task {self.name}: its settings leave no problem that can be judged")
 
         item = draw(self.name, split, seed, propose, lambda item: str(self.entry(item)["question"]))
@@ -86,18 +95,18 @@ class ReasoningGym(Task):
             id=f"{self.name}/{split}/{seed}",
             seed=seed,
             messages=({"role": "user", "content": self.entry(item)["question"] + _INSTRUCTION},),
-            payload={"item": item},
+            payload={"_item": item},
         )
 
     def verify(self, problem: Problem, text: str) -> Verdict:
         answer = untagged(text)
-        success = answer is not None and self._is_right(answer, self.entry(problem.payload["item"]))
+        success = answer is not None and self._is_right(answer, self.entry(problem.payload["_item"]))
         tags = answer is not None and answer != text.strip()
         parts = {"correct": WEIGHTS["correct"] * success, "tags": WEIGHTS["tags"] * tags}
         return Verdict(reward=math.fsum(parts.values()), parts=parts, success=success, parsed=answer)
 
     def reference_answer(self, problem: Problem) -> str:
-        answer = _own_answer(self.entry(problem.payload["item"]))
+        answer = _own_answer(self.entry(problem.payload["_item"]))
         if answer is None:
             raise ConfigError(
                 f"data.task = {self.name!r}: has no answers of its own to warm the embedded model up with; allowed: "

@@ -3,12 +3,13 @@
 `eval` or sympy's parser (which calls it) see the text in string_insertion, spiral_matrix, binary_matrix, n_queens,
 puzzle24, countdown, simple_integration, intermediate_integration and polynomial_multiplication. game_of_life_halting
 passes any text, letter_jumble and spell_backward one that goes on after the answer, gsm_symbolic one that names several
-numbers, coin_flip "0" for 0.89, puzzle24 one with other numbers than those given, the integrations one that only names
-the integral.
+numbers, propositional_logic one with words in it where the premises contradict each other, coin_flip "0" for 0.89,
+puzzle24 one with other numbers than those given, the integrations one that only names the integral.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 from grpo_mlflow.tasks.expressions import arithmetic, same_derivative, symbolic
 from grpo_mlflow.tasks.numbers import final_number, is_number
 
+_ATOM = r"[(\s\u00ac]*[A-Z][)\s]*"
+_FORMULA = re.compile(rf"{_ATOM}(?:[\u2227\u2228\u2192\u2194]{_ATOM})*")
 Judge = Callable[[str, Mapping[str, Any]], bool]  # the answer, the generator's entry
 
 
@@ -66,11 +69,17 @@ def _same_polynomial(answer: str, entry: Mapping[str, Any]) -> bool:
     return found is not None and wanted is not None and bool(found == wanted)
 
 
+def _conclusion(answer: str, entry: Mapping[str, Any]) -> bool:
+    """Return whether a formula follows, as the generator judges it; to its parser "P or banana" is a variable."""
+    return _FORMULA.fullmatch(answer) is not None and float(entry["score"](answer, entry)) >= 1
+
+
 JUDGES: dict[str, Judge] = {
     **dict.fromkeys(("string_insertion", "spiral_matrix", "binary_matrix"), _same_text),
     **dict.fromkeys(("game_of_life_halting", "letter_jumble", "spell_backward"), _same_words),
     **dict.fromkeys(("simple_integration", "intermediate_integration"), _antiderivative),
     "coin_flip": _close_number,
+    "propositional_logic": _conclusion,
     "gsm_symbolic": _same_number,
     "n_queens": _valid_board,
     "countdown": _reaches(None),

@@ -1,8 +1,10 @@
 """Rows of GSM8K: from a folder, a file, or the hub, as two splits that share no question.
 
 A folder with files of both splits in their names (the hub's layout, such as train-00000-of-00001.parquet and
-test-00000-of-00001.parquet) keeps them apart; a question in both counts as test. Any other file or folder is split by
-the hash of each question.
+test-00000-of-00001.parquet) keeps them apart; a question in both counts as test. Whole words of the names count, in
+any case: latest.jsonl is no test. Without a test file a validation file is evaluated; with one it is left out, as is a
+file whose name says nothing. Any other file or folder is split by the hash of each question. Questions that differ in
+case or white space alone are one.
 """
 
 from __future__ import annotations
@@ -10,18 +12,24 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.errors import ConfigError, UserError, one_line
-from grpo_mlflow.tasks.base import split_of
+from grpo_mlflow.tasks.base import folded, split_of
+from grpo_mlflow.tasks.numbers import bare_number
 from grpo_mlflow.types import Split
 
 _HUB = "openai/gsm8k"
 _SUFFIXES = (".parquet", ".jsonl")
+_NAMES = {
+    "train": {"train", "training"},
+    "test": {"test", "testing"},
+    "validation": {"validation", "valid", "val", "dev", "eval", "evaluation"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +51,14 @@ def load(path: str | None) -> Mapping[Split, Sequence[Row]]:
         return _apart(_hub("train"), _hub("test"))
     place = Path(os.path.expanduser(path))
     files = [place] if place.is_file() else sorted(place.glob("*"))
-    files = [file for file in files if file.suffix in _SUFFIXES]
+    files = [file for file in files if file.suffix.lower() in _SUFFIXES]
     if not files and (place / "main").is_dir():  # the whole repository; `socratic` beside it holds the same questions
         return load(str(place / "main"))
     if not files:
         raise ConfigError(f"data.gsm8k.path = {path!r}: holds no rows; allowed: files that end in .parquet or .jsonl")
-    train, test = ([file for file in files if split in file.name] for split in ("train", "test"))
-    if place.is_dir() and train and test:
-        splits = _apart(_read_all(train), _read_all(test))
+    train, test, validation = ([file for file in files if _named(file) == split] for split in _NAMES)
+    if place.is_dir() and train and (test or validation):
+        splits = _apart(_read_all(train), _read_all(test or validation))
     else:
         split: dict[Split, list[Row]] = {"train": [], "eval": []}
         for row in _distinct(_read_all(files)):
@@ -62,17 +70,25 @@ def load(path: str | None) -> Mapping[Split, Sequence[Row]]:
     return splits
 
 
+def _named(file: Path) -> str | None:
+    """Return the split that the words of a file's name tell: test of gsm8kTest-00000.JSONL, none of latest.jsonl."""
+    parted = re.sub("(?<=[a-z0-9])(?=[A-Z])", " ", file.stem)
+    words = set(re.findall("[a-z]+", parted.lower()))
+    splits = [split for split, names in _NAMES.items() if words & names]
+    return splits[0] if splits and (splits[0] != "train" or len(splits) == 1) else None
+
+
 def _apart(train: Iterable[Row], test: Iterable[Row]) -> Mapping[Split, Sequence[Row]]:
     held_out = _distinct(test)
-    questions = {row.question for row in held_out}
-    return {"train": [row for row in _distinct(train) if row.question not in questions], "eval": held_out}
+    questions = {folded(row.question) for row in held_out}
+    return {"train": [row for row in _distinct(train) if folded(row.question) not in questions], "eval": held_out}
 
 
 def _distinct(rows: Iterable[Row]) -> list[Row]:
     """Return the first row of each question."""
     found: dict[str, Row] = {}
     for row in rows:
-        found.setdefault(row.question, row)
+        found.setdefault(folded(row.question), row)
     return list(found.values())
 
 
@@ -83,9 +99,9 @@ def _read_all(files: Sequence[Path]) -> Iterator[Row]:
 
 def _records(file: Path) -> list[Any]:
     try:
-        if file.suffix == ".jsonl":
-            with file.open(encoding="utf-8") as stream:
-                return [json.loads(line) for line in stream if line.strip()]
+        if file.suffix.lower() == ".jsonl":
+            with file.open(encoding="utf-8") as stream:  # some editors begin a file with a byte order mark
+                return [json.loads(line) for line in (line.strip("\ufeff \t\r\n") for line in stream) if line]
         table: list[Any] = importlib.import_module("pyarrow.parquet").read_table(file).to_pylist()
         return table
     except (OSError, ValueError, ImportError) as error:
@@ -104,11 +120,13 @@ def _rows(records: Iterable[Any], where: str) -> Iterator[Row]:
     for place, record in enumerate(records, start=1):
         try:
             question, answer = record["question"], record["answer"]
-            str(question).encode()  # half of a surrogate pair is no text: neither a tokenizer nor a file takes it
-            number = Fraction(answer.rpartition("####")[2].replace(",", "").strip())
-        except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError):
+            question.encode()  # half of a surrogate pair is no text: neither a tokenizer nor a file takes it
+            number = bare_number(answer.rpartition("####")[2].strip().removesuffix("."))
+        except (KeyError, TypeError, AttributeError, UnicodeError):
+            number = None
+        if number is None or not isinstance(question, str):
             raise ConfigError(
                 f"{where}: row {place} is not of GSM8K; allowed: texts `question` and `answer`, the answer ending in "
                 "#### and a number"
-            ) from None
-        yield Row(str(question), str(number))
+            )
+        yield Row(question, str(number))

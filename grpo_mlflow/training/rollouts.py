@@ -9,6 +9,7 @@ import numpy as np
 from grpo_mlflow import seeding
 from grpo_mlflow.algorithm.advantages import group_advantages
 from grpo_mlflow.algorithm.names import Scale
+from grpo_mlflow.errors import PromptTooLong
 from grpo_mlflow.generation import Generator, Sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime import interrupts
@@ -44,9 +45,38 @@ def collect(
     key: tuple[str | int, ...],
     training: bool = True,
 ) -> list[list[Rollout]]:
-    """Return K judged completions for each problem; `training` as in `judge`."""
-    prompts = [policy.prompt(problem) for problem in problems]
+    """Return K judged completions for each problem; `training` as in `judge`.
+
+    Raises:
+        PromptTooLong: the model has too few positions for one of them.
+    """
+    prompts = render(policy, problems, sampling.max_new_tokens)
     return judge(task, problems, prompts, generator.generate(prompts, k, sampling, seed, key), training)
+
+
+def render(policy: Policy, problems: Sequence[Problem], new: int) -> list[Prompt]:
+    """Return the prompts of problems that completions of at most `new` tokens will follow.
+
+    Raises:
+        PromptTooLong: the model has too few positions for one of them. Beyond its last one a model fails in many ways.
+    """
+    prompts = [policy.prompt(problem) for problem in problems]
+    for prompt in prompts:
+        if lack := lacks_room(policy, prompt, new):
+            raise PromptTooLong(f"max_new_tokens = {new}: {lack}")
+    return prompts
+
+
+def lacks_room(policy: Policy, prompt: Prompt, new: int) -> str | None:
+    """Return why the model has too few positions for a prompt and `new` tokens more; None: it has enough."""
+    length, positions = len(prompt.token_ids), policy.positions
+    if positions is None or length + new <= positions:
+        return None
+    shorter = f"{positions - length} or less, or " if positions > length else ""
+    return (
+        f"the prompt of {prompt.problem_id} has {length} tokens, and the model {positions} positions for it and its "
+        f"completion; allowed: {shorter}a model with more positions"
+    )
 
 
 def judge(

@@ -279,6 +279,23 @@ def test_a_chosen_setting_that_cannot_act_is_named(overrides: list[str], key: st
     assert resolve(_file(tmp_path, "own.yaml", text)).warnings == by_override
 
 
+@pytest.mark.parametrize("word", ["arguments=[--max-num-seqs, '4']", "python=mine", "memory=0.3", "device=cpu"])
+def test_what_shapes_the_command_that_starts_a_server_by_hand_has_an_effect(word: str) -> None:
+    server = ["generation.backend=vllm_server", "generation.base_url=http://127.0.0.1:30000"]
+    assert resolve("tiny", [*server, f"generation.server.{word}"]).warnings == ()
+    evaluated = ["eval.backend=vllm_server", "eval.base_url=http://127.0.0.1:30000"]
+    assert resolve("tiny", [*evaluated, f"generation.server.{word}"]).warnings == ()
+    (line,) = resolve("tiny", [f"generation.server.{word}"]).warnings
+    assert line == f"generation.server.{word.partition('=')[0]} has no effect: generation.server.manage is false"
+
+
+def test_the_port_of_a_server_has_an_effect_where_the_address_names_none() -> None:
+    words = ["generation.backend=vllm_server", "generation.server.port=7000"]
+    assert resolve("tiny", [*words, "generation.base_url=http://gpu-box"]).warnings == ()
+    (line,) = resolve("tiny", [*words, "generation.base_url=http://gpu-box:7000"]).warnings
+    assert line == "generation.server.port has no effect: generation.server.manage is false"
+
+
 def test_a_default_counts_as_chosen_on_the_command_line_only(tmp_path: Path) -> None:
     assert resolve("tiny", ["train.clip_high=0.2"]).warnings[0].startswith("train.clip_high ")
     assert resolve(_file(tmp_path, "own.yaml", "base: tiny\ntrain: {clip_high: 0.2}\n")).warnings == ()

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from grpo_mlflow.config import LoraConfig
-from grpo_mlflow.forward import llama_pass, shared_prefix
+from grpo_mlflow.forward import llama_pass, shared_prefix, ways
 from grpo_mlflow.forward.attention import packed_forward
 from grpo_mlflow.forward.prefix_tree import Level, Tree
 from grpo_mlflow.model import lora
@@ -83,7 +83,7 @@ def test_it_is_used_for_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(model, "forward", broken)
     batch = shared_prefix.Prefixes([[5, 6]], [[7, 8], [9]], [0, 0], model.device)
-    chosen, _ = shared_prefix.logprobs(model, batch, 1.0)
+    chosen, _ = shared_prefix.logprobs(model, batch, 1.0, written_out=True)
     assert bool((chosen[batch.mask] < 0).all())
 
 
@@ -112,12 +112,10 @@ class Renamed(torch.nn.Module):
 def test_other_models_with_the_name_of_the_family_keep_their_own_way() -> None:
     inner = made("llama")
     assert not llama_pass.serves(Renamed(inner).eval())
-    llama_pass._TRIED.clear()
-    assert not llama_pass.serves(inner.half())  # norms would be computed in half precision
+    assert not llama_pass.is_exact(inner.half())  # norms would be computed in half precision
 
 
 def test_what_disagrees_is_not_used() -> None:
     model = made("llama")
     model.model.layers[1].mlp.register_forward_hook(lambda module, given, found: 2 * found)
-    llama_pass._TRIED.clear()
-    assert not llama_pass.serves(model)
+    assert ways.scoring(model) == ways.Scoring("packed", written_out=False)

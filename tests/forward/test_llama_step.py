@@ -14,9 +14,11 @@ from transformers import (
 
 from grpo_mlflow.config import LoraConfig
 from grpo_mlflow.forward.attention import packed_forward
-from grpo_mlflow.forward.llama_step import LlamaStep, can_step
+from grpo_mlflow.forward.llama_step import LlamaStep
 from grpo_mlflow.forward.prefix_tree import Level, Tree
+from grpo_mlflow.generation.local import ways
 from grpo_mlflow.model import lora
+from grpo_mlflow.model.policy import Policy
 from tests.support.llama_family import MODELS, SIZES, made
 
 
@@ -30,7 +32,6 @@ def both(model: Any, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("count", [1, 100])
 def test_gives_what_the_model_gives(name: str, count: int) -> None:
     model = made(name)
-    assert can_step(model)
     found, expected = both(model, torch.randint(200, (count,)).tolist())
     assert found.shape == (count, model.config.vocab_size)
     assert expected.std() > 0.5
@@ -67,25 +68,30 @@ def test_adapters_count() -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     found, expected = both(model, [5, 6, 7])
-    assert can_step(model)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert (found - plain).abs().max() > 0.1
     with lora.switched_off(model):
         torch.testing.assert_close(both(model, [5, 6, 7])[0], plain)
 
 
+def sampler(model: Any) -> ways.Sampler:
+    return ways.sampler(Policy(model, None, model.device, torch.float32, (2,), 0))
+
+
 def test_other_families_go_through_their_modules() -> None:
     alike = made("llama")
+    assert sampler(alike) == ways.Sampler("packed", written_out=True)
+    alike = made("llama")
     alike.config.model_type = "no_llama"  # may differ where a few tokens cannot tell
-    assert not can_step(alike)
+    assert not sampler(alike).written_out
     sizes = {**SIZES, "embedding_multiplier": 2.0}  # layers with the same names that compute something else
-    assert not can_step(GraniteForCausalLM(GraniteConfig(**sizes)).eval())
+    assert not sampler(GraniteForCausalLM(GraniteConfig(**sizes)).eval()).written_out
 
 
 def test_what_disagrees_is_not_used() -> None:
     model = made("llama")
     model.model.layers[1].mlp.register_forward_hook(lambda module, given, found: 2 * found)
-    assert not can_step(model)
+    assert sampler(model) == ways.Sampler("packed", written_out=False)
 
 
 def test_what_lacks_the_modules_is_not_used() -> None:
@@ -94,4 +100,4 @@ def test_what_lacks_the_modules_is_not_used() -> None:
     mlp.up = mlp.up_proj
     mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up(x))
     del mlp.up_proj
-    assert not can_step(model)
+    assert sampler(model) == ways.Sampler("packed", written_out=False)

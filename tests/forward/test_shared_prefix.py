@@ -16,7 +16,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from grpo_mlflow.forward import shared_prefix
+from grpo_mlflow.forward import ways
 from grpo_mlflow.forward.prefix_tree import common_prefix
 from grpo_mlflow.training.batching import Row, prompt_batches
 from grpo_mlflow.training.scoring import Scorer
@@ -162,7 +162,7 @@ def test_generation_is_left_as_it_was() -> None:
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     before = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
-    assert shared_prefix.reason_against(model) is None
+    assert ways.scoring(model).way == "packed"
     assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False), before)
 
 

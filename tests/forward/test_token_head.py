@@ -58,6 +58,23 @@ def test_slices_change_nothing(temperature: float, with_bias: bool, entropy_grad
 
 
 @pytest.mark.usefixtures("sliced")
+def test_tokens_that_are_not_sampled_are_impossible() -> None:
+    """The others' log-probabilities, entropy and gradients are those of a smaller vocabulary."""
+    results = []
+    for few in (True, False):
+        hidden, weight, bias, targets = inputs()
+        targets, sampled = targets % (V - 3), V - 3
+        if few:
+            found = plain(hidden, weight[:sampled], bias[:sampled], targets, 0.7)
+        else:
+            found = list(token_logprobs(hidden, weight, bias, targets, 0.7, True, sampled))
+        (found[0].sum() + found[1].sum()).backward()
+        results.append([*found, hidden.grad, weight.grad, bias.grad])
+    for expected, computed in zip(*results, strict=True):
+        torch.testing.assert_close(computed, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("sliced")
 def test_frozen_inputs_get_no_gradient() -> None:
     hidden, weight, _, targets = inputs()
     token_logprobs(hidden.detach(), weight, None, targets, 1.0)[0].sum().backward()

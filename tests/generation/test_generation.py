@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,14 +26,15 @@ from transformers import (
 
 from grpo_mlflow import seeding
 from grpo_mlflow.forward import kv_cache, tuning
-from grpo_mlflow.forward.llama_step import LlamaStep, can_step
+from grpo_mlflow.forward.llama_step import LlamaStep
 from grpo_mlflow.forward.prefix_tree import common_prefix
-from grpo_mlflow.forward.shared_prefix import reason_against
 from grpo_mlflow.generation import LocalGenerator, Sampling
-from grpo_mlflow.generation.local import decoding
+from grpo_mlflow.generation.local import decoding, ways
 from grpo_mlflow.generation.sampling import draw, processed_logprobs
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.tasks import Arithmetic, Sat
+from grpo_mlflow.training.batching import Row
+from grpo_mlflow.training.scoring import Scorer
 from grpo_mlflow.types import Completion, Prompt
 
 
@@ -184,15 +187,17 @@ def test_both_decoders_draw_the_same(
     strange = replace(policy, model=other_family(policy))
     used = {"plain": policy, "grouped heads": grouped, "other family": strange}[family]
     questions = {"one length": prompts(used)[:1], "ragged": prompts(used), "alike": alike(prompts(used))}[given]
-    packer, sampling = decoding.PackedDecoder, Sampling(150)  # longer than the buffers grow at once
+    packer, sampling = (
+        partial(decoding.PackedDecoder, written_out=family != "other family"),
+        Sampling(150),
+    )  # longer than the buffers grow at once
     rows = 16 if given == "one length" else 6  # of each prompt: enough to end at several lengths
 
     def sample(decoder: Any) -> list[list[Completion]]:
-        monkeypatch.setattr(decoding, "prefill", lambda *given: decoder(*given[: 4 if decoder is packer else 2]))
+        monkeypatch.setattr(ways, "prefill", lambda *given: decoder(*given[: 4 if decoder is packer else 2]))
         return LocalGenerator(used, batch_size=4).generate(questions, rows, sampling, 0, ())
 
-    assert reason_against(used.model) is None
-    assert can_step(used.model) is (family != "other family")
+    assert ways.sampler(used) == ways.Sampler("packed", written_out=family != "other family")
     named = {"shared": kv_cache.Shared, "copies": kv_cache.Copies, "summed": kv_cache.Summed}
     expected = named["copies" if kind == "summed" and family == "grouped heads" else kind]
     tokens = [prompt.token_ids for prompt in questions]
@@ -212,11 +217,13 @@ def test_rows_are_computed_once_while_they_are_alike(
 ) -> None:
     monkeypatch.setattr(tuning, "COPIED_TOKENS", 0 if kind == "shared" else 10**6)
     monkeypatch.setattr(tuning, "SUMMED_NUMBERS", 10**6 if kind == "summed" else 0)
-    assert reason_against(policy.model) is None
+    assert ways.sampler(policy).way == "packed"
     held: list[int] = []
 
     def prefill(*given: Any) -> decoding.Decoder:
-        decoder = decoding.CacheDecoder(*given[:2]) if kind == "the model's" else decoding.PackedDecoder(*given)
+        decoder: decoding.Decoder = decoding.CacheDecoder(*given[:2])
+        if kind != "the model's":
+            decoder = decoding.PackedDecoder(*given, written_out=True)
         step = decoder.step
 
         def counted(tokens: torch.Tensor) -> None:
@@ -226,7 +233,7 @@ def test_rows_are_computed_once_while_they_are_alike(
         monkeypatch.setattr(decoder, "step", counted)
         return decoder
 
-    monkeypatch.setattr(decoding, "prefill", prefill)
+    monkeypatch.setattr(ways, "prefill", prefill)
     # eight rows of each prompt at this temperature draw a few different answers, which many tokens end
     used = replace(policy, eos_ids=tuple(range(3, policy.model.config.vocab_size, 7)))
     sampling, questions = Sampling(40, temperature=0.05), [*prompts(policy), *alike(prompts(policy))]
@@ -290,15 +297,15 @@ def test_rows_part_and_leave_in_any_order(prompts: int, k: int) -> None:
 
 
 def test_models_that_cannot_be_packed_use_their_own_cache(policy: Policy) -> None:
-    assert isinstance(decoding.prefill(policy, [[5, 6]], 2, 4), decoding.PackedDecoder)
+    assert isinstance(ways.prefill(policy, [[5, 6]], 2, 4), decoding.PackedDecoder)
     plain = replace(policy, model=grouped_heads(policy).model)
     plain.model.set_attn_implementation("eager")
-    assert isinstance(decoding.prefill(plain, [[5, 6]], 2, 4), decoding.CacheDecoder)
+    assert isinstance(ways.prefill(plain, [[5, 6]], 2, 4), decoding.CacheDecoder)
 
 
 def test_steps_are_written_out_only_where_that_is_known_to_work(policy: Policy) -> None:
     def step(used: Policy) -> Any:
-        decoder = decoding.prefill(used, [[5, 6]], 2, 4)
+        decoder = ways.prefill(used, [[5, 6]], 2, 4)
         assert isinstance(decoder, decoding.PackedDecoder)
         return decoder._forward
 
@@ -323,10 +330,38 @@ class Casts(TorchDispatchMode):
 
 def test_low_precision_casts_the_weights_once_per_call(policy: Policy) -> None:
     low = replace(policy, dtype=torch.bfloat16)
-    assert reason_against(low.model) is None
+    assert ways.sampler(low).way == "packed"
     with Casts(low.model.model.layers[0].mlp.up_proj.weight.shape) as casts:
         completions = LocalGenerator(low, batch_size=3).generate(prompts(low), 2, Sampling(12), 0, ())[0]
     assert max(len(completion.token_ids) for completion in completions) > 3
     projections = 2 * len(low.model.model.layers)  # gate and up have this shape
     assert casts.count == projections
     assert {parameter.dtype for parameter in low.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("written_out", [True, False])
+def test_tokens_that_the_tokenizer_does_not_know_are_never_sampled(policy: Policy, written_out: bool) -> None:
+    """And what is trained on is the distribution of those that it does know."""
+    known = replace(policy, sampled=40, written_out=written_out)
+    completions = LocalGenerator(known, batch_size=3).generate(prompts(known), 8, Sampling(12), 0, ())
+    rows = [
+        Row(prompt.token_ids, completion.token_ids, completion.behaviour_logprobs, 1.0, False)
+        for prompt, row in zip(prompts(known), completions, strict=True)
+        for completion in row
+    ]
+    assert max(token for row in rows for token in row.completion_ids) == 39
+    free = LocalGenerator(policy, batch_size=3).generate(prompts(known), 8, Sampling(12), 0, ())
+    assert max(token for row in free for completion in row for token in completion.token_ids) > 100
+    for model in (known, replace(known, model=eager(known))):
+        scored, entropy = Scorer(model, 1.0).score(rows)
+        assert Scorer(model, 1.0).shares is (model is known)
+        for at, row in enumerate(rows):
+            assert scored[at, : len(row.completion_ids)].tolist() == pytest.approx(row.behaviour_logprobs, abs=1e-4)
+        assert 0 < float(entropy.max()) <= math.log(40) + 1e-5
+
+
+def eager(policy: Policy) -> Any:
+    """The same weights, which cannot be packed."""
+    model = type(policy.model)._from_config(copy.deepcopy(policy.model.config), attn_implementation="eager").eval()
+    model.load_state_dict(policy.model.state_dict())
+    return model

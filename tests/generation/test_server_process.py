@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,7 +20,9 @@ import pytest
 from grpo_mlflow import runs
 from grpo_mlflow.config import Resolved, ServerConfig, resolve
 from grpo_mlflow.errors import ServerFailed, UserError
+from grpo_mlflow.generation.server.client import Fault
 from grpo_mlflow.generation.server.launch import launch
+from grpo_mlflow.generation.server.link import Link
 from grpo_mlflow.generation.server.process import ServerProcess
 from tests.support.paths import ROOT
 from tests.support.small_runs import SMALL
@@ -80,6 +84,83 @@ def test_what_a_server_that_died_left_behind_is_ended(tmp_path: Path, mark: str)
     server.start("model")
     assert server.alive
     server.close()
+
+
+def test_a_server_that_lives_is_not_waited_for(tmp_path: Path, mark: str) -> None:
+    """Every request that fails asks: a server that only answers late must not cost a second for each."""
+    server = ServerProcess(stub(mark), ServerConfig(), tmp_path / "server.log", print)
+    server.start("model")
+    began = time.monotonic()
+    assert server.ended() is None
+    assert time.monotonic() - began < 0.7
+    parent = next(process for process in marked(mark) if "http.server" in " ".join(process.cmdline()))
+    parent.kill()
+    assert "the server ended (by signal 9, SIGKILL)" in str(server.ended())  # at once
+    server.close()
+    assert server.ended() is None
+
+
+class Watched:
+    """A process of ours that tells how often it was looked at."""
+
+    def __init__(self, ends: str | None) -> None:
+        self.ends, self.looks, self.model, self.alive = ends, 0, "model", True
+
+    def ended(self) -> str | None:
+        self.looks += 1
+        time.sleep(0.2)
+        return self.ends
+
+    def start(self, model: str | Path) -> None:
+        self.alive = True
+
+
+class Silent:
+    """An engine that has nothing to say."""
+
+    client = SimpleNamespace(root="http://127.0.0.1:9")
+
+    async def connect(self) -> str:
+        return ""
+
+
+def watched(ends: str | None, retry_seconds: float = 0.0) -> tuple[Link, Watched]:
+    process, engine = Watched(ends), Silent()
+    given: Any = engine, process
+    return Link(given[0], 10, retry_seconds, given[1]), process
+
+
+@pytest.mark.parametrize(("answered", "looks"), [(True, 0), (False, 1)])
+def test_requests_that_fail_together_look_once_and_only_if_nobody_answered(answered: bool, looks: int) -> None:
+    link, process = watched("the server ended (by signal 9)")
+
+    async def fails() -> None:
+        raise Fault("no luck", answered=answered)
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*(link.ask("sampling", fails) for _ in range(64)), return_exceptions=True)
+
+    found = asyncio.run(ask())
+    assert process.looks == looks
+    assert {str(error) for error in found} == {
+        f"sampling failed: {'no luck' if answered else 'the server ended (by signal 9)'}"
+    }
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_how_a_server_ended_is_told_once(answered: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where its last words were an answer, such as 500, after which it ended."""
+    link, process = watched("the server ended (by signal 9)", 20.0)
+
+    async def fails_once() -> str:
+        if link.retried:
+            return "right"
+        process.alive = False
+        raise Fault("/v1/completions answers 500", answered=answered)
+
+    assert asyncio.run(link.ask("sampling", fails_once)) == "right"
+    assert sum("by signal 9" in record.getMessage() for record in caplog.records) == 1
+    assert link.restarts == 1
 
 
 def test_it_ends_when_the_trainer_is_killed(tmp_path: Path, mark: str) -> None:

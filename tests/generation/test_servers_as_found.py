@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from grpo_mlflow import runs
 from grpo_mlflow.config import Config, GenerationConfig, LoraConfig, resolve
 from grpo_mlflow.errors import ConfigError, ServerFailed, ServerUnfit
 from grpo_mlflow.generation import Generators, Sampling
+from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.launch import start_command
 from grpo_mlflow.generation.server.recompute import behaviour_logprobs
 from grpo_mlflow.model import lora
@@ -78,12 +80,83 @@ def test_what_another_start_mends_is_told_with_its_command(
         assert told.endswith(f": {command(server, **settings)}")
 
 
+@pytest.mark.parametrize(
+    ("quirks", "words"),
+    [
+        (PLAIN, ["generation.async_rollouts=1"]),
+        (Quirks(without_extension=True, on_cpu=True), ["generation.async_rollouts=1"]),
+        (Quirks(raw_logprobs=True), ["generation.async_rollouts=1", "generation.temperature=0.7"]),
+        (Quirks(without_logprobs=True), ["generation.async_rollouts=1"]),
+        (PLAIN, ["eval.enabled=false"]),
+        (Quirks(without_lora=True), ["model.lora.rank=4", "generation.sync=lora", "generation.async_rollouts=1"]),
+    ],
+)
+def test_settings_that_a_refusal_proposes_are_taken_beside_those_of_the_run(
+    policy: Policy, folder: Path, quirks: Quirks, words: list[str]
+) -> None:
+    with FakeServer("vllm", folder, quirks=quirks) as server:
+        given = ["generation.backend=vllm_server", f"generation.base_url={server.url}", *words]
+        given.append("generation.retry_seconds=0")
+        config = resolve("tiny", [f"eval.base_url={server.url}", *given]).config
+        if config.model.lora.rank:
+            lora.add(policy.model, config.model.lora, 0)
+            move_adapter(policy)
+        generators = Generators(config, policy, folder, folder, folder / "log", print)
+        with generators, pytest.raises(ServerUnfit) as caught:
+            generators.training().sync(0)
+    proposed = re.search(r"or choose ((?:\S+=\S+ ?)+): ", caught.value.remedy)
+    assert proposed, caught.value.remedy
+    resolve("tiny", [*given, *proposed[1].split()]).require_trainable()
+
+
+def test_a_server_that_only_measures_is_done_without(policy: Policy, folder: Path) -> None:
+    """How rollouts are drawn is not to change for that."""
+    with FakeServer("vllm", folder, quirks=PLAIN) as server:
+        words = ["eval.backend=vllm_server", f"eval.base_url={server.url}", "generation.retry_seconds=0"]
+        generators = Generators(resolve("tiny", words).config, policy, folder, folder, folder / "log", print)
+        with generators, pytest.raises(ServerUnfit, match=r"or choose eval\.backend=local: "):
+            generators.evaluation().sync(0)
+
+
+def test_what_no_setting_does_without_is_not_proposed(policy: Policy, folder: Path, tmp_path: Path) -> None:
+    """An adapter that training starts from is never sent to a server that is sent no weights."""
+    lora.add(policy.model, LoraConfig(rank=4), 0)
+    move_adapter(policy)
+    policy.save(tmp_path / "adapter")
+    with FakeServer("vllm", folder, quirks=PLAIN) as server:
+        words = ["generation.backend=vllm_server", f"generation.base_url={server.url}", "generation.retry_seconds=0"]
+        config = resolve("tiny", [*words, "model.lora.rank=4"]).config
+        source = tmp_path / "adapter"
+        generators = Generators(config, policy, source, source, folder / "log", print)
+        with generators, pytest.raises(ServerUnfit) as caught:
+            generators.training().sync(0)
+    assert "or choose" not in caught.value.remedy
+    assert "with this command: " in caught.value.remedy
+
+
 def test_another_model_or_number_format_is_told_with_the_command(policy: Policy, folder: Path) -> None:
     with FakeServer("vllm", folder, dtype=torch.bfloat16) as server:
         told = refusal(policy, server, sync="none")
         assert "does not serve the policy (model.train_id)" in told
         assert told.endswith(f": {command(server, sync='none')}")
         assert "--dtype float32" in told
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_server_that_does_not_tokenize_is_used_and_a_line_says_so(
+    policy: Policy, folder: Path, dialect: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with FakeServer(dialect, folder, quirks=Quirks(refuses={"/tokenize": status})) as server:
+        with served(policy, server) as generators:
+            generator = generators.training()
+            assert isinstance(generator, ServerGenerator)
+            assert generator.server.check_tokenizer() == 0
+            generator.sync(0)
+            generator.sync(1)
+        assert len(server.loads) == 2
+    (line,) = [record.getMessage() for record in caplog.records if "tokenizer" in record.getMessage()]
+    assert line.endswith(f"was not checked: /tokenize answers {status}: Not for you")
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,15 @@ def test_the_extension_is_found_from_every_folder(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("generation.base_url=http://gpu-box:8123/v1", "--host gpu-box --port 8123"),
-        ("generation.base_url=http://me:hunter2@gpu-box:8123", "--host gpu-box --port 8123"),
-        ("generation.base_url=http://gpu-box", "--host gpu-box --port 80"),
+        ("generation.base_url=http://gpu-box:8123/v1", "--host 0.0.0.0 --port 8123"),
+        ("generation.base_url=http://me:hunter2@gpu-box:8123", "--host 0.0.0.0 --port 8123"),
+        ("generation.base_url=http://gpu-box", "--host 0.0.0.0 --port 80"),
+        ("generation.base_url=https://gpu-box", "--host 0.0.0.0 --port 443"),
+        ("generation.base_url=http://10.0.0.7:8123", "--host 0.0.0.0 --port 8123"),
+        ("generation.base_url=http://[fd00::7]:8123", "--host :: --port 8123"),
         ("generation.base_url=http://[::1]:8123", "--host ::1 --port 8123"),
+        ("generation.base_url=http://127.0.0.2:8123", "--host 127.0.0.2 --port 8123"),
+        ("generation.base_url=http://localhost:8123", "--host 127.0.0.1 --port 8123"),
         ("model.dtype=bfloat16", "--dtype bfloat16"),
         ("model.trust_remote_code=true", "--trust-remote-code"),
         ("generation.server.arguments=[--max-model-len, '512']", "--max-model-len 512"),
@@ -71,6 +76,49 @@ def test_the_extension_is_found_from_every_folder(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("backend", SERVERS)
 def test_it_holds_what_the_config_needs(backend: str, word: str, expected: str) -> None:
     assert f" {expected} " in f"{command_for(backend, word)} "
+
+
+@pytest.mark.parametrize(
+    ("words", "port"),
+    [
+        (["generation.base_url=http://gpu-box:8123"], 8123),
+        (["generation.base_url=http://gpu-box"], 7000),
+        (["generation.base_url=null", "generation.server.manage=true"], 7000),
+    ],
+)
+def test_the_port_is_that_of_the_address_where_it_has_one(words: list[str], port: int) -> None:
+    assert f" --port {port} " in command_for("vllm_server", "generation.server.port=7000", *words)
+
+
+def test_vllm_takes_the_longest_context_that_its_memory_holds() -> None:
+    """Without this, it refuses to start with a model whose whole context does not fit into its cache."""
+    assert " --max-model-len auto " in command_for("vllm_server")
+
+
+@pytest.mark.parametrize(("backend", "other"), [tuple(SERVERS), tuple(SERVERS)[::-1]])
+def test_the_second_kind_of_server_is_started_by_its_own_interpreter(backend: str, other: str) -> None:
+    """`generation.server` is about the kind that samples rollouts; evaluations may come from another kind."""
+    words = ["python=mine", "memory=0.3", "port=7000", "arguments=[--mine]", "device=cuda:1"]
+    config = configured(
+        *(
+            backend,
+            f"eval.backend={other}",
+            "eval.base_url=http://127.0.0.1",
+            "generation.behaviour_logprobs=recompute",
+        ),
+        *(f"generation.server.{word}" for word in words),
+    )
+    plain = configured(other, "generation.server.device=cuda:1")
+    command = start_command(config, other, config.eval.base_url, "org/model")
+    assert command == start_command(plain, other, "http://127.0.0.1", "org/model")
+    assert f" {SERVERS[other].python} -m" in f" {command}"
+    assert "--port 80 " in command
+    assert "mine -m" in start_command(config, backend, config.generation.base_url, "org/model")
+    measured = resolve(
+        "tiny",
+        [f"eval.backend={other}", "eval.base_url=http://127.0.0.1:7", "generation.server.python=mine"],
+    ).config
+    assert "mine -m" in start_command(measured, other, measured.eval.base_url, "org/model")
 
 
 @pytest.mark.parametrize("backend", SERVERS)
@@ -89,6 +137,9 @@ def test_what_only_some_configs_need_is_there_for_those_only() -> None:
     assert "LORA" not in plain.upper()
     cpu, gpu = (command_for("vllm_server", f"generation.server.device={device}") for device in ("cpu", "cuda"))
     assert "--enforce-eager --max-num-batched-tokens 32768" in cpu
+    assert "VLLM_CPU_KVCACHE_SPACE=1 " in cpu
+    fraction = command_for("vllm_server", "generation.server.device=cpu", "generation.server.memory=1.5")
+    assert "VLLM_CPU_KVCACHE_SPACE=2 " in fraction  # vLLM takes whole numbers only
     assert "--enforce-eager" not in gpu
     assert "--enforce-eager" not in command_for("vllm_server", "model.device=cuda:2")  # so there are GPUs
     assert "trust" not in plain
@@ -113,10 +164,32 @@ def test_it_is_printed_and_nothing_is_started(capsys: pytest.CaptureFixture[str]
     assert printed.err == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        ([], "--host 127.0.0.1 --port 30000"),  # the preset's
+        (["generation.server.port=31000"], "--host 127.0.0.1 --port 31000"),
+        (
+            ["generation.base_url=http://localhost:30123", "generation.server.port=31000"],
+            "--host 127.0.0.1 --port 30123",
+        ),
+        (["generation.base_url=http://gpu-box:30123"], "--host 0.0.0.0 --port 30123"),
+    ],
+)
+def test_what_the_user_chose_wins_over_the_address_of_a_preset(
+    capsys: pytest.CaptureFixture[str], words: list[str], address: str
+) -> None:
+    command_line.main(["--print-command", "--config", "qwen", *words])
+    printed = capsys.readouterr()
+    assert f" {address} " in printed.out
+    assert len(printed.out.splitlines()) == 1
+    assert len(printed.err.splitlines()) == ("0.0.0.0" in address)  # who can reach it
+
+
 def test_a_file_that_names_another_kind_of_server_is_heard(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(
         "base: qwen\ngeneration: {backend: sglang_server, base_url: 'http://h:7', behaviour_logprobs: recompute}\n"
     )
     command_line.main(["--print-command", "--config", str(path)])
-    assert "-m sglang.launch_server --model-path Qwen/Qwen2.5-1.5B --host h --port 7" in capsys.readouterr().out
+    assert "-m sglang.launch_server --model-path Qwen/Qwen2.5-1.5B --host 0.0.0.0 --port 7" in capsys.readouterr().out

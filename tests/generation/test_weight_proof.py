@@ -236,6 +236,52 @@ def test_log_probabilities_that_are_not_those_drawn_from_are_told(size: float) -
     assert "differ" in str(pricing.trouble(processed.roll(1) + noise, processed, processed, allowed))
 
 
+class Peaked:
+    """A model that nearly always goes on in the same way, its tail cut off, and a server's rounding of it.
+
+    The rounding is the same for the same token after the same tokens, however often it is drawn.
+    """
+
+    def __init__(self, chance: np.random.Generator) -> None:
+        self._chance = chance
+        self._known: dict[tuple[int, ...], NDArray[np.float64]] = {}
+        self._rounding: dict[tuple[int, ...], float] = {}
+
+    def draw(self) -> tuple[list[list[int]], torch.Tensor]:
+        """Return 8 completions of 8 tokens, and for each token (3, 64) the log-probabilities given, right and raw."""
+        completions, values = [], []
+        for _ in range(8):
+            ids: tuple[int, ...] = ()
+            for _ in range(8):
+                if ids not in self._known:
+                    weights = np.arange(1.0, 201.0) ** -self._chance.uniform(3.5, 6.5)
+                    self._known[ids] = weights / weights.sum()
+                p, kept = self._known[ids], self._known[ids][:5].sum()
+                token = int(self._chance.choice(5, p=p[:5] / kept))
+                ids = (*ids, token)
+                right, raw = np.log(p[token] / kept), np.log(p[token])
+                values.append((right + self._rounding.setdefault(ids, 0.028 * self._chance.normal()), right, raw))
+            completions.append(list(ids))
+        return completions, torch.tensor(values, dtype=torch.float64).T
+
+
+def test_what_repeats_is_no_evidence_twice_against_a_server_that_prices_right() -> None:
+    """At temperature 1 with top-k, right and raw log-probabilities are closer than bfloat16's rounding."""
+    chance, trials, allowed = np.random.default_rng(0), 400, canary.TOLERANCE[HALF]
+    accused = {"all": 0, "once": 0}
+    for _ in range(trials):
+        completions, values = Peaked(chance).draw()
+        for name, (given, right, raw) in (("all", values), ("once", values[:, pricing.first_of_each(completions)])):
+            accused[name] += pricing.trouble(given, right, raw, allowed) is not None
+    assert accused["all"] / trials > 0.02
+    assert accused["once"] / trials < 0.0025
+
+
+def test_the_first_of_each_beginning_counts() -> None:
+    found = pricing.first_of_each([[1, 2, 3], [1, 2, 4, 3], [1, 2, 3], [2, 2]])
+    assert found.tolist() == [True, True, True, False, False, True, True, False, False, False, True, True]
+
+
 def test_unprocessed_log_probabilities_are_refused_before_the_first_batch(folder: Path) -> None:
     policy = policies.load(folder, torch.device("cpu"))
     with FakeServer("vllm", folder, quirks=Quirks(raw_logprobs=True)) as server:

@@ -54,8 +54,14 @@ def words(folder: Path, store: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_broken_folder_is_one_line_before_a_run_is_opened(
-    sound: Path, name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    sound: Path,
+    name: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # as where the variable CI is set
     given = broken_copy(sound, name, tmp_path)
     capfd.readouterr()
     caplog.clear()

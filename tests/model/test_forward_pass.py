@@ -25,12 +25,12 @@ def scored(policy: Policy) -> torch.Tensor:
 
 
 def test_with_transformers_alone_its_modules_compute_everything_and_the_numbers_stay(policy: Policy) -> None:
-    sampled(policy), scored(policy)  # the trials of the fast passes call the modules once
+    plain_policy = replace(policy, written_out=False)
+    sampled(policy), scored(policy), sampled(plain_policy)  # the trials of all ways call the modules
     calls: list[int] = []
     policy.model.model.norm.register_forward_hook(lambda *_: calls.append(1))
     fast = (sampled(policy), scored(policy))
     assert calls == []
-    plain_policy = replace(policy, written_out=False)
     plain = sampled(plain_policy)
     assert len(calls) == max(len(one.token_ids) for one in plain)  # once for the prompts, then for each further token
     likelihood = scored(plain_policy)

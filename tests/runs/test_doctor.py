@@ -7,14 +7,19 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from grpo_mlflow.cli import doctor as command
 from grpo_mlflow.config import resolve
+from grpo_mlflow.errors import ServerUnfit, UserError, one_line
+from grpo_mlflow.generation.server.engine import Remedies
+from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runs.doctor import Check, Doctor, enough
-from grpo_mlflow.runs.server_checks import Trouble
+from grpo_mlflow.runs.server_checks import ServerCheckup, Trouble
+from grpo_mlflow.types import Prompt
 from tests.support.fake_server import DIALECTS, FakeServer, Quirks
 from tests.support.paths import ROOT
 from tests.support.small_runs import SMALL
@@ -75,8 +80,9 @@ QUIRKS = {
         Quirks(without_logprobs=True),
         "sglang",
         "server",
-        ["no log-probabilities", "behaviour_logprobs=recompute"],
-        "docs/servers.md",
+        ["no log-probabilities"],
+        "docs/servers.md says which versions and options it needs; Start it again with this command, or choose "
+        "generation.behaviour_logprobs=recompute: ",
     ),
     "another tokenizer": (Quirks(other_tokenizer=True), "vllm", "tokenizer", ["differs"], "model.train_id"),
     "no development endpoints": (
@@ -115,6 +121,13 @@ def test_a_server_that_is_wrong_is_found(small_model: Path, shared_store: str, t
     assert remedy in first.remedy
 
 
+def test_a_server_that_does_not_tokenize_passes(small_model: Path, shared_store: str, tmp_path: Path) -> None:
+    with FakeServer("vllm", small_model, quirks=Quirks(refuses={"/tokenize": 404})) as server:
+        checks = examine(shared_store, tmp_path, *words_of(server))
+    assert {check.state for check in checks} == {"ok"}
+    assert "not checked" in next(check.found for check in checks if check.name == "tokenizer")
+
+
 def test_another_model_on_a_static_server_is_found(small_model: Path, shared_store: str, tmp_path: Path) -> None:
     with FakeServer("vllm", small_model) as server:
         with torch.no_grad():
@@ -123,6 +136,34 @@ def test_another_model_on_a_static_server_is_found(small_model: Path, shared_sto
         first = failed(examine(shared_store, tmp_path, *words))
     assert first.name == "weights"
     assert "model.train_id" in first.found
+
+
+class Unlucky:
+    """A generator over a server that loses its weights between the checks."""
+
+    def __init__(self, error: UserError) -> None:
+        self.error, self.server = error, self
+        self.url, self.remedies = "http://127.0.0.1:9", Remedies(install="", context="")
+
+    def connect(self) -> str:
+        raise self.error
+
+    def generate(self, *_: object) -> None:
+        raise self.error
+
+
+def test_the_command_of_a_remedy_is_never_cut(policy: Policy) -> None:
+    command = f"python -m vllm --model {'m' * 400} --port 1"
+    error = ServerUnfit("x" * 400, f"Start it again with this command: {command}")
+    unlucky: Any = Unlucky(error)
+    checkup = ServerCheckup(resolve("tiny").config, policy, unlucky, Prompt("p", (), (1, 2)))
+    for check in (checkup.connect, checkup.completions):
+        with pytest.raises(Trouble) as caught:
+            check()
+        assert caught.value.remedy.endswith(command)
+        assert str(caught.value) == "x" * 300
+    assert one_line(error) == f"{'x' * 300}. {error.remedy}"
+    assert one_line(UserError("x" * 400)) == "x" * 300
 
 
 def test_a_server_of_its_own_for_evaluation_is_examined_too(

@@ -274,12 +274,21 @@ def test_an_end_without_trouble_leaves_nobody_waiting(tmp_path: Path) -> None:
             "generation.backend=vllm_server",
             "generation.backend = 'vllm_server': 2 processes share no server yet; allowed: local",
         ),
+        (
+            "generation.backend=vllm_server generation.async_rollouts=1",
+            "generation.backend = 'vllm_server': 2 processes share no server yet; allowed: generation.backend=local "
+            "generation.async_rollouts=0",
+        ),
+        (
+            "eval.backend=vllm_server eval.base_url=http://127.0.0.1:9",
+            "eval.backend = 'vllm_server': 2 processes share no server yet; allowed: local",
+        ),
         ("data.problems_per_iteration=0", "data.problems_per_iteration = 0 (override): input should be greater"),
     ],
 )
 def test_what_several_processes_cannot_do_is_one_line(store: str, tmp_path: Path, override: str, line: str) -> None:
     more = ("train.grad_accum_steps=auto", "generation.base_url=http://127.0.0.1:9")
-    started = ranks.start(ranks.train, words(store, *more, override), tmp_path)
+    started = ranks.start(ranks.train, words(store, *more, *override.split()), tmp_path)
     assert started.end() == [2, 2]
     assert len(started.errors()) == 1
     assert started.errors()[0].startswith(f"error: {line}")

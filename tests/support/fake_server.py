@@ -91,6 +91,7 @@ class Quirks:
     keeps_old_adapter: bool = False
     keeps_prefixes: bool = False
     other_tokenizer: bool = False
+    refuses: dict[str, int] = field(default_factory=dict)  # by path, with a status, as a gateway does
     context: int = 512
 
 
@@ -256,6 +257,8 @@ class FakeServer:
             handler.close_connection = True
 
     def _answer(self, path: str, body: dict[str, Any]) -> Answer:
+        if path in self.quirks.refuses:
+            return self.quirks.refuses[path], {"detail": "Not for you"}
         try:
             found = DIALECTS[self.dialect].answer(self, path, body)
         except Refused as refusal:

@@ -7,7 +7,7 @@ import time
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Config, resolve
 from grpo_mlflow.tasks import contents
-from grpo_mlflow.tasks.base import Task
+from grpo_mlflow.tasks.base import Task, split_of
 from grpo_mlflow.types import Problem, Split, Verdict
 
 
@@ -50,6 +50,22 @@ def test_problems_differ_by_what_is_asked_or_by_how_it_is_judged() -> None:
     same = Problem("d", 4, (dict(asked),), {"answer": 1})
     assert contents.distinct([*different, same]) == different
     assert contents.distinct([same, *different], known=[one]) == different[1:]
+
+
+def test_case_and_white_space_make_no_other_problem() -> None:
+    texts = ("How many apples?", "how  many\tAPPLES?\n", "How many apples")
+    one, same, other = (Problem(text, 1, ({"role": "user", "content": text},), {"answer": "A"}) for text in texts)
+    judged = Problem("d", 4, one.messages, {"answer": "a"})  # the payload counts as it is
+    assert contents.distinct([one, same, other, judged]) == [one, other, judged]
+    assert split_of("rows", texts[0]) == split_of("rows", texts[1])
+    assert len({split_of("rows", f"{text} {i}") for i in range(40) for text in texts[:1]}) == 2
+    assert all(split_of("rows", f"{texts[0]} {i}") == split_of("rows", f"{texts[1]} {i}") for i in range(40))
+
+
+def test_where_a_task_finds_a_problem_again_makes_no_other_problem() -> None:
+    asked = {"role": "user", "content": "?"}
+    one, same = (Problem(str(row), row, (asked,), {"answer": 1, "_row": row}) for row in range(2))
+    assert contents.distinct([one, same]) == [one]
 
 
 def test_fresh_problems_are_none_that_were_evaluated_before() -> None:

@@ -81,7 +81,8 @@ FORMS: list[tuple[str, str]] = [
     ("5 apples and 7 pears make 12", "12"),
     ("5 + 7 = 12", "12"),
     ("Tom had 10-3 = 7 left.", "7"),
-    ("It takes 10-12", "12"),
+    ("\uff11", "1"),
+    ("\u0664", "4"),
     ("She pays $3 x 4 = $12 on the 5th day.", "12"),
     ("Is it 3? No, it is -3!", "-3"),
     ("Step 1: 48/2 = 24.\nStep 2: 48+24 = 72.", "72"),
@@ -108,7 +109,7 @@ NO_NUMBER = [
         "#### none",
         "1/0",
     ),
-    *("x2", "5th", "\uff11", "\u0664"),
+    *("x2", "5th", "It takes 10-12"),
 ]
 
 
@@ -136,6 +137,10 @@ def test_a_text_without_one_answer(text: str) -> None:
         ),
         *("answer is " * 10_000, "=1" * 50_000, "<SOLUTION>" * 10_000, "$" * 100_000, "answer is " + " " * 100_000),
         *("\\frac{1" * 20_000, "1.1" * 40_000, "answer" + " " * 100_000, "answer is" + "1+" * 50_000, "\x00", "\ud800"),
+        *("1" + ",000" * 30_000, "1 000" * 20_000, "1 " + "000 " * 20_000, "1e" * 50_000, "1e" + "9" * 50_000),
+        *("10^" * 30_000, "10^" + "9" * 50_000, "\\text{" * 15_000, "\\frac{1}{2}" * 10_000, "~~1" * 30_000),
+        *("1 or " * 20_000, "between 1 and " * 7_000, "1 hour " * 15_000, "\u20141" * 50_000, "\xbd" * 50_000),
+        *("minus " * 20_000, "5 million " * 10_000, "\\boxed{1} or " * 8_000, "** " * 30_000, "_1" * 50_000),
     ],
     ids=lambda text: repr(text[:12]),
 )
@@ -204,6 +209,88 @@ def test_a_single_file_is_split_by_content(tmp_path: Path) -> None:
     assert 30 < len(splits["eval"]) < 90
 
 
+def questions(path: Path) -> dict[str, set[str]]:
+    return {split: {row.question for row in rows} for split, rows in Gsm8k(str(path)).splits.items()}
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train.jsonl", "test.jsonl"),
+        ("Train.JSONL", "Test.JSONL"),
+        ("gsm8k_train.jsonl", "GSM8K-TEST-v2.jsonl"),
+        ("gsm8kTrain.jsonl", "gsm8kTest.jsonl"),
+        ("training-00000-of-00001.jsonl", "test1.jsonl"),
+        ("train.jsonl", "validation.jsonl"),
+        ("train.jsonl", "val-00000.jsonl"),
+        ("train.jsonl", "dev.jsonl"),
+        ("train.jsonl", "pretrain-eval.jsonl"),
+    ],
+)
+def test_names_of_files_tell_their_split(tmp_path: Path, train: str, test: str) -> None:
+    jsonl(tmp_path / train, TRAIN)
+    jsonl(tmp_path / test, TEST)
+    jsonl(tmp_path / "latest-contest.jsonl", [row("other?", "1")])  # neither word is `test`
+    found = questions(tmp_path)
+    assert found == {"train": {each["question"] for each in TRAIN}, "eval": {each["question"] for each in TEST}}
+
+
+@pytest.mark.parametrize("name", ["latest.jsonl", "contest.jsonl", "devices.jsonl", "more.jsonl", "train-test.jsonl"])
+def test_a_name_that_only_contains_a_split_tells_none(tmp_path: Path, name: str) -> None:
+    """Both files are then split by content, as one would be."""
+    rows = [row(f"question {i}?", str(i)) for i in range(60)]
+    jsonl(tmp_path / "train.jsonl", rows[:30])
+    jsonl(tmp_path / name, rows[30:])
+    found = questions(tmp_path)
+    one = tmp_path / "one"
+    one.mkdir()
+    assert found == questions(jsonl(one / "all.jsonl", rows))
+    assert 30 < len(found["train"]) < 60
+
+
+def test_with_a_test_file_the_validation_file_is_left_out(folder: Path) -> None:
+    before = questions(folder)
+    jsonl(folder / "validation.jsonl", [row("validation?", "1")])
+    assert questions(folder) == before
+
+
+def test_questions_that_differ_in_case_and_white_space_are_one(tmp_path: Path) -> None:
+    jsonl(
+        tmp_path / "train.jsonl",
+        [row("How MANY\n apples? ", "1"), row("how many pears?", "2"), row("How many pears?", "2")],
+    )
+    jsonl(tmp_path / "test.jsonl", [row("how many apples?", "1"), row("How many  apples?", "1")])
+    assert questions(tmp_path) == {"train": {"how many pears?"}, "eval": {"how many apples?"}}
+    rows = [row(f"Question  {i}?" if i % 2 else f"question {i // 2 * 2 + 1}? ", "1") for i in range(300)]
+    found = questions(jsonl(tmp_path / "one.jsonl", rows))
+    assert len(found["train"]) + len(found["eval"]) == 150
+
+
+def test_a_byte_order_mark_is_no_part_of_a_row(tmp_path: Path) -> None:
+    for name, rows in (("train.jsonl", TRAIN), ("test.jsonl", TEST)):
+        jsonl(tmp_path / name, rows)
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+    assert {split: len(rows) for split, rows in Gsm8k(str(tmp_path)).splits.items()} == {"train": 20, "eval": 5}
+
+
+@pytest.mark.parametrize(
+    ("gold", "number"),
+    [
+        ("\u22123", "-3"),
+        ("$1,450", "1450"),
+        ("1 450", "1450"),
+        ("\xbd", "1/2"),
+        ("3,5", "7/2"),
+        ("12.", "12"),
+        ("50%", "50"),
+    ],
+)
+def test_gold_numbers_are_read_as_answers_are(tmp_path: Path, gold: str, number: str) -> None:
+    jsonl(tmp_path / "train.jsonl", TRAIN)
+    jsonl(tmp_path / "test.jsonl", [row("q?", gold)])
+    assert Gsm8k(str(tmp_path)).splits["eval"][0].number == number
+
+
 @pytest.mark.parametrize(
     ("text", "success", "reward"),
     [
@@ -240,6 +327,9 @@ def test_own_answers_succeed(folder: Path) -> None:
     [
         ("a.jsonl", '{"question": "q"}\n', ["a.jsonl: row 1 is not of GSM8K", "`question` and `answer`"]),
         ("a.jsonl", '{"question": "q", "answer": "#### many"}\n', ["a.jsonl: row 1", "#### and a number"]),
+        ("a.jsonl", '{"question": "q", "answer": "#### 1e400000000"}\n', ["a.jsonl: row 1", "#### and a number"]),
+        ("a.jsonl", '{"question": "q", "answer": "#### 3 or 4"}\n', ["a.jsonl: row 1", "#### and a number"]),
+        ("a.jsonl", '{"question": null, "answer": "#### 3"}\n', ["a.jsonl: row 1", "`question` and `answer`"]),
         ("a.jsonl", "3\n", ["a.jsonl: row 1"]),
         ("a.jsonl", '{"question": "\\ud800", "answer": "#### 1"}\n', ["a.jsonl: row 1 is not of GSM8K"]),
         ("a.jsonl", "{\n", ["a.jsonl: cannot be read"]),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from grpo_mlflow.config import resolve
 from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.runtime.interrupts import Interrupted, handled
-from grpo_mlflow.tasks import create
+from grpo_mlflow.tasks import contents, create
 from grpo_mlflow.tasks.gym import HASHED, ReasoningGym, generators
 from grpo_mlflow.tasks.judges import JUDGES
 from grpo_mlflow.training.rollouts import judge
@@ -23,6 +27,7 @@ from tests.support.signals import count_lines, send_at
 from tests.support.timing import quick
 
 pytest.importorskip("reasoning_gym", reason="the extra `tasks` is not installed")
+factory = importlib.import_module("reasoning_gym.factory")
 GENERATORS = generators()
 
 # What cannot be strict, as docs/tasks.md lists it: the package's judge passes a right answer among other words, or a
@@ -104,6 +109,77 @@ def test_only_an_answer_succeeds(name: str) -> None:
         passed_digit |= re.search("[0-9]", bare) is not None and task.verify(problem, other_digit(bare)).success
     assert not passed_words or name in PASSES_WORDS
     assert not passed_digit or name in PASSES_A_DIGIT | SEVERAL_ANSWERS
+
+
+def test_an_item_that_raises_is_drawn_again() -> None:
+    """Of seeds 5000 to 5299, the draws of 5015 meet an item of maze that the package cannot make."""
+    task = make("maze")
+    problem = task.problem("eval", 5015)
+    assert problem == make("maze").problem("eval", 5015)
+    assert task.verify(problem, task.reference_answer(problem)).success
+
+
+class Scripted:
+    """A generator that cannot make the items whose seeds leave less than `broken` when divided by 4."""
+
+    def __init__(self, config: ScriptedConfig) -> None:
+        self.config = config
+
+    def __getitem__(self, place: int) -> dict[str, object]:
+        if self.config.seed % 4 < self.config.broken:
+            raise RuntimeError("no cell\nfound")
+        return {"question": f"{self.config.seed}?", "answer": str(self.config.seed), "metadata": {}}
+
+    def score_answer(self, answer: str, entry: dict[str, object]) -> float:
+        return float(answer == entry["answer"])
+
+
+@dataclass
+class ScriptedConfig:
+    seed: int = 0
+    size: int = 1
+    broken: int = 0
+
+    def validate(self) -> None:
+        """Nothing is refused."""
+
+
+@pytest.fixture
+def scripted() -> Iterator[None]:
+    factory.DATASETS["scripted"] = (Scripted, ScriptedConfig)
+    yield
+    del factory.DATASETS["scripted"]
+
+
+@pytest.mark.usefixtures("scripted")
+def test_items_that_raise_leave_the_others_as_they_are() -> None:
+    sound, task = make("scripted"), make("scripted", broken=2)
+    splits: tuple[Split, ...] = ("train", "eval")
+    for split in splits:
+        found = [task.problem(split, seed) for seed in range(40)]
+        assert found == [make("scripted", broken=2).problem(split, seed) for seed in range(40)]
+        wanted = [sound.problem(split, seed) for seed in range(40)]
+        kept = [one == other for one, other in zip(found, wanted, strict=True)]
+        assert kept == [int(problem.messages[0]["content"].split("?")[0]) % 4 >= 2 for problem in wanted]
+        assert 5 < sum(kept) < 35
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_generator_that_always_raises_is_one_line() -> None:
+    with pytest.raises(
+        ConfigError, match=r"scripted refuses: 20 items in a row cannot be made: no cell found; allowed"
+    ):
+        make("scripted", broken=4)
+
+
+def test_the_same_question_counts_once() -> None:
+    """Of 60 seeds of tower_of_hanoi, many ask the same."""
+    config = resolve("tiny", ["eval.num_ids=60", "eval.id_seed_start=5000"]).config
+    task = make("tower_of_hanoi")
+    asked = {task.problem("eval", seed).messages[0]["content"] for seed in range(5000, 5060)}
+    found, line = contents.evaluation_problems(task, config)
+    assert len(found) == len(asked) < 50
+    assert line == f"eval.num_ids = 60: {len(asked)} different problems; each counts once"
 
 
 @pytest.mark.parametrize("name", ["sokoban", "rubiks_cube"])
@@ -189,6 +265,12 @@ def test_problems_are_the_same_in_every_process() -> None:
             ["(2*x + 1)*(x + 1)", "2*x**2 + 3*x", "2*y**2 + 3*y + 1", "__import__('os')"],
         ),
         ("gsm_symbolic", {"answer": "12"}, ["12", "$12", "12.0"], ["12 or 13", "12 13", "1", "x12"]),
+        (
+            "propositional_logic",
+            {"score": lambda *_: 1.0},  # contradictory premises, from which every formula follows
+            ["\xacP", "(P \u2227 \xacQ)", "P \u2192 (Q \u2228 \xac\xacR)"],
+            ["\xacP or 12345, or banana", "\xacP\nbanana", "\xacP \xacP", "banana", "P Q", "P \u2227", "\u2227 P", ""],
+        ),
         ("game_of_life_halting", {"answer": "False"}, ["False", "false"], ["True", "no", "False or True"]),
         ("coin_flip", {"answer": "0.890625"}, ["0.890625", "57/64", "0.8906"], ["0", "0.9", "0.89", "8"]),
         ("n_queens", {"metadata": {"valid_answers": ["_ Q", "Q _"]}}, ["_ Q", "Q _"], ["Q Q", "[['_', 'Q']]"]),

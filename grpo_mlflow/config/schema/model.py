@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, JsonValue
 
 from grpo_mlflow.config.fields import Fraction, NonNegative, Positive, PositiveFloat, Section, as_tuple, setting
 
@@ -59,6 +59,12 @@ class ModelConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     chat_template: Literal["auto", "none"] = setting(
         "auto",
         "auto: prompts through the tokenizer's chat template where it has one; none: plain text",
+        varies=False,
+        evaluation=True,
+    )
+    chat_template_kwargs: dict[str, JsonValue] = setting(
+        {},
+        "arguments of the tokenizer's chat template, such as {enable_thinking: false}",
         varies=False,
         evaluation=True,
     )

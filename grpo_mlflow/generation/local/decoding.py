@@ -1,10 +1,11 @@
 """From prompts to next-token logits, one token after another for K rows of each prompt.
 
 `Branches` computes what rows have in common once: K rows begin as one, and part where they draw different tokens. Below
-it one of two ways. `PackedDecoder` keeps keys and values in buffers of its own (`kv_cache`): nothing is concatenated or
-masked anew for a token, prompts are prefilled without padding, what they share once, and grouped key heads are never
-repeated. `CacheDecoder` uses the model's own cache and serves every architecture. Both give the same logits up to
-rounding, in the type of the autocast block around them.
+it is one of three. `PackedDecoder` keeps keys and values in buffers of its own (`kv_cache`): nothing is concatenated
+or masked anew for a token, prompts are prefilled without padding, what they share once, and grouped key heads are never
+repeated. `CacheDecoder` uses the model's own cache. `RecomputingDecoder` keeps nothing but tokens, and serves every
+architecture. All give the same logits up to rounding, in the type of the autocast block around them; which of them a
+model is sampled with is found out by trial (`ways`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,10 @@ from torch import Tensor
 
 from grpo_mlflow.forward import kv_cache, tuning
 from grpo_mlflow.forward.attention import Packed, packed_forward
-from grpo_mlflow.forward.llama_step import LlamaStep, can_step
+from grpo_mlflow.forward.llama_step import LlamaStep
 from grpo_mlflow.forward.padded import keeps_logits
 from grpo_mlflow.forward.prefix_tree import Tree, prompt_levels
-from grpo_mlflow.forward.shared_prefix import reason_against
 from grpo_mlflow.model.policy import Policy
-
-_PLAIN = ("cpu", torch.float32)
 
 
 class Decoder(Protocol):
@@ -41,18 +39,6 @@ class Decoder(Protocol):
     def keep(self, index: Tensor) -> None:
         """Go on with the rows of `index`, those of a prompt side by side; a row may be in it several times."""
         ...
-
-
-def start(policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> Decoder:
-    """Prefill each prompt once and return a decoder of len(prompts) * k rows, k after k, for `most` tokens at most."""
-    return Branches(prefill(policy, prompts, k, most), k)
-
-
-def prefill(policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> Decoder:
-    """Return a decoder of one row for each prompt, which may become k, for `most` tokens at most."""
-    if policy.written_out and reason_against(policy.model) is None:
-        return PackedDecoder(policy, prompts, k, most)
-    return CacheDecoder(policy, prompts)
 
 
 class Branches:
@@ -100,16 +86,17 @@ class Branches:
 class PackedDecoder:
     """Prompts prefilled without padding, then rows of single tokens: at first one for each prompt, in the end up to k.
 
-    A forward pass of a model of the Llama family is written out (`llama_step`), in float32 on a CPU.
+    With `written_out` the forward pass is that of `llama_step`, in float32 on a CPU.
     """
 
-    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int) -> None:
+    def __init__(
+        self, policy: Policy, prompts: Sequence[Sequence[int]], k: int, most: int, *, written_out: bool
+    ) -> None:
         device = policy.device
         tree = Tree(prompt_levels(prompts), device)
         prefill = _Prefill(tree)
         ends = (tree.starts[-1] + tree.lengths[-1] - 1).to(device)
-        plain = (device.type, policy.dtype) == _PLAIN and can_step(policy.model)
-        self._forward = LlamaStep(policy.model) if plain else partial(packed_forward, policy.model)
+        self._forward = LlamaStep(policy.model) if written_out else partial(packed_forward, policy.model)
         self.logits = self._forward(tree.ids, tree.positions, prefill, ends)
         self._cache = kv_cache.start(prefill.keys, prefill.values, tree.filled, k, most, prefill.heads)
         self._positions = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -158,7 +145,9 @@ class CacheDecoder:
         ids, mask = ids.to(policy.device), mask.to(policy.device)
         last = {"logits_to_keep": 1} if keeps_logits(policy.model) else {}
         out = self._forward(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), **last)
-        self._cache = getattr(out, cache_name(policy.model))
+        self._cache: Any = getattr(out, cache_name(policy.model), None)
+        if self._cache is None:
+            raise NotImplementedError("it gives none")
         self.logits = out.logits[:, -1].clone()  # of models that give logits of the whole prompt, the others go
         self._mask = mask
         self._positions = mask.sum(dim=1)
@@ -175,8 +164,37 @@ class CacheDecoder:
 
     def keep(self, index: Tensor) -> None:
         """See `Decoder.keep`."""
-        self._cache.batch_select_indices(index)
+        self._cache.reorder_cache(index)  # not batch_select_indices, which leaves out recurrent states
         self._mask, self._positions = self._mask[index], self._positions[index]
+
+
+class RecomputingDecoder:
+    """All tokens of each row again for each new one, in batches of the same length: nothing is padded or kept."""
+
+    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
+        self._policy, self._rows = policy, [tuple(prompt) for prompt in prompts]
+        self._compute()
+
+    def _compute(self) -> None:
+        lengths = [len(row) for row in self._rows]
+        found: dict[int, Tensor] = {}
+        for length in set(lengths):
+            index = [row for row, own in enumerate(lengths) if own == length]
+            ids = torch.tensor([self._rows[row] for row in index], device=self._policy.device)
+            last = {"logits_to_keep": 1} if keeps_logits(self._policy.model) else {}
+            logits = self._policy.model(input_ids=ids, use_cache=False, **last).logits[:, -1]
+            found |= dict(zip(index, logits, strict=True))
+        self.logits = torch.stack([found[row] for row in range(len(lengths))])
+
+    def step(self, tokens: Tensor) -> None:
+        """See `Decoder.step`."""
+        self._rows = [(*row, token) for row, token in zip(self._rows, tokens.tolist(), strict=True)]
+        self._compute()
+
+    def keep(self, index: Tensor) -> None:
+        """See `Decoder.keep`."""
+        self._rows = [self._rows[row] for row in index.tolist()]
+        self.logits = self.logits[index]
 
 
 def cache_name(model: Any) -> str:

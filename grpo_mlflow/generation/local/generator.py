@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grpo_mlflow import seeding
 from grpo_mlflow.generation.base import Sampling
-from grpo_mlflow.generation.local import decoding
+from grpo_mlflow.generation.local import ways
 from grpo_mlflow.generation.sampling import choose
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.types import Completion, Prompt
@@ -71,9 +71,10 @@ class LocalGenerator:
     ) -> list[tuple[list[int], list[float]]]:
         policy, device = self._policy, self._policy.device
         rows, most = len(prompts) * k, sampling.max_new_tokens
-        decoder = decoding.start(policy, prompts, k, most)
+        decoder = ways.start(policy, prompts, k, most)
         uniforms = uniforms.T.contiguous().to(device)
-        seen = _seen(prompts, k, decoder.logits) if sampling.repetition_penalty != 1.0 else None
+        sampled = decoder.logits.shape[-1] if policy.sampled is None else policy.sampled
+        seen = _seen(prompts, k, decoder.logits)[:, :sampled] if sampling.repetition_penalty != 1.0 else None
         tokens = torch.zeros(most, rows, dtype=torch.long, device=device)
         logprobs = torch.zeros(most, rows, device=device)
         lengths = torch.zeros(rows, dtype=torch.long, device=device)
@@ -81,7 +82,8 @@ class LocalGenerator:
         eos[list(policy.eos_ids)] = True
         alive = torch.arange(rows, device=device)  # the rows that go on
         for place in range(most):
-            chosen, likelihood = choose(decoder.logits, sampling, uniforms[place].index_select(0, alive), seen)
+            logits = decoder.logits[:, :sampled]
+            chosen, likelihood = choose(logits, sampling, uniforms[place].index_select(0, alive), seen)
             tokens[place].index_copy_(0, alive, chosen)
             logprobs[place].index_copy_(0, alive, likelihood)
             lengths[alive] = place + 1

@@ -19,14 +19,18 @@ from grpo_mlflow.errors import one_line
 
 T = TypeVar("T")
 _MAY_PASS = (408, 409, 425, 429)
+_NEVER = 501  # not implemented
 
 
 class Fault(Exception):
-    """A failure that may pass: asking again is right. `wait` is what the server asked for, in seconds."""
+    """A failure that may pass: asking again is right.
 
-    def __init__(self, message: str, wait: float = 0.0) -> None:
+    `wait` is what the server asked for, in seconds. `answered`: the server is alive, its answer is what is wrong.
+    """
+
+    def __init__(self, message: str, wait: float = 0.0, *, answered: bool = True) -> None:
         super().__init__(message)
-        self.wait = wait
+        self.wait, self.answered = wait, answered
 
 
 class Refusal(Exception):
@@ -92,23 +96,23 @@ class Client:
             text = await answer
         except openai.APIStatusError as error:
             status, message = error.status_code, f"{path} answers {error.status_code}: {_message(error.response.text)}"
-            if status >= 500 or status in _MAY_PASS:
+            if (status >= 500 and status != _NEVER) or status in _MAY_PASS:
                 raise Fault(message, _seconds(error.response.headers.get("retry-after"))) from error
             raise Refusal(message, status) from error
         except openai.APITimeoutError as error:
             cause = _innermost(error)  # the transport calls every failure to connect a timeout
             if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
-                raise Fault(f"{path}: cannot connect: {_named(cause)}") from error
-            raise Fault(f"{path} does not answer in time") from error
+                raise Fault(f"{path}: cannot connect: {_named(cause)}", answered=False) from error
+            raise Fault(f"{path} does not answer in time", answered=False) from error
         except openai.APIConnectionError as error:
-            raise Fault(f"{path}: {_named(_innermost(error))}") from error
+            raise Fault(f"{path}: {_named(_innermost(error))}", answered=False) from error
         if not text:
             return None
         try:
             return json.loads(text)
         except ValueError:
             if text.lstrip().startswith(("{", "[")):
-                raise Fault(f"{path} answers with a body that ends too early") from None
+                raise Fault(f"{path} answers with a body that ends too early", answered=False) from None
             return text
 
 

@@ -155,7 +155,14 @@ NO_SCORES = "it does not score the tokens of a prompt, which is how it proves wh
 
 
 class Incapable(Fault):
-    """A part of the answer is missing: from a server that has given it before a failure, else beyond this server."""
+    """A part of the answer is missing: from a server that has given it before a failure, else beyond this server.
+
+    `instead` are settings that do without it.
+    """
+
+    def __init__(self, message: str, instead: str = "") -> None:
+        super().__init__(message)
+        self.instead = instead
 
 
 async def adapter_label(client: Client, adapter: str) -> str:
@@ -175,8 +182,7 @@ def draw_of(token_ids: Any, logprobs: Any, finish_reason: Any, ask: Ask) -> Draw
         raise Incapable("it gives text without token ids, and text is never tokenised again for training")
     if logprobs is None and ask.logprobs:
         raise Incapable(
-            "it gives no log-probabilities of the sampled tokens; generation.behaviour_logprobs=recompute takes the "
-            "trainer's instead"
+            "it gives no log-probabilities of the sampled tokens", "generation.behaviour_logprobs=recompute"
         )
     if finish_reason not in ("stop", "length"):
         raise Fault(f"a completion ended with finish_reason {finish_reason!r}")
@@ -216,7 +222,7 @@ def check(draws: Sequence[Draw], ask: Ask, vocabulary: int, longer_context: str)
         if draw.finish_reason == "length" and count < most and not ended:
             raise Refusal(
                 f"its context holds only {count} new tokens after a prompt of {len(ask.token_ids)}; allowed: a longer "
-                f"context ({longer_context}), or generation.max_new_tokens below {most}"
+                f"context ({longer_context}), or generation.max_new_tokens={count}"
             )
 
 

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from grpo_mlflow.generation.server.engine import EngineClass, Start
 from grpo_mlflow.generation.server.sync import SYNCS
 
 _PORT = 30000  # where neither an address nor generation.server.port says one
+EVERYWHERE = {4: "0.0.0.0", 6: "::"}  # all addresses of a machine, by the version of the protocol
 _SECRET = re.compile("(key|token|password|secret)$", re.IGNORECASE)  # an option such as --api-key
 
 
@@ -87,7 +89,7 @@ def launch(
 
 def launch_as(config: Config, backend: str, model: str | Path, port: int, host: str = "127.0.0.1") -> Launch:
     """Return how a server of this kind is started with a model, for all that the config asks of it."""
-    settings, own = config.generation.server, config.model
+    settings, own = _settings(config, backend), config.model
     if settings.device == "auto" and own.device.startswith("cuda"):  # also where the command is only shown
         settings = settings.model_copy(update={"device": "cuda"})
     rank = SYNCS[config.generation.sync].lora_rank(own.lora)
@@ -99,9 +101,39 @@ def start_command(
     config: Config, backend: str, base_url: str | None, model: str | Path, *, secrets: bool = True
 ) -> str:
     """Return the shell command that starts the server which `base_url` (None: this machine) is to be the address of."""
-    host, port = "127.0.0.1", config.generation.server.port or _PORT
-    if base_url is not None:
+    host, port = "127.0.0.1", 0
+    if base_url in (None, config.generation.base_url):
+        port = _settings(config, backend).port
+    if base_url is None:
+        port = port or _PORT
+    else:
         address = urlsplit(base_url)
-        host = address.hostname or host
-        port = address.port or (443 if address.scheme == "https" else 80)
+        host = listens_at(base_url)
+        port = address.port or port or (443 if address.scheme == "https" else 80)
     return launch_as(config, backend, model, port, host).in_shell(secrets)
+
+
+def listens_at(base_url: str) -> str:
+    """Return the address that a server has to listen at to be reached at `base_url`.
+
+    A name by which others reach a machine need not be one that it can listen at (a proxy's, a container's): all then.
+    """
+    name = urlsplit(base_url).hostname or "localhost"
+    if name == "localhost":
+        return "127.0.0.1"
+    try:
+        number = ip_address(name)
+    except ValueError:
+        return EVERYWHERE[4]
+    return name if number.is_loopback else EVERYWHERE[number.version]
+
+
+def _settings(config: Config, backend: str) -> ServerConfig:
+    """Return `generation.server` as it is for a server of this kind.
+
+    It is about servers of `generation.backend`: another kind has an environment and options of its own.
+    """
+    settings = config.generation.server
+    if config.generation.backend in ("local", backend):
+        return settings
+    return ServerConfig(device=settings.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,7 @@ from grpo_mlflow.generation.server.retries import Retries
 from grpo_mlflow.generation.server.sync import Package
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Link:
@@ -35,6 +37,8 @@ class Link:
         self.engine, self.vocabulary, self.retries = engine, vocabulary, retry_seconds > 0
         self._patience, self._process = Retries(engine.client.root, retry_seconds), process
         self._repairing = asyncio.Lock()
+        self._look: asyncio.Future[str | None] | None = None
+        self._told_end: str | None = None
         self.given: Package | None = None
         self.loads = self.restarts = 0
 
@@ -89,11 +93,20 @@ class Link:
         """Ask; a failure whose cause is that a server of our own ended is told as that."""
         try:
             return await request()
-        except Fault:
-            ended = await asyncio.to_thread(self._process.ended) if self._process else None
+        except Fault as fault:
+            ended = None if fault.answered else await self._ended()
             if ended is None:
                 raise
+            self._told_end = ended
             raise Fault(ended) from None
+
+    async def _ended(self) -> str | None:
+        """Return how a server of our own ended, None where it runs; looked at once for requests that fail together."""
+        if self._process is None:
+            return None
+        if self._look is None or self._look.done():
+            self._look = asyncio.ensure_future(asyncio.to_thread(self._process.ended))
+        return await asyncio.shield(self._look)
 
     async def _repair(self) -> None:
         """Before a request is repeated: bring the server back, and with it the weights that it is to have."""
@@ -118,6 +131,9 @@ class Link:
 
     async def _revive(self) -> None:
         if self._process is not None and not self._process.alive:
+            ended = await self._ended()
+            if ended not in (None, self._told_end):  # after an answer that gave no reason to look, such as 500
+                log.warning("%s; it is started again", ended)
             model = self.given.model if self.given else None
             await self._start_again(model or self._process.model)
 

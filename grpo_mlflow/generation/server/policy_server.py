@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from grpo_mlflow.config import GenerationConfig
-from grpo_mlflow.errors import ServerFailed, ServerUnfit
+from grpo_mlflow.errors import ServerFailed, ServerUnfit, redact
 from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.server import canary, pricing
 from grpo_mlflow.generation.server.batches import Batches
@@ -48,6 +48,7 @@ class PolicyServer:
         priced_sampling: how completions are drawn whose log-probabilities are trained on; None: there are none such.
         source: what the policy was loaded from, if it is not trained: a server started with that has its weights.
         start_command: returns the shell command that starts the right server.
+        complete: returns settings that do without something, with what the run's own need beside them; empty: none do.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class PolicyServer:
         *,
         source: str | Path | None = None,
         start_command: Callable[[], str] = str,
+        complete: Callable[[str], str] = str,
     ) -> None:
         self._engine, self._policy, self._initial, self._process = engine, policy, initial, process
         self._sync, self._weights = SYNCS[settings.sync], WeightsFolder(settings.sync_dir)
@@ -69,7 +71,9 @@ class PolicyServer:
         self._proof = Proof(self._link, policy, settings.behaviour_logprobs == "server")
         self._batches = Batches(self._link, self._proof)
         self._priced_sampling, self._source, self._start_command = priced_sampling, source, start_command
+        self._complete = complete
         self._loads = -1  # that were known when the server's log-probabilities were last checked
+        self._said_why = False  # its tokenizer was not checked
         self._loop = Loop()
         self.version: int | None = None
         self._reported_retries, self._seconds = 0, 0.0
@@ -100,11 +104,15 @@ class PolicyServer:
     def check_tokenizer(self) -> int:
         """Return the number of tokens of a test text, which the server must split as the trainer does.
 
+        0 where it does not tokenize, which is no fault: only token ids are exchanged. A line says so once.
+
         Raises:
-            ServerFailed: it cannot say, or differs.
+            ServerFailed: it gives no usable answer, or differs.
         """
         ours: list[int] = self._policy.tokenizer(_TEXT, add_special_tokens=False).input_ids
-        theirs = self._run(lambda: self._link.ask("tokenizing", lambda: shaped(self._engine.tokenize(_TEXT))))
+        theirs = self._run(lambda: self._link.ask("tokenizing", self._tokenize))
+        if theirs is None:
+            return 0
         if ours != theirs:
             pairs = zip(ours, theirs, strict=False)
             place = next((i for i, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(ours), len(theirs)))
@@ -158,11 +166,15 @@ class PolicyServer:
             raise pricing.WrongLogprobs(f"the server at {self.url}: {wrong}", remedy) from None
 
     def remedy(self, instead: str = "") -> str:
-        """Return a sentence that ends with the command that starts the right server, or settings `instead` of that."""
+        """Return a sentence that ends with the command that starts the right server, or settings `instead` of that.
+
+        Those are completed for the run's own; where it takes none, they are left out.
+        """
         command = self._start_command()
         if not command:
             return ""
-        choice = f", or choose {instead}" if instead else ""
+        settings = self._complete(instead) if instead else ""
+        choice = f", or choose {settings}" if settings else ""
         if self._process is not None:
             return f"The run starts it with this command, which generation.server.* change{choice}: {command}"
         return f"Start it again with this command{choice}: {command}"
@@ -202,8 +214,19 @@ class PolicyServer:
                 raise Incapable(f"it gives {count} completions of a prompt where {self._proof.pair.k} are asked for")
             await self._proof.read()
         except Incapable as lacks:
-            raise Refusal(f"{name} cannot be sampled from: {lacks}") from None
+            told = f"{name} cannot be sampled from: {lacks}"
+            raise (Unfit(told, lacks.instead) if lacks.instead else Refusal(told)) from None
         return name
+
+    async def _tokenize(self) -> list[int] | None:
+        """Return the server's tokens of the test text, None where it (or a gateway before it) has no such endpoint."""
+        try:
+            return await shaped(self._engine.tokenize(_TEXT))
+        except Refusal as refusal:
+            if not self._said_why:
+                self._said_why = True
+                log.warning("the tokenizer of the server at %s was not checked: %s", redact(self.url), refusal)
+            return None
 
     async def _has_them(self, name: str) -> bool:
         """Return whether a server that serves `name` has the weights of a policy that is not trained, without a load.

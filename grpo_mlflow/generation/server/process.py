@@ -13,7 +13,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from grpo_mlflow.config import ServerConfig
 from grpo_mlflow.errors import ServerFailed, UserError
@@ -23,6 +26,7 @@ from grpo_mlflow.generation.server.launch import Launch
 _NEWS_SECONDS = 15.0
 _STOP_SECONDS = 20.0
 _END_SECONDS = 1.0  # from the end of a server to that of its warden
+_DEATH_SECONDS = 0.1  # from the loss of its connections to where it shows as dead
 
 
 class ServerProcess:
@@ -82,15 +86,26 @@ class ServerProcess:
         self._await_health()
 
     def ended(self) -> str | None:
-        """Return how it ended by itself, with the end of its log, or None where it runs; waits a little to know."""
+        """Return how it ended by itself, with the end of its log, or None where it runs."""
         child = self._child
-        if child is None:
+        if child is None or not self._is_dying(child):
             return None
         try:
             code = child.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             return None
         return f"the server ended ({_how(code)}); the end of {self.log}:\n{self.tail()}"
+
+    def _is_dying(self, warden: subprocess.Popen[bytes]) -> bool:
+        """Return whether the server is dead, though its warden may not have seen it yet."""
+        with suppress(psutil.NoSuchProcess):
+            servers = psutil.Process(warden.pid).children()
+            until = time.monotonic() + _DEATH_SECONDS
+            while any(server.status() != psutil.STATUS_ZOMBIE for server in servers):
+                if time.monotonic() >= until:
+                    return False
+                time.sleep(_DEATH_SECONDS / 10)
+        return True
 
     def close(self) -> None:
         """End it for good; a start that is under way in another thread gives up."""

@@ -124,7 +124,8 @@ class Static:
         if lora.base_of(initial) is not None:
             raise UserError(
                 f"model {str(initial)!r} is an adapter, which generation.sync = 'none' never sends to the server; "
-                "allowed: reload, lora, restart, or a merged model (python -m entrypoints.merge)"
+                "allowed: reload, lora (with model.lora.rank), restart (with generation.server.manage=true), or a "
+                "merged model (python -m entrypoints.merge)"
             )
         return initial
 

@@ -8,6 +8,7 @@ proves nothing, which is why every load is followed by the canary.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -66,12 +67,13 @@ class VLLM:
         """See `EngineClass.command`."""
         words = ["-m", "vllm.entrypoints.openai.api_server", "--model", start.model, "--served-model-name", "policy"]
         words += ["--host", start.host, "--port", str(start.port), "--dtype", start.dtype]
+        words += ["--max-model-len", "auto"]  # else a model whose whole context exceeds the cache does not start
         words += ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", "grpo_vllm_worker.WeightLoader"]
         environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(SERVERSIDE)}
         if start.trust_remote_code:
             words.append("--trust-remote-code")
         if start.on_cpu:
-            environment["VLLM_CPU_KVCACHE_SPACE"] = f"{start.memory or _CPU_CACHE_GIB:g}"
+            environment["VLLM_CPU_KVCACHE_SPACE"] = str(math.ceil(start.memory or _CPU_CACHE_GIB))  # a fraction fails
             # Compiling costs a minute at each start. A prefill in chunks together with a seed ends vLLM's CPU engine.
             words += ["--enforce-eager", "--max-num-batched-tokens", "32768"]
         elif start.memory is not None:

@@ -42,7 +42,7 @@ class Sampler:
         return [self._task.problem("train", seed) for seed in seeds]
 
     def prompts(self, problems: Sequence[Problem]) -> list[Prompt]:
-        return [self._policy.prompt(problem) for problem in problems]
+        return rollouts.render(self._policy, problems, training_sampling(self._config.generation).max_new_tokens)
 
     def sample(self, seeds: Sequence[int], key: tuple[str | int, ...]) -> list[Group]:
         """Return a group for each problem, with random draws keyed by `key`."""

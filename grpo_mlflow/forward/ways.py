@@ -1,0 +1,237 @@
+"""Which way of computing log-probabilities is right for a model: found out by trial, the fastest first.
+
+    packed   prompts once, all rows in one without padding (`shared_prefix`); written out where `llama_pass` serves
+    padded   rows padded on the right (`padded`)
+    alike    rows of the same length together, so that none is padded
+
+A model may fail at any of them in any way of its own, so nothing is believed from its name: each way is compared with
+the plain pass (`trial`), and what differs is not used. A model that no way serves cannot be trained here (`Unfit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from grpo_mlflow.forward import llama_pass, shared_prefix, trial
+from grpo_mlflow.forward.attention import Packed, allow_packing, packed_forward
+from grpo_mlflow.forward.padded import completion_logprobs
+from grpo_mlflow.forward.trial import Examples, Trial
+
+Way = Literal["packed", "padded", "alike"]
+_SAME = 1e-5  # relative: scaled logits are the output layer's, up to rounding
+
+
+class Unfit(Exception):
+    """A model whose log-probabilities cannot be computed here; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """A right way.
+
+    `written_out`: `llama_pass` gives the same, where it serves. `scale`: the model's logits over what its output layer
+    gives. `reason`: why prompts are not computed once; None where they are.
+    """
+
+    way: Way
+    written_out: bool = False
+    scale: float = 1.0
+    reason: str | None = None
+
+
+_KNOWN: WeakKeyDictionary[Any, Scoring] = WeakKeyDictionary()
+
+
+def scoring(model: Any) -> Scoring:
+    """Return a right way for a model, found out once with a few tokens unless `know` has said it.
+
+    Raises:
+        Unfit: there is none.
+    """
+    if model not in _KNOWN:
+        _KNOWN[model] = decide(model, trials(model, [trial.few(vocabulary_of(model))]))
+    return _KNOWN[model]
+
+
+def know(model: Any, found: Scoring) -> None:
+    """Let `scoring` return this from now on; raise NotImplementedError where the model cannot be packed after all."""
+    if found.way == "packed":
+        require_packing(model)
+    _KNOWN[model] = found
+
+
+def vocabulary_of(model: Any) -> int:
+    """Return how many tokens the model has an embedding for."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def trials(model: Any, examples: Sequence[Examples]) -> list[Trial]:
+    """Compute the examples plainly.
+
+    Raises:
+        Unfit: tokens feel those that follow, so there is nothing to be right.
+    """
+    with torch.autocast(model.device.type, enabled=False):  # in low precision all ways differ visibly
+        found = [trial.take(model, each) for each in examples]
+        for each in found:
+            if trial.looks_ahead(model, each):
+                longest = max(map(len, each.examples.rows))
+                raise Unfit(f"in texts of {longest} tokens, what follows a token changes what was predicted before it")
+    return found
+
+
+def decide(model: Any, tried: Sequence[Trial]) -> Scoring:
+    """Return the fastest way that all trials find right.
+
+    Raises:
+        Unfit: there is none.
+    """
+    with torch.autocast(model.device.type, enabled=False):
+        reason, scale = None, 1.0
+        try:
+            scale = _prepare(model)
+            if _wrong(model, tried, lambda each: _packed(model, each, scale, False)):
+                reason = against_packing(model, tried[0])
+        except Exception as error:  # a model may fail at this in any way of its own
+            reason = said(error)
+        if reason is None:
+            return Scoring("packed", _can_be_written_out(model, tried, scale), scale)
+        for way, compute in _OF_ROWS.items():
+            wrong = _wrong(model, tried, lambda each: compute(model, each))  # noqa: B023 - called at once
+            if wrong is None:
+                return Scoring(way, reason=reason)
+    raise Unfit(f"no way to compute its log-probabilities gives what it gives for a single row: {wrong}")
+
+
+def is_right(model: Any, found: Scoring, tried: Sequence[Trial]) -> bool:
+    """Return whether all trials find a way right."""
+    with torch.autocast(model.device.type, enabled=False):
+        if found.way == "packed":
+            wrong = _wrong(model, tried, lambda each: _packed(model, each, found.scale, found.written_out))
+        else:
+            wrong = _wrong(model, tried, lambda each: _OF_ROWS[found.way](model, each))
+    return wrong is None
+
+
+def _can_be_written_out(model: Any, tried: Sequence[Trial], scale: float) -> bool:
+    if not llama_pass.serves(model) or not llama_pass.is_exact(model):
+        return False
+    return _wrong(model, tried, lambda each: _packed(model, each, scale, True)) is None
+
+
+def _wrong(model: Any, tried: Sequence[Trial], compute: Callable[[Examples], Sequence[Tensor]]) -> str | None:
+    """Return what is wrong with a way, None if nothing is."""
+    for each in tried:
+        try:
+            found, gradients = trial.gradients(model, lambda: compute(each.examples))  # noqa: B023 - called at once
+        except Exception as error:  # as above
+            return said(error)
+        if wrong := each.against_chosen(found) or each.against_gradients(gradients):
+            return wrong
+    return None
+
+
+def _packed(model: Any, examples: Examples, scale: float, written_out: bool) -> list[Tensor]:
+    batch = shared_prefix.Prefixes(examples.prompts, examples.completions, examples.owners, model.device)
+    chosen, _ = shared_prefix.logprobs(model, batch, 1.0 / scale, written_out=written_out)
+    return [row[: len(own)] for row, own in zip(chosen, examples.completions, strict=True)]
+
+
+def _padded(model: Any, examples: Examples) -> list[Tensor]:
+    return list(_of_rows(model, examples, range(len(examples.rows))))
+
+
+def _alike(model: Any, examples: Examples) -> list[Tensor]:
+    lengths = [len(row) for row in examples.rows]
+    found: dict[int, Tensor] = {}
+    for length in set(lengths):
+        index = [row for row, own in enumerate(lengths) if own == length]
+        found |= dict(zip(index, _of_rows(model, examples, index), strict=True))
+    return [found[row] for row in range(len(lengths))]
+
+
+def _of_rows(model: Any, examples: Examples, index: Sequence[int]) -> Iterator[Tensor]:
+    rows, completions = ([part[i] for i in index] for part in (examples.rows, examples.completions))
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
+    starts = torch.tensor([len(row) - len(own) for row, own in zip(rows, completions, strict=True)], device=ids.device)
+    chosen, _ = completion_logprobs(model, ids, starts, max(map(len, completions)), 1.0)
+    return (row[: len(own)] for row, own in zip(chosen, completions, strict=True))
+
+
+_OF_ROWS: dict[Way, Callable[[Any, Examples], list[Tensor]]] = {"padded": _padded, "alike": _alike}
+
+# Why prompts are not computed once
+
+
+def require_packing(model: Any) -> None:
+    """Let the model be packed; raise NotImplementedError where its attention cannot be replaced."""
+    if not allow_packing(model):
+        kind = model.config._attn_implementation
+        raise NotImplementedError("its attention " + ("cannot be replaced" if kind == "sdpa" else f"is {kind}"))
+
+
+def _prepare(model: Any) -> float:
+    """Let the model be packed, and return the scale of its logits; raise NotImplementedError where it cannot be."""
+    require_packing(model)
+    return _scale(model, shared_prefix.output_layer(model))
+
+
+@torch.no_grad()
+def _scale(model: Any, layer: nn.Linear) -> float:
+    """Return the model's logits over what its output layer gives; raise NotImplementedError if that is no number."""
+    given: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda _, __, output: given.append(output))
+    try:
+        logits = trial.plain(model, trial.few(vocabulary_of(model)).prompts[0])
+    finally:
+        hook.remove()
+    own = given[0][0].float()
+    scale = float((own * logits).sum() / (own * own).sum()) if own.shape == logits.shape else 0.0
+    if not scale > 0 or float((scale * own - logits).abs().max()) > _SAME * float(logits.abs().max()):
+        raise NotImplementedError("its logits are not those of its output layer, or a multiple: a soft cap, say")
+    return 1.0 if abs(scale - 1) < _SAME else scale
+
+
+class _Counting(Packed):
+    """Notes the layers whose attention it is asked for."""
+
+    def __init__(self, packed: Packed) -> None:
+        self._packed = packed
+        self.layers: set[int] = set()
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """See `Packed.attend`."""
+        self.layers.add(layer)
+        return self._packed.attend(layer, query, key, value, scaling)
+
+
+@torch.no_grad()
+def against_packing(model: Any, tried: Trial) -> str:
+    """Return why packed rows are wrong: which of the model's layers do not leave attention to others."""
+    examples, layers = tried.examples, model.config.get_text_config().num_hidden_layers
+    batch = shared_prefix.Prefixes(examples.prompts, examples.completions, examples.owners, model.device)
+    counting = _Counting(batch)
+    try:
+        require_packing(model)
+        packed_forward(model, batch.ids, batch.positions, counting, 0)
+    except Exception as error:  # as in `decide`
+        return said(error)
+    found = len(counting.layers)
+    if not found:
+        return "its layers look at other tokens in ways of their own"
+    if found < layers:
+        return f"{layers - found} of its {layers} layers look at other tokens by something else than attention"
+    return "its attention depends on more than query, key and value"
+
+
+def said(error: Exception) -> str:
+    """Return an error in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, NotImplementedError) and text else f"{type(error).__name__}: {text}"
