@@ -44,6 +44,8 @@ def open_parts(
     learner = _learner(config, models, processes)
     store = processes.one_after_first(lambda: _store(config, tracker))
     progress = None
+    if processes.is_first:
+        store.remove_leftovers()
     if checkpoint:
         progress = state.restore(checkpoint, learner)
         console.say(f"resumed at iteration {progress.iteration} of {config.train.iterations}")

@@ -179,9 +179,11 @@ def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Store
             raise UserError(f"resume = {resume!r}: is a run of {kind}, not of train; allowed: {instead}")
     try:
         stored = find(resume, uri)
-    except NotBegun:
+    except NotBegun as error:
         if run_id and "grpo.kind" in tags:  # it is ours, and nothing else would ever end it
             tracking.set_failed(uri, run_id)
+            line = f"{error}: it ended before it had written one, and is marked FAILED now; allowed: a new run"
+            raise NotBegun(line) from error
         raise
     if stored.damaged:
         raise UserError(

@@ -225,6 +225,8 @@ class Confirmation:
             raise
         except UserError:  # files of it are gone
             stored = None
+        if stored is not None and stored.damaged:  # from the beginning, in the same run, it would log all again
+            stored = None
         if stored is None or stored.checkpoint is None or stored.checkpoint.iteration < config.config.train.iterations:
             self._console.say(f"  retrain-{name}: trains again with seed {seed}")
             nested = runs.Nested(self._parent, f"retrain-{name}", {"optuna.trial": str(trial.number)})

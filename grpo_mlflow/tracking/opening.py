@@ -12,10 +12,12 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.errors import StoreAway, one_line, redact
+from grpo_mlflow.runtime.files import remove_parts
 from grpo_mlflow.tracking.base import Tracker
 from grpo_mlflow.tracking.store import STORE_ERRORS, connect, experiment_id, set_failed
 from grpo_mlflow.tracking.tracker import MlflowTracker
 
+_KIND = "grpo.kind"
 Place = tuple[str, str, Mapping[str, str]]  # parent run id, name, tags
 
 
@@ -33,23 +35,24 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
         if resume is not None:
             run = _reopen(client, resume, adopted if not nested else None)
         elif nested:
-            run = _below(client, nested)
+            run = _below(client, nested, kind)
         elif adopted:
             run = client.get_run(adopted)
         else:
-            run = client.create_run(
-                experiment_id(client, config.experiment), run_name=config.run_name, tags=resolve_tags({})
-            )
+            tags = {**resolve_tags({}), _KIND: kind}  # at once: one that is killed now can be told for ours, and ended
+            run = client.create_run(experiment_id(client, config.experiment), run_name=config.run_name, tags=tags)
         with _failed_otherwise(config.uri, run.info.run_id):
             if resume is None and nested is None and config.run_name:
                 client.update_run(run.info.run_id, name=config.run_name)
             tracker = MlflowTracker(client, run)
             if resume is not None:
+                remove_parts(tracker.run_dir)
                 tracker.remember()
     except STORE_ERRORS as error:
         raise StoreAway(f"MLflow store {redact(mlflow.get_tracking_uri())}: {one_line(error)}") from error
     with _failed_otherwise(config.uri, tracker.run_id):
-        tracker.tags({"grpo.kind": kind})
+        if run.data.tags.get(_KIND) != kind or resume is not None:
+            tracker.tags({_KIND: kind})
         if config.system_metrics:
             tracker.watch_system()
     return tracker
@@ -71,16 +74,16 @@ def _reopen(client: mlflow.MlflowClient, resume: str, adopted: str | None) -> Ru
     It cannot go: `mlflow run` will set its status.
     """
     run = client.get_run(resume)
-    client.update_run(resume, status=RunStatus.to_string(RunStatus.RUNNING))
     if adopted and adopted != resume:
         client.update_run(adopted, name=f"resume of {run.info.run_name}")
         client.set_tag(adopted, "mlflow.parentRunId", resume)
         client.set_tag(adopted, "grpo.resumed", resume)
+    client.update_run(resume, status=RunStatus.to_string(RunStatus.RUNNING))  # last, as what failed would leave it so
     return run
 
 
-def _below(client: mlflow.MlflowClient, place: Place) -> Run:
+def _below(client: mlflow.MlflowClient, place: Place, kind: str) -> Run:
     parent_id, name, own = place
     parent = client.get_run(parent_id)
-    tags = {**resolve_tags({}), **own, "mlflow.parentRunId": parent_id}
+    tags = {**resolve_tags({}), **own, "mlflow.parentRunId": parent_id, _KIND: kind}
     return client.create_run(parent.info.experiment_id, run_name=name, tags=tags)

@@ -78,6 +78,14 @@ class CheckpointStore:
             else:
                 path.rename(final)
 
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process left: checkpoints without a manifest. Only who owns the run may do so."""
+        for path in self.root.glob(".writing-*"):
+            shutil.rmtree(path)
+        for path in self.root.glob("iter_*"):
+            if is_name(path.name) and not (path / "manifest.json").exists():
+                shutil.rmtree(path)
+
     def all(self) -> list[Checkpoint]:
         """Return the complete checkpoints, oldest first (files are not re-hashed here)."""
         found = []
