@@ -177,6 +177,7 @@ def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Store
         if kind != "train":
             instead = _INSTEAD.get(kind, "a training run")
             raise UserError(f"resume = {resume!r}: is a run of {kind}, not of train; allowed: {instead}")
+        tracking.require_free(uri, run_id)
     try:
         stored = find(resume, uri)
     except NotBegun as error:

@@ -220,7 +220,10 @@ class Confirmation:
         uri, key = self._resolved.config.tracking.uri, f"retrained:retrain-{name}"
         known = self._study.user_attrs.get(key)
         try:
-            stored = find(known, uri) if known and tracking.lives(tracking.connect(uri), known) else None
+            stored = None
+            if known and tracking.lives(tracking.connect(uri), known):
+                tracking.require_free(uri, known)
+                stored = find(known, uri)
         except StoreAway:
             raise
         except UserError:  # files of it are gone

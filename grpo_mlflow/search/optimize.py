@@ -78,6 +78,8 @@ def _lead(
             f"allowed: the store that it was begun with, after `mlflow runs restore --run-id {known}` (or `mlflow "
             "experiments restore`) this one, or another search.study_name"
         )
+    if known:
+        tracking.require_free(config.tracking.uri, known)
     with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
         study.set_user_attr(_PARENT, tracker.run_id)
         if champion.model_name(search.study_name) != search.study_name:

@@ -23,8 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 from grpo_mlflow import tracking
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.runs.stored import NotBegun, Stored, find
-from grpo_mlflow.runtime import interrupts
-from grpo_mlflow.search import owners, records, rights
+from grpo_mlflow.runtime import interrupts, owners
+from grpo_mlflow.search import records, rights
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.study import KILLED, OWNER, RUN_ID, SLOT, VARIED, fixed
 
@@ -91,6 +91,7 @@ def run_of(trial: optuna.Trial, uri: str | None, parent: str, warn: Callable[[st
 
 
 def _found(trial: optuna.Trial, run_id: str, uri: str | None, warn: Callable[[str], None]) -> Stored | None:
+    tracking.require_free(uri, run_id)
     try:
         found = find(run_id, uri)
     except NotBegun:  # it had not got as far as to its config

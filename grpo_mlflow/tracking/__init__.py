@@ -2,6 +2,7 @@
 
 from grpo_mlflow.tracking.base import NullTracker, Tracker
 from grpo_mlflow.tracking.opening import start
+from grpo_mlflow.tracking.ownership import require_free
 from grpo_mlflow.tracking.store import (
     STORE_ERRORS,
     STUDY_TAG,
@@ -35,6 +36,7 @@ __all__ = [
     "folders",
     "lives",
     "registered",
+    "require_free",
     "set_failed",
     "start",
     "study_of_alias",

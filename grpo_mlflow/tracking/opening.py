@@ -13,6 +13,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.errors import StoreAway, one_line, redact
 from grpo_mlflow.runtime.files import remove_parts
+from grpo_mlflow.tracking import ownership
 from grpo_mlflow.tracking.base import Tracker
 from grpo_mlflow.tracking.store import STORE_ERRORS, connect, experiment_id, set_failed
 from grpo_mlflow.tracking.tracker import MlflowTracker
@@ -28,6 +29,7 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
 
     Raises:
         StoreAway: the store cannot be reached, or there is no run to resume.
+        UserError: another process works on the run.
     """
     client = connect(config.uri)
     adopted = os.environ.get("MLFLOW_RUN_ID")
@@ -39,9 +41,15 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
         elif adopted:
             run = client.get_run(adopted)
         else:
-            tags = {**resolve_tags({}), _KIND: kind}  # at once: one that is killed now can be told for ours, and ended
+            tags = {
+                **resolve_tags({}),
+                **ownership.signature(),
+                _KIND: kind,
+            }  # at once: one that is killed now can be told for ours, and ended
             run = client.create_run(experiment_id(client, config.experiment), run_name=config.run_name, tags=tags)
         with _failed_otherwise(config.uri, run.info.run_id):
+            if adopted == run.info.run_id and resume is None:
+                ownership.sign(client, run.info.run_id)
             if resume is None and nested is None and config.run_name:
                 client.update_run(run.info.run_id, name=config.run_name)
             tracker = MlflowTracker(client, run)
@@ -55,6 +63,7 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
             tracker.tags({_KIND: kind})
         if config.system_metrics:
             tracker.watch_system()
+        tracker.hold()
     return tracker
 
 
@@ -69,11 +78,11 @@ def _failed_otherwise(uri: str | None, run_id: str) -> Iterator[None]:
 
 
 def _reopen(client: mlflow.MlflowClient, resume: str, adopted: str | None) -> Run:
-    """Set a run back to RUNNING. The one that `mlflow run -P resume=` opened stays and says why.
+    """Take a run and set it back to RUNNING. The one that `mlflow run -P resume=` opened stays and says why.
 
     It cannot go: `mlflow run` will set its status.
     """
-    run = client.get_run(resume)
+    run = ownership.take(client, resume)
     if adopted and adopted != resume:
         client.update_run(adopted, name=f"resume of {run.info.run_name}")
         client.set_tag(adopted, "mlflow.parentRunId", resume)
@@ -85,5 +94,5 @@ def _reopen(client: mlflow.MlflowClient, resume: str, adopted: str | None) -> Ru
 def _below(client: mlflow.MlflowClient, place: Place, kind: str) -> Run:
     parent_id, name, own = place
     parent = client.get_run(parent_id)
-    tags = {**resolve_tags({}), **own, "mlflow.parentRunId": parent_id, _KIND: kind}
+    tags = {**resolve_tags({}), **own, **ownership.signature(), "mlflow.parentRunId": parent_id, _KIND: kind}
     return client.create_run(parent.info.experiment_id, run_name=name, tags=tags)

@@ -25,6 +25,7 @@ from pydantic_core import to_jsonable_python
 from grpo_mlflow.errors import redact
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.files import write_whole
+from grpo_mlflow.tracking import ownership
 from grpo_mlflow.tracking.operations import (
     Destination,
     Metrics,
@@ -45,7 +46,10 @@ log = logging.getLogger(__name__)
 
 
 class MlflowTracker:
-    """Writes to one MLflow run. No method raises because the store is away."""
+    """Writes to one MLflow run. No method raises because the store is away.
+
+    After long silence on another machine the run may have been taken over: then what writes raises UserError.
+    """
 
     def __init__(self, client: mlflow.MlflowClient, run: Run) -> None:
         self._client, self.run_id = client, run.info.run_id
@@ -64,6 +68,7 @@ class MlflowTracker:
             tags |= operation.values if isinstance(operation, Tags) else {}
         self._tables = listed_tables(tags)
         self._monitor: SystemMetricsMonitor | None = None
+        self._holding: ownership.Holding | None = None
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters that the run lacks; `mlflow run` has logged some of them in its own spelling."""
@@ -126,6 +131,10 @@ class MlflowTracker:
         """Make an artifact of a run the newest version of a registered model, and let the alias name it."""
         self._do(Register(name, alias, run_id, artifact, dict(tags)))
 
+    def hold(self) -> None:
+        """Show that this process works on the run, until it is finished."""
+        self._holding = ownership.Holding(self._client, self.run_id)
+
     def watch_system(self) -> None:
         """Log CPU, memory and GPU use in the background until the run ends."""
         self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True)
@@ -135,19 +144,30 @@ class MlflowTracker:
         """Set the final status: FINISHED, FAILED or KILLED."""
         if self._monitor is not None:
             self._monitor.finish()
+        if self._holding is not None and self._holding.lost:
+            return  # its status is another's
         self._outbox.hurry()
         self.tags({"grpo.ended": status})  # `mlflow run` overwrites the status itself with FINISHED or FAILED
         self._do(Status(status))
+        if self._holding is not None:
+            self._holding.end(release=not self._outbox.waits())
+            self._holding = None
         if self._outbox.waits():
             log.warning("MLflow is away: resume=%s sends what is kept in %s", self.run_id, self._outbox.path)
 
     def _do(self, operation: Operation) -> None:
+        self._require_held()
         self.flush()
         self._outbox.send(operation)
+
+    def _require_held(self) -> None:
+        if self._holding is not None:
+            self._holding.require()
 
     @interrupts.deferred()
     def flush(self) -> None:
         """Send the metrics that wait."""
+        self._require_held()
         if self._points:
             points, self._points = self._points, []
             self._outbox.send(Metrics(points))
