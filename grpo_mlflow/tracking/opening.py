@@ -19,6 +19,7 @@ from grpo_mlflow.tracking.store import STORE_ERRORS, connect, experiment_id, set
 from grpo_mlflow.tracking.tracker import MlflowTracker
 
 _KIND = "grpo.kind"
+_SETTLE_SECONDS = 10.0  # for what a run that is resumed has kept; the rest is sent while it goes on
 Place = tuple[str, str, Mapping[str, str]]  # parent run id, name, tags
 
 
@@ -63,6 +64,8 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
             tracker.tags({_KIND: kind})
         if config.system_metrics:
             tracker.watch_system()
+        if resume is not None:
+            tracker.settle(_SETTLE_SECONDS)
         tracker.hold()
     return tracker
 

@@ -3,7 +3,7 @@
 Files of a run are written into its run folder. Where the artifact store is a local folder that is the run folder, and
 writing is logging; else files are uploaded. Every write to MLflow is an operation that can be repeated: if the store is
 away, operations go to `spool.jsonl` in the run folder in order, training goes on, and they are replayed as soon as the
-store answers, at the latest when the run is resumed.
+store answers, a few with each further one, and when the run is resumed.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from grpo_mlflow.tracking.outbox import Outbox
 from grpo_mlflow.tracking.store import listed_tables, local_path, upload_folder
 
 _FLUSH_SECONDS = 5.0  # a call to a store costs as much for one step as for many
+_SETTLE_SECONDS = 60.0  # for what waits at the end of a run; what takes longer is sent later
 _TABLES = 80  # that the UI lists: a tag takes 8000 characters
 log = logging.getLogger(__name__)
 
@@ -92,11 +93,16 @@ class MlflowTracker:
     def remember(self) -> None:
         """Take note of the curves that the run has, so that a resume that repeats steps gives one continuous curve.
 
-        Steps are recognised by their loss or pass@1; where repetition is not exact both points are kept.
+        Those that wait for the store count as well. Steps are recognised by their loss or pass@1; where repetition is
+        not exact both points are kept.
         """
         for key in ("train/loss_total", "eval/pass_at_1"):
             for point in self._client.get_metric_history(self.run_id, key):
                 self._logged.setdefault(point.step, set()).add((key, point.value))
+            for operation in self._outbox.waiting():
+                for values, step, _ in operation.points if isinstance(operation, Metrics) else ():
+                    if key in values:
+                        self._logged.setdefault(step, set()).add((key, values[key]))
 
     def text(self, name: str, content: str) -> None:
         """Write a file of the run and publish it."""
@@ -131,6 +137,11 @@ class MlflowTracker:
         """Make an artifact of a run the newest version of a registered model, and let the alias name it."""
         self._do(Register(name, alias, run_id, artifact, dict(tags)))
 
+    def settle(self, seconds: float) -> None:
+        """Send what waits for the store, for so long at most."""
+        if self._outbox.waits():
+            self._outbox.replay(seconds)
+
     def hold(self) -> None:
         """Show that this process works on the run, until it is finished."""
         self._holding = ownership.Holding(self._client, self.run_id)
@@ -149,6 +160,7 @@ class MlflowTracker:
         self._outbox.hurry()
         self.tags({"grpo.ended": status})  # `mlflow run` overwrites the status itself with FINISHED or FAILED
         self._do(Status(status))
+        self.settle(_SETTLE_SECONDS)
         if self._holding is not None:
             self._holding.end(release=not self._outbox.waits())
             self._holding = None
