@@ -93,9 +93,11 @@ class _Run:
 
         Every setting of it is also a parameter of the run, so one that the file lacks was cut off.
         """
-        needed = tracking.find_run(self._client, self._run_id).data.params.keys() & _KEYS
+        needed, name = tracking.find_run(self._client, self._run_id).data.params.keys() & _KEYS, "config/resolved.yaml"
         try:
-            return _whole(tracking.artifact(self._client, self._run_id, "config/resolved.yaml"), needed)
+            if (kept := tracking.kept_file(self._run_id, name)) is not None:
+                return _whole(kept, needed)
+            return _whole(tracking.artifact(self._client, self._run_id, name), needed)
         except StoreAway:
             raise
         except UserError as error:
@@ -181,6 +183,7 @@ def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Store
     try:
         stored = find(resume, uri)
     except NotBegun as error:
+        _require_here(resume, run_id, uri)
         if run_id and "grpo.kind" in tags:  # it is ours, and nothing else would ever end it
             tracking.set_failed(uri, run_id)
             line = f"{error}: it ended before it had written one, and is marked FAILED now; allowed: a new run"
@@ -191,8 +194,19 @@ def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Store
             f"resume = {resume!r}: none of its checkpoints is whole ({', '.join(stored.damaged)}), and from the "
             "beginning it would log every iteration again; allowed: a whole checkpoint's folder, or a new run"
         )
+    if stored.checkpoint is None:
+        _require_here(resume, stored.run_id, uri)
     overrides = resuming.changes(arguments, stored.config)
     return resolve("", overrides, base=stored.config, origin=f"resume {resume}"), stored
+
+
+def _require_here(resume: str, run_id: str | None, uri: str | None) -> None:
+    """Raise UserError if a run without a checkpoint in the store may have some elsewhere."""
+    if run_id and (where := tracking.elsewhere(uri, run_id)) is not None:
+        raise UserError(
+            f"resume = {resume!r}: MLflow has no checkpoint of it, and what it has kept is in {where}; from here it "
+            "would begin again at 0; allowed: to resume it there, the command upload there first, or a new run"
+        )
 
 
 def resolve_evaluation(arguments: Arguments, model: str, checkpoint: str) -> tuple[Resolved, str | Path]:

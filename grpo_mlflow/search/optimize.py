@@ -24,7 +24,7 @@ from grpo_mlflow.runs import models
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import champion, decay, report, rights, settings
+from grpo_mlflow.search import champion, decay, kept, report, rights, settings
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
@@ -96,8 +96,10 @@ def _lead(
         with Workers(search.n_jobs - 1, command).running() as workers:
             _run_all(work, study, workers, console)
         right.require()
+        kept.require_sent(study, config.tracking.uri, tracker.run_id, console)
         confirmation = Confirmation(resolved, study, tracker.run_id, console)
         finalists, own = confirmation.finalists()
+        kept.send_below(config.tracking.uri, tracker.run_id, console)
         tracking.end_abandoned(tracking.connect(config.tracking.uri), tracker.run_id)
         with interrupts.deferred():
             _leave(study, len(queue), finalists, own, tracker, search.k)

@@ -96,8 +96,11 @@ def _found(trial: optuna.Trial, run_id: str, uri: str | None, warn: Callable[[st
         found = find(run_id, uri)
     except NotBegun:  # it had not got as far as to its config
         return Stored(run_id, {}, None)
-    if found.damaged:  # in the same run it would log every iteration again
-        warn(f"trial {trial.number}: no checkpoint of its run {run_id} is whole; it starts again, in a new run")
+    why = f"no checkpoint of its run {run_id} is whole" if found.damaged else None
+    if found.checkpoint is None and not why and (where := tracking.elsewhere(uri, run_id)) is not None:
+        why = f"its run {run_id} has its files in {where}"
+    if why:  # in the same run it would log every iteration again
+        warn(f"trial {trial.number}: {why}; it starts again, in a new run")
         return None
     return found
 

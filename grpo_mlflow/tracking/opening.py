@@ -13,7 +13,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.errors import StoreAway, one_line, redact
 from grpo_mlflow.runtime.files import remove_parts
-from grpo_mlflow.tracking import ownership
+from grpo_mlflow.tracking import ownership, places
 from grpo_mlflow.tracking.base import Tracker
 from grpo_mlflow.tracking.store import STORE_ERRORS, connect, experiment_id, set_failed
 from grpo_mlflow.tracking.tracker import MlflowTracker
@@ -60,8 +60,7 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
     except STORE_ERRORS as error:
         raise StoreAway(f"MLflow store {redact(mlflow.get_tracking_uri())}: {one_line(error)}") from error
     with _failed_otherwise(config.uri, tracker.run_id):
-        if run.data.tags.get(_KIND) != kind or resume is not None:
-            tracker.tags({_KIND: kind})
+        tracker.tags({_KIND: kind, **places.of_this_process(tracker.run_dir)})
         if config.system_metrics:
             tracker.watch_system()
         if resume is not None:
@@ -90,6 +89,8 @@ def _reopen(client: mlflow.MlflowClient, resume: str, adopted: str | None) -> Ru
         client.update_run(adopted, name=f"resume of {run.info.run_name}")
         client.set_tag(adopted, "mlflow.parentRunId", resume)
         client.set_tag(adopted, "grpo.resumed", resume)
+    if places.ENDED in run.data.tags:
+        client.delete_tag(resume, places.ENDED)
     client.update_run(resume, status=RunStatus.to_string(RunStatus.RUNNING))  # last, as what failed would leave it so
     return run
 

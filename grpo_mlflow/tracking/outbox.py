@@ -20,17 +20,18 @@ from grpo_mlflow.tracking.spool import Spool
 from grpo_mlflow.tracking.store import STORE_ERRORS
 
 _RETRY_SECONDS = 30.0
+SPOOL = "spool.jsonl"
 _SLICE_SECONDS, _SLICE_LEAST = 1.0, 2
 _NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """Sends operations to a run, each once those before it are sent; those that wait are in `spool.jsonl`."""
+    """Sends operations to a run, each once those before it are sent; those that wait are in `SPOOL`."""
 
     def __init__(self, destination: Destination) -> None:
         self._destination = destination
-        self._spool = Spool(destination.run_dir / "spool.jsonl")
+        self._spool = Spool(destination.run_dir / SPOOL)
         self._retry_at = self._pause = 0.0
 
     @property

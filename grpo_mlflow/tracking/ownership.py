@@ -85,6 +85,12 @@ def take(client: mlflow.MlflowClient, run_id: str) -> Run:
     raise UserError(_refusal(run_id, _other({_OWNER: tags[rivals[0]]}) if rivals else None))
 
 
+def release(client: mlflow.MlflowClient, run_id: str) -> None:
+    """Hold a run no longer."""
+    with suppress(*STORE_ERRORS):  # then it is free when this process has ended
+        client.delete_tag(run_id, _OWNER)
+
+
 class Holding:
     """Signs a run again and again until its end."""
 
@@ -98,12 +104,11 @@ class Holding:
         if self.lost:
             raise UserError(f"run {self._run_id}: another process has it; this one gave no sign of life for too long")
 
-    def end(self, *, release: bool) -> None:
-        """Sign no more; `release` the run at once, not only when this process ends."""
+    def end(self, *, free: bool) -> None:
+        """Sign no more; `free` the run at once, not only when this process ends."""
         self._life.end(wait=False)
-        if release and not self.lost:
-            with suppress(*STORE_ERRORS):
-                self._client.delete_tag(self._run_id, _OWNER)
+        if free and not self.lost:
+            release(self._client, self._run_id)
 
     def _renew(self) -> None:
         if _other(self._client.get_run(self._run_id).data.tags) is None:

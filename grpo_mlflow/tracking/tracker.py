@@ -17,7 +17,6 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Run
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from pydantic_core import to_jsonable_python
@@ -27,7 +26,6 @@ from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.files import write_whole
 from grpo_mlflow.tracking import ownership
 from grpo_mlflow.tracking.operations import (
-    Destination,
     Metrics,
     Operation,
     Params,
@@ -38,7 +36,9 @@ from grpo_mlflow.tracking.operations import (
     Tags,
 )
 from grpo_mlflow.tracking.outbox import Outbox
-from grpo_mlflow.tracking.store import listed_tables, local_path, upload_folder
+from grpo_mlflow.tracking.places import ENDED, run_folder
+from grpo_mlflow.tracking.store import listed_tables, local_path
+from grpo_mlflow.tracking.upload import destination
 
 _FLUSH_SECONDS = 5.0  # a call to a store costs as much for one step as for many
 _SETTLE_SECONDS = 60.0  # for what waits at the end of a run; what takes longer is sent later
@@ -55,12 +55,10 @@ class MlflowTracker:
     def __init__(self, client: mlflow.MlflowClient, run: Run) -> None:
         self._client, self.run_id = client, run.info.run_id
         self.url = mlflow.get_tracking_uri()
-        local = local_path(run.info.artifact_uri)
-        self._uploads = local is None
-        self.run_dir = local or upload_folder(self.run_id)
+        self._uploads = local_path(run.info.artifact_uri) is None
+        self.run_dir = run_folder(run)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        artifacts = get_artifact_repository(run.info.artifact_uri)
-        self._outbox = Outbox(Destination(client, self.run_id, self.run_dir, artifacts))
+        self._outbox = Outbox(destination(client, run, self.run_dir))
         self._flush_at = 0.0
         self._points: list[tuple[dict[str, float], int, int]] = []
         self._logged: dict[int, set[tuple[str, float]]] = {}
@@ -158,14 +156,17 @@ class MlflowTracker:
         if self._holding is not None and self._holding.lost:
             return  # its status is another's
         self._outbox.hurry()
-        self.tags({"grpo.ended": status})  # `mlflow run` overwrites the status itself with FINISHED or FAILED
+        self.tags({ENDED: status})  # `mlflow run` overwrites the status itself with FINISHED or FAILED
         self._do(Status(status))
         self.settle(_SETTLE_SECONDS)
         if self._holding is not None:
-            self._holding.end(release=not self._outbox.waits())
+            self._holding.end(free=not self._outbox.waits())
             self._holding = None
         if self._outbox.waits():
-            log.warning("MLflow is away: resume=%s sends what is kept in %s", self.run_id, self._outbox.path)
+            log.warning(
+                "MLflow lacks what is kept in %s; `python -m entrypoints.upload --folder %s tracking.uri=%s` sends it",
+                *(self._outbox.path, self.run_dir, redact(self.url)),
+            )
 
     def _do(self, operation: Operation) -> None:
         self._require_held()

@@ -84,14 +84,14 @@ def _come_back() -> None:
 
 
 def test_no_single_write_waits_for_all_that_was_kept(config: TrackingConfig) -> None:
-    tracker, slowest, further = _kept(config), 0.0, 0
+    tracker, most, further = _kept(config), 0, 0
     while (tracker.run_dir / "spool.jsonl").exists():
-        began = time.monotonic()
+        before = len(Flaky.taken)
         tracker.text(f"{KEPT + further}.json", "{}")
-        slowest, further = max(slowest, time.monotonic() - began), further + 1
+        most, further = max(most, len(Flaky.taken) - before), further + 1
     assert Flaky.taken == _names(0, KEPT + further)
-    assert further < KEPT / 2  # each write sends more than itself
-    assert slowest < KEPT * SECONDS / 2
+    assert 2 <= further <= KEPT  # each write sends more than itself, and none all of it
+    assert most <= 1.0 / SECONDS + 1
 
 
 def test_a_new_failure_does_not_begin_at_the_first_again(config: TrackingConfig) -> None:
@@ -107,13 +107,10 @@ def test_a_new_failure_does_not_begin_at_the_first_again(config: TrackingConfig)
 
 def test_a_signal_ends_it_after_what_is_being_sent_and_nothing_is_sent_again(config: TrackingConfig) -> None:
     tracker = _kept(config)
-    began = time.monotonic()
     with pytest.raises(interrupts.Interrupted), interrupts.handled():
         threading.Timer(5 * SECONDS, os.kill, (os.getpid(), signal.SIGTERM)).start()
         tracker.finish("KILLED")
-    assert time.monotonic() - began < KEPT * SECONDS / 2
-    sent = len(Flaky.taken)
-    assert 2 <= sent < KEPT / 2
+    assert 2 <= len(Flaky.taken) < KEPT
     tracking.start(config, "train", resume=tracker.run_id)
     assert Flaky.taken == _names()
 
@@ -145,9 +142,8 @@ def _write_on(tracker: tracking.Tracker) -> None:
 def test_the_end_of_a_run_waits_for_a_while_only(config: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "_SETTLE_SECONDS", 5 * SECONDS)
     tracker = _kept(config)
-    began = time.monotonic()
     tracker.finish("FINISHED")
-    assert time.monotonic() - began < KEPT * SECONDS
+    assert 2 <= len(Flaky.taken) < KEPT
     assert (tracker.run_dir / "spool.jsonl").exists()
     client = mlflow.MlflowClient(config.uri)
     assert client.get_run(tracker.run_id).info.status == "RUNNING"
