@@ -96,7 +96,7 @@ class Holding:
 
     def __init__(self, client: mlflow.MlflowClient, run_id: str) -> None:
         self._client, self._run_id = client, run_id
-        self.lost = False
+        self.lost = self._ended = False
         self._life = owners.Life(lambda _: self._renew(), logging.DEBUG)
 
     def require(self) -> None:
@@ -104,14 +104,18 @@ class Holding:
         if self.lost:
             raise UserError(f"run {self._run_id}: another process has it; this one gave no sign of life for too long")
 
-    def end(self, *, free: bool) -> None:
-        """Sign no more; `free` the run at once, not only when this process ends."""
+    def end(self) -> None:
+        """Sign no more, and let others have the run at once, not only when this process ends."""
+        self._ended = True
         self._life.end(wait=False)
-        if free and not self.lost:
+        if not self.lost:
             release(self._client, self._run_id)
 
     def _renew(self) -> None:
-        if _other(self._client.get_run(self._run_id).data.tags) is None:
+        taken = _other(self._client.get_run(self._run_id).data.tags) is not None
+        if self._ended:
+            return
+        if not taken:
             sign(self._client, self._run_id)
         else:
             self.lost = True

@@ -160,7 +160,7 @@ class MlflowTracker:
         self._do(Status(status))
         self.settle(_SETTLE_SECONDS)
         if self._holding is not None:
-            self._holding.end(free=not self._outbox.waits())
+            self._holding.end()  # also while something waits: who goes on with the run sends it
             self._holding = None
         if self._outbox.waits():
             log.warning(
