@@ -9,7 +9,7 @@ from typing import Any
 from grpo_mlflow import tracking
 from grpo_mlflow.config import Config, yaml12
 from grpo_mlflow.config.command import run_id_of
-from grpo_mlflow.errors import ConfigError, StoreAway, UserError
+from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.training import rollout_files, rollouts
 from grpo_mlflow.training.checkpoint import name_of
@@ -69,7 +69,13 @@ def open_recording(config: Config) -> Recording | None:
         )
 
     def groups_of(iteration: int) -> list[Group]:
-        groups = rollout_files.read(tracking.artifact(client, run_id, f"rollouts/{name_of(iteration)}.jsonl"))
+        path = tracking.artifact(client, run_id, f"rollouts/{name_of(iteration)}.jsonl")
+        try:
+            groups = rollout_files.read(path)
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"data.source = {source!r}: iteration {iteration} is no whole recording: {path}: {one_line(error)}"
+            ) from error
         found = sum(len(group.rollouts) for group in groups)
         if found != config.rollouts_per_iteration:
             raise ConfigError(
