@@ -1,11 +1,11 @@
 """MLflow: the one package that imports it."""
 
 from grpo_mlflow.tracking.base import NullTracker, Tracker
+from grpo_mlflow.tracking.borders import STORE_ERRORS
 from grpo_mlflow.tracking.opening import start
 from grpo_mlflow.tracking.ownership import require_free
 from grpo_mlflow.tracking.places import elsewhere, place
 from grpo_mlflow.tracking.store import (
-    STORE_ERRORS,
     STUDY_TAG,
     alias_of,
     artifact,

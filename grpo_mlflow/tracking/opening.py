@@ -15,7 +15,8 @@ from grpo_mlflow.errors import StoreAway, one_line, redact
 from grpo_mlflow.runtime.files import remove_parts
 from grpo_mlflow.tracking import ownership, places
 from grpo_mlflow.tracking.base import Tracker
-from grpo_mlflow.tracking.store import STORE_ERRORS, connect, experiment_id, set_failed
+from grpo_mlflow.tracking.borders import STORE_ERRORS
+from grpo_mlflow.tracking.store import connect, experiment_id, set_failed
 from grpo_mlflow.tracking.tracker import MlflowTracker
 
 _KIND = "grpo.kind"

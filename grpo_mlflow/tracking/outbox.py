@@ -15,9 +15,9 @@ from mlflow.exceptions import MlflowException
 
 from grpo_mlflow.errors import one_line
 from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.tracking.borders import STORE_ERRORS
 from grpo_mlflow.tracking.operations import Destination, Operation
 from grpo_mlflow.tracking.spool import Spool
-from grpo_mlflow.tracking.store import STORE_ERRORS
 
 _RETRY_SECONDS = 30.0
 SPOOL = "spool.jsonl"

@@ -15,7 +15,6 @@ _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 os.environ.setdefault(_TIMEOUT, "10")
 
 import mlflow
-import requests
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -24,18 +23,27 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from mlflow.utils.uri import is_local_uri
 
 from grpo_mlflow.errors import StoreAway, UserError, one_line, redact
+from grpo_mlflow.tracking.borders import STORE_ERRORS, artifact_folder, require_address, require_database
 
 _TRANSFER_SECONDS = 600
 STUDY_TAG = "grpo.study_run"  # of a registered version: the parent run of its study
 log = logging.getLogger(__name__)
-STORE_ERRORS = (MlflowException, requests.exceptions.RequestException, OSError)
 
 
 def connect(uri: str | None = None) -> mlflow.MlflowClient:
-    """Return a client of the store: `uri`, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder."""
+    """Return a client of the store: `uri`, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder.
+
+    Raises:
+        ConfigError: it is no address.
+        StoreAway: its database does not answer.
+        UserError: MLflow cannot use it.
+    """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"  # else it breaks in another folder
+        here = str(Path.cwd()).replace("%", "%25")  # as an address has it
+        uri = f"sqlite:///{here}/{uri.removeprefix('sqlite:///')}"  # else it breaks in another folder
+    require_address(uri)
+    require_database(uri)
     try:
         mlflow.set_tracking_uri(uri)
         return mlflow.MlflowClient()
@@ -218,10 +226,8 @@ def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     With an sqlite store its artifacts go beside the database, wherever we were started.
     """
     if client.get_experiment_by_name(name) is None:
-        uri = mlflow.get_tracking_uri()
-        folder = Path(uri.removeprefix("sqlite:///")).parent / "mlruns" if uri.startswith("sqlite:///") else None
         try:
-            client.create_experiment(name, str(folder / name) if folder else None)
+            client.create_experiment(name, artifact_folder(mlflow.get_tracking_uri(), name))
         except MlflowException:
             if client.get_experiment_by_name(name) is None:  # else another process was first
                 raise

@@ -71,10 +71,10 @@ class MlflowTracker:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters that the run lacks; `mlflow run` has logged some of them in its own spelling."""
-        self._do(Params({key: redact(str(value)) for key, value in values.items()}))
+        self._do(Params({key: _sendable(str(value)) for key, value in values.items()}))
 
     def tags(self, values: Mapping[str, str]) -> None:
-        self._do(Tags({key: redact(value) for key, value in values.items()}))
+        self._do(Tags({key: _sendable(value) for key, value in values.items()}))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log all values at one step, unless a run before its resume logged the same.
@@ -104,7 +104,7 @@ class MlflowTracker:
 
     def text(self, name: str, content: str) -> None:
         """Write a file of the run and publish it."""
-        write_whole(self.run_dir / name, redact(content), synced=name.startswith("config/"))  # which a resume needs
+        write_whole(self.run_dir / name, _sendable(content), synced=name.startswith("config/"))  # which a resume needs
         self.publish(name)
 
     def table(self, name: str, columns: Mapping[str, list[Any]]) -> None:
@@ -185,3 +185,8 @@ class MlflowTracker:
             points, self._points = self._points, []
             self._outbox.send(Metrics(points))
         self._flush_at = time.monotonic() + _FLUSH_SECONDS
+
+
+def _sendable(text: str) -> str:
+    """Return a text without passwords, and with halves of surrogate pairs escaped: no store and no file holds those."""
+    return redact(text).encode(errors="backslashreplace").decode()
