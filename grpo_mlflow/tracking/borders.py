@@ -51,7 +51,11 @@ def require_database(uri: str) -> None:
     url = make_url(uri)
     kind, path = url.get_backend_name(), Path(url.database or "")
     if kind == "sqlite" and not path.exists():
-        return  # MLflow makes it, with its folder
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # MLflow makes another one where the name has a `%20`
+        except OSError as error:
+            raise UserError(f"tracking.uri = {redact(uri)!r}: {one_line(error)}") from error
+        return
     waits = {"sqlite": "timeout", "postgresql": "connect_timeout", "mysql": "connect_timeout"}
     asked = "SELECT count(*) FROM sqlite_master" if kind == "sqlite" else "SELECT 1"
     try:
@@ -63,6 +67,19 @@ def require_database(uri: str) -> None:
         raise UserError(f"{where}: {one_line(error)}; needed: {hint}") from error
     except SQLAlchemyError as error:
         raise StoreAway(f"{where}: {one_line(getattr(error, 'orig', None) or error)}") from error
+
+
+def unusable(uri: str, error: Exception) -> UserError:
+    """Return what MLflow raised for an address as an error of ours."""
+    kind = ConfigError if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE" else UserError
+    return kind(f"tracking.uri = {redact(uri)!r}: {one_line(error)}")
+
+
+def refusal(experiment: str, error: MlflowException) -> Exception:
+    """Return an error of ours for a name that MLflow takes for no experiment, and else what it raised."""
+    refused = error.error_code == "INVALID_PARAMETER_VALUE"
+    other: Exception = error
+    return ConfigError(f"tracking.experiment = {experiment[:60]!r}: {one_line(error)}") if refused else other
 
 
 def is_database(uri: str) -> bool:

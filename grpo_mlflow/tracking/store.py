@@ -23,7 +23,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from mlflow.utils.uri import is_local_uri
 
 from grpo_mlflow.errors import StoreAway, UserError, one_line, redact
-from grpo_mlflow.tracking.borders import STORE_ERRORS, artifact_folder, require_address, require_database
+from grpo_mlflow.tracking.borders import (
+    STORE_ERRORS,
+    artifact_folder,
+    refusal,
+    require_address,
+    require_database,
+    unusable,
+)
 
 _TRANSFER_SECONDS = 600
 STUDY_TAG = "grpo.study_run"  # of a registered version: the parent run of its study
@@ -48,7 +55,7 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
         mlflow.set_tracking_uri(uri)
         return mlflow.MlflowClient()
     except STORE_ERRORS as error:
-        raise UserError(f"tracking.uri = {redact(uri)!r}: {one_line(error)}") from error
+        raise unusable(uri, error) from error
 
 
 @contextlib.contextmanager
@@ -228,9 +235,9 @@ def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     if client.get_experiment_by_name(name) is None:
         try:
             client.create_experiment(name, artifact_folder(mlflow.get_tracking_uri(), name))
-        except MlflowException:
+        except MlflowException as error:
             if client.get_experiment_by_name(name) is None:  # else another process was first
-                raise
+                raise refusal(name, error) from error
     found = client.get_experiment_by_name(name)
     if found.lifecycle_stage != "active":
         raise UserError(
