@@ -23,14 +23,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from mlflow.utils.uri import is_local_uri
 
 from grpo_mlflow.errors import StoreAway, UserError, one_line, redact
-from grpo_mlflow.tracking.borders import (
-    STORE_ERRORS,
-    artifact_folder,
-    refusal,
-    require_address,
-    require_database,
-    unusable,
-)
+from grpo_mlflow.tracking import borders
+from grpo_mlflow.tracking.borders import STORE_ERRORS
 
 _TRANSFER_SECONDS = 600
 STUDY_TAG = "grpo.study_run"  # of a registered version: the parent run of its study
@@ -49,13 +43,13 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         here = str(Path.cwd()).replace("%", "%25")  # as an address has it
         uri = f"sqlite:///{here}/{uri.removeprefix('sqlite:///')}"  # else it breaks in another folder
-    require_address(uri)
-    require_database(uri)
+    borders.require_address(uri)
+    borders.require_database(uri)
     try:
         mlflow.set_tracking_uri(uri)
         return mlflow.MlflowClient()
     except STORE_ERRORS as error:
-        raise unusable(uri, error) from error
+        raise borders.unusable(uri, error) from error
 
 
 @contextlib.contextmanager
@@ -234,10 +228,10 @@ def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     """
     if client.get_experiment_by_name(name) is None:
         try:
-            client.create_experiment(name, artifact_folder(mlflow.get_tracking_uri(), name))
+            client.create_experiment(name, borders.artifact_folder(mlflow.get_tracking_uri(), name))
         except MlflowException as error:
             if client.get_experiment_by_name(name) is None:  # else another process was first
-                raise refusal(name, error) from error
+                raise borders.refusal(name, error) from error
     found = client.get_experiment_by_name(name)
     if found.lifecycle_stage != "active":
         raise UserError(
