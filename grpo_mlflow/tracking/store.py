@@ -145,10 +145,9 @@ def files(client: mlflow.MlflowClient, run_id: str, name: str) -> list[str]:
 def _entries(client: mlflow.MlflowClient, run_id: str, name: str) -> Iterable[Any]:
     find_run(client, run_id)
     try:
-        found: Iterable[Any] = client.list_artifacts(run_id, name)
+        return list(client.list_artifacts(run_id, name))
     except STORE_ERRORS as error:
         raise StoreAway(f"run {run_id}: {name}: {one_line(error)}") from error
-    return found
 
 
 def registered(client: mlflow.MlflowClient, uri: str) -> tuple[str, str]:
