@@ -10,10 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 
 import psutil
@@ -27,6 +27,7 @@ _NEWS_SECONDS = 15.0
 _STOP_SECONDS = 20.0
 _END_SECONDS = 1.0  # from the end of a server to that of its warden
 _DEATH_SECONDS = 0.1  # from the loss of its connections to where it shows as dead
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not reach this machine's ports
 
 
 class ServerProcess:
@@ -148,9 +149,9 @@ class ServerProcess:
 
     def _healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+            with _DIRECT.open(f"{self.url}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
+        except (OSError, HTTPException):
             return False
 
     def _answers(self) -> bool:
