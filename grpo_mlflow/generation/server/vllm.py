@@ -132,6 +132,7 @@ class VLLM:
                 (choice.get("logprobs") or {}).get("token_logprobs"),
                 choice.get("finish_reason"),
                 ask,
+                prompt=choice.get("prompt_token_ids"),
             )
             for choice in choices
         ]
