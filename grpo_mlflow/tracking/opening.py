@@ -9,6 +9,7 @@ import mlflow
 from mlflow.entities import Run, RunStatus
 from mlflow.tracking.context.registry import resolve_tags
 
+from grpo_mlflow import redaction
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.errors import StoreAway, one_line, redact
 from grpo_mlflow.tracking.base import Tracker
@@ -37,7 +38,9 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
             run = client.get_run(adopted)
         else:
             run = client.create_run(
-                experiment_id(client, config.experiment), run_name=config.run_name, tags=resolve_tags({})
+                experiment_id(client, config.experiment),
+                run_name=config.run_name,
+                tags=redaction.without(resolve_tags({})),
             )
         if resume is None and nested is None and config.run_name:
             client.update_run(run.info.run_id, name=config.run_name)
@@ -69,5 +72,5 @@ def _reopen(client: mlflow.MlflowClient, resume: str, adopted: str | None) -> Ru
 def _below(client: mlflow.MlflowClient, place: Place) -> Run:
     parent_id, name, own = place
     parent = client.get_run(parent_id)
-    tags = {**resolve_tags({}), **own, "mlflow.parentRunId": parent_id}
+    tags = {**redaction.without({**resolve_tags({}), **own}), "mlflow.parentRunId": parent_id}
     return client.create_run(parent.info.experiment_id, run_name=name, tags=tags)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from grpo_mlflow.errors import one_line
+from grpo_mlflow.errors import one_line, redact
 from grpo_mlflow.generation.server.connection import open_client, proxy_of
 
 T = TypeVar("T")
@@ -203,7 +203,7 @@ def _message(body: bytes) -> str:
         content = body.decode(errors="replace")
     while isinstance(content, dict):
         content = next((content[key] for key in ("error", "message", "detail") if key in content), str(content))
-    return " ".join(str(content).split())[:300] or "no reason given"
+    return " ".join(redact(str(content)).split())[:300] or "no reason given"
 
 
 def _failure(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -69,7 +69,8 @@ class Remedies:
     """What a person can do about a server of one kind, as parts of messages; empty: nothing particular to the kind.
 
     `install` makes its environment, `run` starts one, `old_weights` says when new weights do not arrive, `seeds` when
-    it ignores seeds, `context` is the option for a longer context. Every other option is part of the start command
+    it ignores seeds, `context` is the option for a longer context, `variables` are those of the environment that it
+    takes in the place of options that hold secrets. Every other option is part of the start command
     (`launch.start_command`), which messages end with.
     """
 
@@ -78,6 +79,7 @@ class Remedies:
     run: str = ""
     old_weights: str = ""
     seeds: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 class EngineClass(Protocol):

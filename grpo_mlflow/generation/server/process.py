@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from grpo_mlflow.config import ServerConfig
-from grpo_mlflow.errors import ServerFailed, UserError
+from grpo_mlflow.errors import ServerFailed, UserError, redact
 from grpo_mlflow.generation.server.engine import SERVERSIDE
 from grpo_mlflow.generation.server.launch import Launch
 
@@ -75,10 +75,11 @@ class ServerProcess:
             )
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._say(f"server: starts at {self.url}, log in {self.log}")
+        command, environment = launched.private()
         with self.log.open("ab") as stream:
             self._child = subprocess.Popen(
-                [sys.executable, str(SERVERSIDE / "warden.py"), *launched.command],
-                env={**os.environ, **launched.environment},
+                [sys.executable, str(SERVERSIDE / "warden.py"), *command],
+                env={**os.environ, **environment},
                 stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=stream,
@@ -125,6 +126,14 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+        self._clean_log()
+
+    def _clean_log(self) -> None:
+        """Take known secrets out of the log of a server that has ended: servers log what they were started with."""
+        with suppress(OSError):
+            written = self.log.read_bytes().decode(errors="surrogateescape")
+            if (clean := redact(written)) != written:
+                self.log.write_bytes(clean.encode(errors="surrogateescape"))
 
     def _await_health(self) -> None:
         began = time.monotonic()
@@ -167,7 +176,7 @@ class ServerProcess:
                 found = stream.read().decode(errors="replace").splitlines()
         except OSError:
             return ""
-        return "\n".join(line for line in found[-lines:])
+        return redact("\n".join(line for line in found[-lines:]))
 
 
 def _free_port() -> int:
