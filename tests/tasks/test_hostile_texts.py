@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,7 @@ from grpo_mlflow import tasks
 from grpo_mlflow.config import resolve
 from grpo_mlflow.tasks import Task
 
-SIZE = 250_000  # characters: what is quadratic in them takes minutes
+SIZE = 50_000  # characters: what is quadratic in them takes half a minute each
 OPEN, CLOSE = "<SOLUTION>", "</SOLUTION>"
 PIECES = (
     *(
@@ -51,7 +50,9 @@ def texts() -> Iterator[str]:
 @pytest.fixture(scope="module", params=NAMES)
 def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Task:
     rows = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"question": f"q{i}", "answer": f"x\n#### {i}"}) + "\n" for i in range(300)))
+    rows.write_text(
+        "".join(json.dumps({"question": f"q{i}", "answer": f"x\n#### {7000 + i}"}) + "\n" for i in range(300))
+    )
     words = [f"data.task={request.param}", "data.num_train_seeds=100", "eval.num_ids=4"]
     if request.param == "gsm8k":
         words.append(f"data.gsm8k.path={rows}")
@@ -66,4 +67,4 @@ def test_judging_is_linear(task: Task) -> None:
         verdict = task.verify(problem, text)
         slowest = max(slowest, time.process_time() - began)
         assert not verdict.success
-    assert slowest < 3
+    assert slowest < 3  # seconds
