@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus
@@ -158,6 +157,7 @@ def _of_address(value: str) -> None:
 def _spellings(value: str) -> Iterable[str]:
     """Return how a value may be written: as given, decoded, for an address, and inside quotes of several languages."""
     for plain in {value, unquote(value), unquote_plus(value)}:
-        yield from (plain, quote(plain), quote(plain, safe=""), quote_plus(plain), shlex.quote(plain))
+        yield from (plain, quote(plain), quote(plain, safe=""), quote_plus(plain))
+        yield plain.replace("'", "'\"'\"'")  # as a shell's words have it, inside their quotes
         yield from (repr(plain)[1:-1], json.dumps(plain)[1:-1], plain.replace("'", "''"), plain.replace('"', '\\"'))
         yield " ".join(plain.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 
 from grpo_mlflow import errors
@@ -97,5 +98,7 @@ def how_to_resume(config: Config, kind: str, tracker: Tracker, how: str) -> str:
 
 
 def _resume_command(config: Config, tracker: Tracker) -> str:
-    store = f" tracking.uri={errors.redact(config.tracking.uri)}" if config.tracking.uri else ""
-    return f"python -m entrypoints.train resume={tracker.run_id}{store}"
+    store = f"tracking.uri={errors.redact(config.tracking.uri)}" if config.tracking.uri else ""
+    if "${ENV:" in store:  # which a shell would take for its own
+        store = shlex.quote(store)
+    return f"python -m entrypoints.train resume={tracker.run_id} {store}".rstrip()
