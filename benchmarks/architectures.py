@@ -163,6 +163,7 @@ def grouped(rows: list[Row]) -> list[str]:
     for row in sorted(rows, key=lambda row: (row.scoring, row.sampling)):
         reason = re.sub(r"[0-9.]+e\+[0-9]+ times", "N times", row.reason)  # depends on the weights
         reason = re.sub(r"^[0-9]+ of its [0-9]+ layers", "N of its layers", reason)
+        reason = re.sub(r"window of [0-9]+", "window of N", reason)
         groups.setdefault((row.scoring, row.sampling, reason), []).append(row)
     for (scoring, sampled, reason), found in groups.items():
         seconds = sorted(row.seconds for row in found)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,19 +46,6 @@ class Found:
         return f"A {self.ratio:.2f}x" if self.ratio > 1 else f"B {1 / self.ratio:.2f}x"
 
 
-@contextmanager
-def constants_set(settings: Mapping[str, float]) -> Iterator[None]:
-    """Let constants have these values inside the block."""
-    before = {name: getattr(tuning, name) for name in settings}
-    try:
-        for name, value in settings.items():
-            setattr(tuning, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(tuning, name, value)
-
-
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that are made inside; `most` is the most that they held at once."""
 
@@ -88,13 +74,13 @@ def compare(case: Case, seconds: float, fewest: int = 3, most: int = 200, clock:
     """Run each way once for its memory, then both in turns until they have taken so many seconds."""
     ways, peaks = (case.a[1], case.b[1]), []
     for way in ways:
-        with constants_set(way), Peak() as peak:
+        with tuning.set_to(way), Peak() as peak:
             case.work()
         peaks.append(peak.most)
     times: tuple[list[float], list[float]] = ([], [])
     while len(times[0]) < fewest or (len(times[0]) < most and sum(map(sum, times)) < seconds):
         for i in (0, 1) if len(times[0]) % 2 else (1, 0):
-            with constants_set(ways[i]):
+            with tuning.set_to(ways[i]):
                 began = clock()
                 case.work()
                 times[i].append(clock() - began)

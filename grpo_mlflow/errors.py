@@ -21,7 +21,18 @@ class ModelError(UserError):
 
 
 class PromptTooLong(UserError):
-    """The model has too few positions for a problem that the run met late. Nothing of the run is lost."""
+    """The model has too few positions for a problem that the run met late. Nothing of the run is lost.
+
+    `seed` is that of the problem; `room` how many tokens a completion of it may have: none where it is 0 or less.
+    """
+
+    def __init__(self, found: str, seed: int, room: int) -> None:
+        super().__init__(found)
+        self.seed, self.room = seed, room
+
+
+class TextUntried(UserError):
+    """A text is longer than those that the model was tried with. Nothing of the run is lost, and a resume tries it."""
 
 
 class StoreAway(UserError):

@@ -140,6 +140,8 @@ def run_ours(words: Sequence[str], world: World) -> None:
     if "--print-command" in given:
         assert "-m vllm." in call(module, given)
         return
+    if module == "entrypoints.upload":
+        (world.folder / "outputs").mkdir(exist_ok=True)
     config = printed_config(module, given)
     if module == "entrypoints.server" or "--print-config" in given:
         return  # the one stays until it is stopped, the other has done all that it does

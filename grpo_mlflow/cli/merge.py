@@ -22,11 +22,11 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"{missing[0]} = '': expected --{missing[0]}; {OPTIONS[missing[0]][1]}")
     with importing():
         from grpo_mlflow.model import loading
-        from grpo_mlflow.runs import stored
+        from grpo_mlflow.runs import preflight, stored
 
     model, checkpoint, output = (arguments.options[name] for name in OPTIONS)
     resolved, source = stored.resolve_evaluation(arguments, model, checkpoint)
-    print(f"model: {loading.merge(source, output, resolved.config.model)}")
+    print(f"model: {loading.merge(source, output, resolved.config.model, preflight.require_any)}")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,17 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-_NAME = "sdpa_or_packed"
-_NOT_PLAIN = ("sliding_window", "softcap", "s_aux", "position_bias")  # what makes attention another function
+NAME = "sdpa_or_packed"
+_NOT_PLAIN = ("softcap", "s_aux", "position_bias")  # what makes attention another function
 
 
 class Packed(Protocol):
-    """Attention over the tokens of one packed row."""
+    """Attention over the tokens of one packed row.
+
+    `longest`: how many tokens the longest sequence in it has, or will have once it has grown.
+    """
+
+    longest: int
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Return (tokens, heads, D) from `query` (tokens, heads, D), `key` and `value` (tokens, key heads, D)."""
@@ -30,8 +35,14 @@ class Packed(Protocol):
 def allow_packing(model: Any) -> bool:
     """Let the model take a `packed` argument; False where its attention cannot be replaced."""
     if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(_NAME)
-    return bool(model.config._attn_implementation == _NAME)
+        model.set_attn_implementation(NAME)
+    return bool(model.config._attn_implementation == NAME)
+
+
+def require_reach(window: int | None, packed: Packed) -> None:
+    """Raise NotImplementedError where a window is shorter than a sequence: `Packed` looks at all that comes before."""
+    if window is not None and packed.longest > window:
+        raise NotImplementedError(f"its attention has a window of {window} tokens, and rows are longer")
 
 
 def packed_forward(model: Any, ids: Tensor, positions: Tensor, packed: Packed, picks: Tensor | int) -> Tensor:
@@ -71,10 +82,11 @@ def _attend(
     for name in _NOT_PLAIN:
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"its attention has a {name}")
+    require_reach(kwargs.get("sliding_window"), packed)
     layer: Any = module.layer_idx
     rows = [part[0].transpose(0, 1) for part in (query, key, value)]
     return packed.attend(layer, rows[0], rows[1], rows[2], scaling)[None], None
 
 
-AttentionInterface.register(_NAME, _attend)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

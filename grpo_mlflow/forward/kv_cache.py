@@ -92,11 +92,18 @@ class _Columns:
 
 
 class _Rows(RowCache):
-    """Keys and values of rows, which begin with those given."""
+    """Keys and values of rows, which begin with those given, for `most` tokens more than `filled` (G, P) holds."""
 
     def __init__(
-        self, keys: Iterable[Tensor], values: Iterable[Tensor], most: int, columns: int = 2, rows: int = 0
+        self,
+        keys: Iterable[Tensor],
+        values: Iterable[Tensor],
+        filled: Tensor,
+        most: int,
+        columns: int = 2,
+        rows: int = 0,
     ) -> None:
+        self.longest = filled.shape[1] + most
         self._keys, self._values = (_Columns(parts, most, columns, rows) for parts in (keys, values))
 
     def _append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +124,7 @@ class Copies(_Rows):
     """See the module."""
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, most: int) -> None:
-        super().__init__(keys, values, most)
+        super().__init__(keys, values, filled, most)
         self._mask = _mask(filled)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -144,7 +151,7 @@ class Summed(_Rows):
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, most: int) -> None:
         by_column = [(part.permute(2, 1, 3, 0) for part in parts) for parts in (keys, values)]
-        super().__init__(by_column[0], by_column[1], most, columns=0, rows=3)
+        super().__init__(by_column[0], by_column[1], filled, most, columns=0, rows=3)
         mask = _mask(filled)
         self._mask = None if mask is None else mask[:, 0].permute(2, 1, 0)
 
@@ -174,7 +181,7 @@ class Shared(_Rows):
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], filled: Tensor, most: int) -> None:
         self._prompt_keys, self._prompt_values = list(keys), list(values)
-        super().__init__((part[:, :, :0] for part in keys), (part[:, :, :0] for part in values), most)
+        super().__init__((part[:, :, :0] for part in keys), (part[:, :, :0] for part in values), filled, most)
         self._mask = _mask(filled)
         self._most_rows, self._slots = 1, torch.arange(len(filled), device=filled.device)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grpo_mlflow.forward.attention import Packed
+from grpo_mlflow.forward.attention import Packed, require_reach
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type
 _EXACT = (torch.float32, torch.float64)  # transformers computes norms of others in float32
@@ -46,6 +46,7 @@ def is_exact(model: Any) -> bool:
 def hidden_states(model: Any, ids: Tensor, positions: Tensor, packed: Packed, picks: Tensor | int) -> Tensor:
     """Return what the output layer is given, (M, width); see `packed_forward`."""
     body = model.model
+    require_reach(window(model), packed)
     hidden = body.embed_tokens(ids)
     cos, sin = (part[:, None] for part in angles(body, hidden, positions))
     for number, layer in enumerate(body.layers):
@@ -54,6 +55,14 @@ def hidden_states(model: Any, ids: Tensor, positions: Tensor, packed: Packed, pi
     if isinstance(picks, Tensor):
         hidden = hidden.index_select(0, picks)
     return _norm(body.norm, hidden)
+
+
+def window(model: Any) -> int | None:
+    """Return how many tokens some layer looks back, itself among them; None: all do to the first."""
+    config = model.config
+    kinds = getattr(config, "layer_types", None)
+    found: int | None = getattr(config, "sliding_window", None)
+    return found if kinds is None or "sliding_attention" in kinds else None
 
 
 def angles(body: Any, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grpo_mlflow.forward import tuning
-from grpo_mlflow.forward.attention import Packed
-from grpo_mlflow.forward.llama_pass import angles
+from grpo_mlflow.forward.attention import Packed, require_reach
+from grpo_mlflow.forward.llama_pass import angles, window
 
 
 class LlamaStep:
@@ -31,13 +31,14 @@ class LlamaStep:
 
     @torch.no_grad()
     def __init__(self, model: Any) -> None:
-        self._model = model.model
+        self._model, self._window = model.model, window(model)
         self._layers = [_Layer(layer) for layer in model.model.layers]
         self._norm = _norm(model.model.norm)
         self._head = _product(model.get_output_embeddings())
 
     def __call__(self, tokens: Tensor, positions: Tensor, packed: Packed, picks: Tensor | int) -> Tensor:
         """Return logits of the tokens that follow `tokens` (R,) at `positions` (R,); see `packed_forward`."""
+        require_reach(self._window, packed)
         model = self._model
         hidden = functional.embedding(tokens, model.embed_tokens.weight).t().contiguous()
         cos, sin = (part.t().contiguous() for part in angles(model, hidden, positions))

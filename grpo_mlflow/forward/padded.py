@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_mlflow.forward.token_head import IMPOSSIBLE
+
 
 def completion_logprobs(
     model: Any,
@@ -27,7 +29,7 @@ def completion_logprobs(
     `input_ids` (B, L) holds prompt and completion, padded on the right; `prompt_lengths` is (B,). The distribution is
     softmax(logits / temperature), the one that was sampled from. Places past the end of a completion hold the values
     of padding: mask them. The entropy has a gradient only where asked for: it costs another full-vocabulary pass. Only
-    the first `sampled` tokens are possible; None: all.
+    the first `sampled` tokens are possible, others have a log-probability of about -1e30; None: all.
     """
     width = input_ids.shape[1]
     first = int(prompt_lengths.min()) - 1  # the logits of earlier positions are never looked at
@@ -38,7 +40,9 @@ def completion_logprobs(
     places = places.clamp(max=width - 1)
     picked = logits.gather(1, (places - 1 - first)[:, :, None].expand(-1, -1, logits.shape[-1]))
     logprobs = torch.log_softmax(picked.float() / temperature, dim=-1)
-    chosen = logprobs.gather(2, input_ids.gather(1, places)[:, :, None]).squeeze(2)
+    targets = input_ids.gather(1, places)[:, :, None]
+    impossible = targets >= logits.shape[-1]  # so padding may be, which any token can stand for
+    chosen = logprobs.gather(2, targets.masked_fill(impossible, 0)).masked_fill(impossible, IMPOSSIBLE).squeeze(2)
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
     return chosen, entropy

@@ -65,6 +65,7 @@ class Tree(Packed):
     """N tokens, level after level and sequence after sequence.
 
     ids, positions (N,)    the row
+    longest                how many tokens the longest sequence has, with what it continues
     starts, lengths        for each level: where its sequences begin in the row, and how long they are
     filled (C, W)          for the last level: True on the tokens of its keys and values, see `attend_keeping`
     """
@@ -99,7 +100,8 @@ class Tree(Packed):
             before = before + own
         self.filled = filled
         shifts = torch.cat(offsets) - starts
-        self.positions = (torch.arange(len(self.ids)) + shifts.repeat_interleave(lengths)).to(device)
+        positions = torch.arange(len(self.ids)) + shifts.repeat_interleave(lengths)
+        self.positions, self.longest = positions.to(device), int(positions.max()) + 1
 
         # for attention each level is a block (sequences, width), padded on the right
         self._blocks = [(count, int(own.max())) for count, own in zip(counts, self.lengths, strict=True)]

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from grpo_mlflow.forward import tuning
 
-_IMPOSSIBLE = -1e30  # a logit without a probability, which minus infinity would make nan in the entropy
+IMPOSSIBLE = -1e30  # a logit without a probability, which minus infinity would make nan in the entropy
 
 
 def token_logprobs(
@@ -50,7 +50,7 @@ def _logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: 
     """Return (n, V) in float32."""
     logits = functional.linear(hidden, weight, bias).float()
     if sampled is not None:
-        logits[:, sampled:] = _IMPOSSIBLE
+        logits[:, sampled:] = IMPOSSIBLE
     if temperature != 1.0:
         logits = logits / temperature
     return logits.log_softmax(dim=-1)

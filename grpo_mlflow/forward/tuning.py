@@ -9,6 +9,9 @@ It times both ways around each value. Code reads a constant when it decides (`tu
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 # Output rows of a weight. From this size on, its product with a few columns runs as a batch of blocks (`llama_step`).
 # Too low, and small products pay for being split; too high, and the output layer runs at two thirds of its speed.
 BLOCKED_FROM_ROWS = 8192
@@ -66,3 +69,14 @@ DISTINCT_SHARE = 0.75
 # Share of the rows that a decoder holds. Rows that have ended are computed along until they exceed this share. Too low,
 # and all keys and values are copied each time a row ends; too high, and every step computes rows that nobody needs.
 UNUSED_SHARE = 0.1
+
+
+@contextmanager
+def set_to(values: Mapping[str, float]) -> Iterator[None]:
+    """Let constants have other values inside the block."""
+    before = {name: globals()[name] for name in values}
+    globals().update(values)
+    try:
+        yield
+    finally:
+        globals().update(before)

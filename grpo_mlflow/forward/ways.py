@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from grpo_mlflow.forward import llama_pass, shared_prefix, trial
+from grpo_mlflow.forward import llama_pass, shared_prefix, trial, tuning
 from grpo_mlflow.forward.attention import Packed, allow_packing, packed_forward
 from grpo_mlflow.forward.padded import completion_logprobs
 from grpo_mlflow.forward.trial import Examples, Trial
@@ -71,68 +71,86 @@ def vocabulary_of(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def trials(model: Any, examples: Sequence[Examples]) -> list[Trial]:
-    """Compute the examples plainly.
+def trials(model: Any, examples: Sequence[Examples], *, differentiated: bool = True) -> list[Trial]:
+    """Compute the examples plainly, see `trial.take`.
 
     Raises:
         Unfit: tokens feel those that follow, so there is nothing to be right.
     """
-    with torch.autocast(model.device.type, enabled=False):  # in low precision all ways differ visibly
-        found = [trial.take(model, each) for each in examples]
-        for each in found:
-            if trial.looks_ahead(model, each):
-                longest = max(map(len, each.examples.rows))
-                raise Unfit(f"in texts of {longest} tokens, what follows a token changes what was predicted before it")
+    found = [trial.take(model, each, differentiated=differentiated) for each in examples]
+    for each in found:
+        if trial.looks_ahead(model, each):
+            longest = max(map(len, each.examples.rows))
+            raise Unfit(f"in texts of {longest} tokens, what follows a token changes what was predicted before it")
     return found
 
 
-def decide(model: Any, tried: Sequence[Trial]) -> Scoring:
-    """Return the fastest way that all trials find right.
+def decide(model: Any, tried: Sequence[Trial], *, written_out: bool = True) -> Scoring:
+    """Return the fastest way that all trials find right; `written_out`: whether `llama_pass` may be it.
 
     Raises:
         Unfit: there is none.
     """
-    with torch.autocast(model.device.type, enabled=False):
-        reason, scale = None, 1.0
-        try:
-            scale = _prepare(model)
-            if _wrong(model, tried, lambda each: _packed(model, each, scale, False)):
-                reason = against_packing(model, tried[0])
-        except Exception as error:  # a model may fail at this in any way of its own
-            reason = said(error)
-        if reason is None:
-            return Scoring("packed", _can_be_written_out(model, tried, scale), scale)
-        for way, compute in _OF_ROWS.items():
-            wrong = _wrong(model, tried, lambda each: compute(model, each))  # noqa: B023 - called at once
-            if wrong is None:
-                return Scoring(way, reason=reason)
+    reason, scale = None, 1.0
+    try:
+        scale = _prepare(model)
+        if written_out and _can_be_written_out(model, tried, scale) and _against_long(model, tried, scale) is None:
+            return Scoring("packed", True, scale)  # gradients are left to transformers where its modules are used
+        if _against_packed(model, tried, scale) is None:
+            return Scoring("packed", False, scale)
+        reason = against_packing(model, tried)
+    except Exception as error:  # a model may fail at this in any way of its own
+        reason = said(error)
+    for way, compute in _OF_ROWS.items():
+        wrong = _wrong(model, tried, lambda each: compute(model, each))  # noqa: B023 - called at once
+        if wrong is None:
+            return Scoring(way, reason=reason)
     raise Unfit(f"no way to compute its log-probabilities gives what it gives for a single row: {wrong}")
 
 
 def is_right(model: Any, found: Scoring, tried: Sequence[Trial]) -> bool:
     """Return whether all trials find a way right."""
-    with torch.autocast(model.device.type, enabled=False):
-        if found.way == "packed":
-            wrong = _wrong(model, tried, lambda each: _packed(model, each, found.scale, found.written_out))
-        else:
-            wrong = _wrong(model, tried, lambda each: _OF_ROWS[found.way](model, each))
+    if found.way == "packed":
+        wrong = _against_packed(model, tried, found.scale, found.written_out)
+    else:
+        wrong = _wrong(model, tried, lambda each: _OF_ROWS[found.way](model, each))
     return wrong is None
+
+
+def _against_packed(model: Any, tried: Sequence[Trial], scale: float, written_out: bool = False) -> str | None:
+    """Return what is wrong with packed rows, None if nothing is."""
+    wrong = _wrong(model, tried, lambda each: _packed(model, each, scale, written_out))
+    return _against_long(model, tried, scale, written_out) if wrong is None else wrong
+
+
+def _against_long(model: Any, tried: Sequence[Trial], scale: float, written_out: bool = False) -> str | None:
+    """Return what is wrong with log-probabilities of packed rows where they are computed as long ones are."""
+    with tuning.set_to(trial.LONG_ROWS):
+        return _wrong(model, tried, lambda each: _packed(model, each, scale, written_out), differentiated=False)
 
 
 def _can_be_written_out(model: Any, tried: Sequence[Trial], scale: float) -> bool:
     if not llama_pass.serves(model) or not llama_pass.is_exact(model):
         return False
-    return _wrong(model, tried, lambda each: _packed(model, each, scale, True)) is None
+    return _against_packed(model, tried, scale, written_out=True) is None
 
 
-def _wrong(model: Any, tried: Sequence[Trial], compute: Callable[[Examples], Sequence[Tensor]]) -> str | None:
+def _wrong(
+    model: Any, tried: Sequence[Trial], compute: Callable[[Examples], Sequence[Tensor]], *, differentiated: bool = True
+) -> str | None:
     """Return what is wrong with a way, None if nothing is."""
     for each in tried:
         try:
-            found, gradients = trial.gradients(model, lambda: compute(each.examples))  # noqa: B023 - called at once
+            with each.computing(model):
+                if differentiated and each.gradients:
+                    found, gradients = trial.gradients(model, lambda: compute(each.examples))  # noqa: B023 - at once
+                    wrong = each.against_chosen(found) or each.against_gradients(gradients)
+                else:
+                    with torch.no_grad():
+                        wrong = each.against_chosen(compute(each.examples))
         except Exception as error:  # as above
             return said(error)
-        if wrong := each.against_chosen(found) or each.against_gradients(gradients):
+        if wrong:
             return wrong
     return None
 
@@ -189,7 +207,8 @@ def _scale(model: Any, layer: nn.Linear) -> float:
     given: list[Tensor] = []
     hook = layer.register_forward_hook(lambda _, __, output: given.append(output))
     try:
-        logits = trial.plain(model, trial.few(vocabulary_of(model)).prompts[0])
+        with trial.exactly(model):
+            logits = trial.plain(model, trial.few(vocabulary_of(model)).prompts[0])
     finally:
         hook.remove()
     own = given[0][0].float()
@@ -203,7 +222,7 @@ class _Counting(Packed):
     """Notes the layers whose attention it is asked for."""
 
     def __init__(self, packed: Packed) -> None:
-        self._packed = packed
+        self._packed, self.longest = packed, packed.longest
         self.layers: set[int] = set()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -213,17 +232,19 @@ class _Counting(Packed):
 
 
 @torch.no_grad()
-def against_packing(model: Any, tried: Trial) -> str:
+def against_packing(model: Any, tried: Sequence[Trial]) -> str:
     """Return why packed rows are wrong: which of the model's layers do not leave attention to others."""
-    examples, layers = tried.examples, model.config.get_text_config().num_hidden_layers
+    examples = max((each.examples for each in tried), key=lambda each: max(map(len, each.rows)))
     batch = shared_prefix.Prefixes(examples.prompts, examples.completions, examples.owners, model.device)
     counting = _Counting(batch)
     try:
         require_packing(model)
-        packed_forward(model, batch.ids, batch.positions, counting, 0)
+        with trial.exactly(model):
+            packed_forward(model, batch.ids, batch.positions, counting, 0)
     except Exception as error:  # as in `decide`
         return said(error)
     found = len(counting.layers)
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", found)
     if not found:
         return "its layers look at other tokens in ways of their own"
     if found < layers:
@@ -232,6 +253,8 @@ def against_packing(model: Any, tried: Trial) -> str:
 
 
 def said(error: Exception) -> str:
-    """Return an error in one line."""
+    """Return an error in one line; raise it where memory is short, which says nothing about a way."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        raise error
     text = " ".join(str(error).split())
     return text if isinstance(error, NotImplementedError) and text else f"{type(error).__name__}: {text}"

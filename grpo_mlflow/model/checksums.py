@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from grpo_mlflow.errors import ModelError
 from grpo_mlflow.model import folder, reading
+from grpo_mlflow.runtime.files import write_whole
 
 _NAME = "checksums.json"
 log = logging.getLogger(__name__)
@@ -26,10 +26,7 @@ log = logging.getLogger(__name__)
 
 def write(path: Path) -> None:
     """Write the sha256 of every file of a folder into it, whole or not at all."""
-    descriptor, scratch = tempfile.mkstemp(prefix=".checksums-", dir=path.parent)
-    with os.fdopen(descriptor, "w") as stream:
-        json.dump(_sums(path), stream, indent=1)
-    Path(scratch).rename(path / _NAME)
+    write_whole(path / _NAME, json.dumps(_sums(path), indent=1))
 
 
 def intact(path: Path) -> bool:

@@ -84,8 +84,16 @@ def reference(config: Config, actor: Policy, initial: Callable[[], str | Path]) 
     return found
 
 
-def merge(source: str | Path, output: str | Path, settings: ModelConfig) -> Path:
+def merge(
+    source: str | Path,
+    output: str | Path,
+    settings: ModelConfig,
+    require: Callable[[Policy], object] = lambda _: None,
+) -> Path:
     """Write the adapter in `source` and its base as one plain float32 model, and return its folder.
+
+    Args:
+        require: refuses a model before anything is written.
 
     Raises:
         ConfigError: the source is no adapter, or the output is in the way.
@@ -97,6 +105,7 @@ def merge(source: str | Path, output: str | Path, settings: ModelConfig) -> Path
     if lora.base_of(source) is None:
         raise ConfigError(f"model = {str(source)!r}: is no LoRA adapter, so there is nothing to merge")
     found = policy.load_as(settings, source, torch.device("cpu"))
+    require(found)
     try:
         found.save_plain(folder)
         require_equal(found, policy.load_as(settings, folder, found.device))

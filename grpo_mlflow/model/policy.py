@@ -33,9 +33,10 @@ class Policy:
 
     `adapter_off`: the policy is the base model of one with an adapter, and shares its weights (see `weights`).
     `written_out`: passes of our own may stand in for transformers' modules (`model.forward_pass`).
-    `sampled`: only so many tokens are possible in a completion, those that the tokenizer knows; None: all of the model,
-    which is what a server samples. `name`: what it was loaded from. `template_settings`: arguments of the chat
-    template.
+    `sampled`: only so many tokens are possible in a completion, up to the last that the tokenizer knows or that ends
+    it; None: all of the model. `served`: its rollouts are a server's, which samples all of the model. `name`: what it
+    was loaded from. `template_settings`: arguments of the chat template. `longest`: beyond so many tokens of a text the
+    model computes in ways that were not tried; None: in none.
     """
 
     model: Any
@@ -47,14 +48,21 @@ class Policy:
     adapter_off: bool = False
     written_out: bool = True
     sampled: int | None = None
+    served: bool = False
     name: str = ""
     template_settings: Mapping[str, Any] = field(default_factory=dict)
+    longest: int | None = None
 
     @property
     def vocabulary(self) -> int:
         """How many tokens the model has up to the last one that the tokenizer knows, whose ids may have holes."""
         embedded: int = self.model.get_input_embeddings().weight.shape[0]
         return embedded if self.tokenizer is None else min(embedded, max(self.tokenizer.get_vocab().values()) + 1)
+
+    @property
+    def priced(self) -> int | None:
+        """How many tokens were possible in its rollouts, as `sampled`; those of its evaluations may be fewer."""
+        return None if self.served else self.sampled
 
     @property
     def positions(self) -> int | None:
@@ -206,8 +214,10 @@ def load(
     eos_ids = reading.end_ids(source, tokenizer, model)
     pad_id, kind = reading.pad_id(tokenizer, model, eos_ids), getattr(torch, dtype)
     found = Policy(model, tokenizer, device, kind, eos_ids, pad_id, written_out=written_out, name=str(source))
-    few = found.vocabulary < model.get_input_embeddings().weight.shape[0]
-    found = replace(found, template_settings=template_settings, sampled=found.vocabulary if few else None)
+    # an end that the tokenizer has no token for must be possible: else completions would never end
+    possible: int | None = max(found.vocabulary, eos_ids[-1] + 1)
+    possible = None if possible == model.get_input_embeddings().weight.shape[0] else possible
+    found = replace(found, template_settings=template_settings, sampled=possible)
     low = (attn_implementation or "").startswith("flash")  # it takes no float32
     with found.autocast() if low else nullcontext():
         reading.require_causal(source, model)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from grpo_mlflow.config import TinyConfig
 from grpo_mlflow.forward.padded import completion_logprobs
 from grpo_mlflow.model import checksums
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime.files import scratch
 from grpo_mlflow.tasks import TASKS, Task
 
 _RECIPE = 2  # raise when code below changes what a recipe yields
@@ -52,20 +51,17 @@ def ensure(recipe: TinyConfig, task: Task, task_settings: dict[str, Any], progre
     if checksums.intact(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-    try:
+    with scratch(".making-", folder.parent) as made:
         policy = build(recipe)
         warm_up(policy, recipe, task, progress)
-        policy.save(scratch)
-        (scratch / "recipe.json").write_text(key)
-        checksums.write(scratch)
+        policy.save(made)
+        (made / "recipe.json").write_text(key)
+        checksums.write(made)
         try:
-            scratch.rename(folder)
+            made.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another process was first with the same model
                 raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 

@@ -19,18 +19,19 @@ import torch
 
 from grpo_mlflow import tasks, tracking
 from grpo_mlflow.config import Config
-from grpo_mlflow.errors import ConfigError, UserError, one_line
+from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line, redact
 from grpo_mlflow.forward import ways
 from grpo_mlflow.generation import Generators
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import loading, policy
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.runs import messages, preflight, self_check
+from grpo_mlflow.runs import messages, models, preflight
 from grpo_mlflow.runs.server_checks import Caution, ServerCheckup, Trouble
 from grpo_mlflow.types import Prompt
 
 _PACKAGES = ("torch", "transformers", "accelerate", "mlflow", "optuna", "openai")
+_A_MODEL = "set model.train_id to a folder with config.json, tokenizer and safetensors weights, or a hub id"
 _WEIGHT_BYTES = 4  # float32
 _STATE_BYTES = 12  # per trained parameter: gradient, two moments of AdamW
 
@@ -144,17 +145,17 @@ class Doctor:
     def _model(self, actor: list[Policy]) -> str:
         model = self.config.model
         try:
-            source = loading.model_source(model.train_id, self.config)
-            found = loading.trained(self.config, source, policy.choose_device(model.device))
-            task = tasks.of(self.config)
-            seconds = self_check.prove(found, preflight.require(self.config, task, found))
+            found, seconds = models.check(self.config, loading.model_source(model.train_id, self.config))
             actor.append(found)
-        except ConfigError as error:
-            line = one_line(error)
-            raise Trouble(line, f"set {line.partition(' = ')[0]} to what the line allows") from error
+        except StoreAway:  # of recorded rollouts
+            raise
         except UserError as error:
-            remedy = "set model.train_id to a folder with config.json, tokenizer and safetensors weights, or a hub id"
-            raise Trouble(one_line(error), remedy) from error
+            line = redact(str(error))  # as `train` prints it, not cut
+            remedy = line.partition("; allowed: ")[2]
+            if isinstance(error, ConfigError):
+                remedy = f"set {line.partition(' = ')[0]} to what the line allows"
+            raise Trouble(line, remedy or _A_MODEL) from error
+        task = tasks.of(self.config)
         size, way = sum(p.numel() for p in found.model.parameters()), ways.scoring(found.model)
         slower = "" if way.reason is None else f", each completion with its prompt: {way.reason}"
         told = (messages.sampled_how(self.config, found), preflight.idle_arguments(self.config, task, found))

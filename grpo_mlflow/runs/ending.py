@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from grpo_mlflow import tracking
 from grpo_mlflow.config import Config
-from grpo_mlflow.errors import Pruned, UserError, one_line
+from grpo_mlflow.errors import PromptTooLong, Pruned, UserError, one_line
 from grpo_mlflow.runs import messages
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
@@ -44,12 +44,12 @@ class Ending:
             tracker.finish("KILLED")
             self.console.say(messages.how_to_resume(self.config, self.kind, tracker, "stopped"))
         else:
-            self.failed()
+            self.failed(error)
             full = os.strerror(errno.ENOSPC) in str(error)  # also in what other libraries make of it
             if full and not isinstance(error, UserError):
                 raise UserError(f"the disk is full: {one_line(error)}") from error
 
-    def failed(self) -> None:
+    def failed(self, error: BaseException | None = None) -> None:
         """Mark the run FAILED and say how to go on; where the process that tracks it is gone, the second does."""
         tracker, console = self.tracker, self.console
         if tracker is None:
@@ -59,6 +59,9 @@ class Ending:
             tracking.set_failed(self.config.tracking.uri, tracker.run_id)
         try:
             tracker.finish("FAILED")
-        except OSError as error:  # a full disk, of which the run may have failed: what failed first is told
-            console.warn(f"run {tracker.run_id} could not be marked FAILED: {one_line(error)}")
-        console.say(messages.how_to_resume(self.config, self.kind, tracker, "failed"))
+        except OSError as full:  # a full disk, of which the run may have failed: what failed first is told
+            console.warn(f"run {tracker.run_id} could not be marked FAILED: {one_line(full)}")
+        if isinstance(error, PromptTooLong):
+            console.say(messages.how_to_go_around(self.config, self.kind, tracker, error))
+        else:
+            console.say(messages.how_to_resume(self.config, self.kind, tracker, "failed"))

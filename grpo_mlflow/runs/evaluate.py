@@ -37,7 +37,7 @@ def _measure(
 ) -> evaluation.Evaluation:
     """Evaluate the model in the open run, which gets what was found."""
     config, console = here.resolved.config, here.console
-    task = tasks.of(config)
+    task = tasks.of(config, tracker.run_dir)
     if remark := contents.evaluation_problems(task, config, before)[1]:
         console.say(remark)
     with open_generators(config, actor, source, source, tracker, console, trains=False) as generators:

@@ -7,7 +7,7 @@ import time
 
 from grpo_mlflow import errors
 from grpo_mlflow.algorithm import statistics
-from grpo_mlflow.config import Config
+from grpo_mlflow.config import Config, checks, remedies
 from grpo_mlflow.generation.local import ways
 from grpo_mlflow.model import policy, tiny
 from grpo_mlflow.runtime.console import Console
@@ -97,8 +97,39 @@ def how_to_resume(config: Config, kind: str, tracker: Tracker, how: str) -> str:
     )
 
 
+def how_to_go_around(config: Config, kind: str, tracker: Tracker, error: errors.PromptTooLong) -> str:
+    """Return commands that go on without a prompt that is too long; a resumed run would meet it again."""
+    saved = CheckpointStore(tracker.run_dir / "checkpoints", 1).all()
+    if kind != "train" or not saved:
+        return how_to_resume(config, kind, tracker, "failed")
+    path, data = saved[-1].path, config.data
+    before = error.seed - data.train_seed_start
+    after = data.num_train_seeds - before - 1
+    seeds = f"data.num_train_seeds={max(before, after)}"
+    if after > before:
+        seeds = f"data.train_seed_start={error.seed + 1} {seeds}"
+    choices = [("with shorter completions", f"generation.max_new_tokens={error.room}")] if error.room > 0 else []
+    choices += [("without this problem", seeds)] if max(before, after) else []
+    words = [f"model.train_id={path}"]
+    if config.train.kl_coef > 0 and config.model.ref_id is None:  # the reference stays what it was
+        words.append(f"model.ref_id={config.model.train_id}")
+    words += ["resume=null"] if config.resume else []
+    command = f"python -m entrypoints.train {shlex.join(['--config', f'{path}/trainer/config.yaml', *words])}"
+    lines = [
+        f"\ntraining failed; {path.name} is whole. Resumed, the run would meet this prompt again. Go on in a new run"
+    ]
+    for what, setting in choices:
+        if not checks.errors(remedies.changed(config, setting)):
+            lines += [f"{what}:", f"  {command} {setting}{_store(config)}"]
+    return "\n".join(lines if len(lines) > 1 else [*lines, "with other problems"])
+
+
 def _resume_command(config: Config, tracker: Tracker) -> str:
-    store = f"tracking.uri={errors.redact(config.tracking.uri)}" if config.tracking.uri else ""
-    if "${ENV:" in store:  # which a shell would take for its own
-        store = shlex.quote(store)
-    return f"python -m entrypoints.train resume={tracker.run_id} {store}".rstrip()
+    return f"python -m entrypoints.train resume={tracker.run_id}{_store(config)}"
+
+
+def _store(config: Config) -> str:
+    if not config.tracking.uri:
+        return ""
+    store = f"tracking.uri={errors.redact(config.tracking.uri)}"
+    return f" {shlex.quote(store) if '${ENV:' in store else store}"  # a shell would take a reference for its own

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Config
+from grpo_mlflow.errors import ModelError
+from grpo_mlflow.forward import ways
 from grpo_mlflow.model import loading
 from grpo_mlflow.model.policy import Policy, choose_device
 from grpo_mlflow.runs import messages, preflight, self_check
@@ -16,6 +18,7 @@ from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.training.checkpoint import Checkpoint
+from grpo_mlflow.training.sources import Recording, open_recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,17 @@ class Models:
     initial: Callable[[], str | Path]
 
 
-def load(config: Config, checkpoint: Checkpoint | None, processes: Processes, console: Console) -> Models:
+def load(
+    config: Config,
+    checkpoint: Checkpoint | None,
+    processes: Processes,
+    console: Console,
+    recording: Recording | None = None,
+) -> Models:
     """Load the models of a training run, from the beginning or from a checkpoint, in all its processes.
+
+    Args:
+        recording: the groups to train on instead of sampled ones.
 
     Raises:
         ModelError: one of them cannot be used.
@@ -46,13 +58,11 @@ def load(config: Config, checkpoint: Checkpoint | None, processes: Processes, co
     source = checkpoint.path if checkpoint else processes.one_after_first(initial)
     device = processes.accelerator.device
     actor = processes.one_after_first(lambda: loading.trained(config, source, device))
-    if config.generation.backend != "local":  # what a server samples is priced as the server does
-        actor = replace(actor, sampled=None)
-    most = _prove(config, actor, processes, console)
-    reference = processes.one_after_first(lambda: loading.reference(config, actor, initial))
-    if reference is not None and reference.model is not actor.model:
-        reference = replace(reference, sampled=actor.sampled)
-        processes.one_after_first(lambda: self_check.prove(reference, most))
+    backend = recording.backend if recording else config.generation.backend
+    actor = replace(actor, served=backend != "local")
+    begun = checkpoint.iteration if checkpoint else 0
+    actor, most = _prove(config, actor, processes, console, begun, recording)
+    reference = processes.one_after_first(lambda: _reference(config, actor, initial, most))
     console.say(messages.introduce(config, actor, time.perf_counter() - start))
     return Models(actor, reference, source, initial)
 
@@ -74,19 +84,54 @@ def load_measured(
         source = processes.one_after_first(lambda: loading.model_source(config.model.train_id, config, report))
     device = processes.accelerator.device
     found = processes.one_after_first(lambda: loading.measured(config, source, device))
-    _prove(config, found, processes, console, trains=False)
+    found, _ = _prove(config, found, processes, console, None)
     return found, source
 
 
-def _prove(config: Config, actor: Policy, processes: Processes, console: Console, *, trains: bool = True) -> int:
-    """Let the model meet the task and prove its ways; return the most tokens that a row will have."""
-    task = tasks.of(config)
-    most = processes.one_after_first(lambda: preflight.require(config, task, actor, trains=trains))
-    processes.one_after_first(lambda: self_check.prove(actor, most))
-    for line in (messages.sampled_how(config, actor), preflight.idle_arguments(config, task, actor)):
+def meet(config: Config, actor: Policy, begun: int | None, recording: Recording | None = None) -> int:
+    """Let the model meet what the run gives it; return the most tokens that a row will have.
+
+    Args:
+        begun: iterations that the run has behind it; None: it only evaluates.
+
+    Raises:
+        ModelError: it does not go with that.
+        ConfigError: what the settings ask for does not go with it.
+    """
+    most = preflight.require(config, tasks.of(config), actor, begun)
+    return most if recording is None else max(most, preflight.require_recorded(config, actor, recording, begun or 0))
+
+
+def _prove(
+    config: Config,
+    actor: Policy,
+    processes: Processes,
+    console: Console,
+    begun: int | None,
+    recording: Recording | None = None,
+) -> tuple[Policy, int]:
+    """Let the model meet the run and prove its ways; return it and the most tokens that a row will have."""
+    most = processes.one_after_first(lambda: meet(config, actor, begun, recording))
+    actor, _ = processes.one_after_first(lambda: self_check.prove(actor, most))
+    if begun is not None and processes.count > 1 and ways.scoring(actor.model).way == "alike":
+        # each process would call the wrapped model another number of times, and wait for the others for ever
+        raise ModelError(
+            f"model {actor.name!r}: its rows cannot be padded, so processes cannot share a step; allowed: one process"
+        )
+    idle = preflight.idle_arguments(config, tasks.of(config), actor, trains=begun is not None)
+    for line in (messages.sampled_how(config, actor), idle):
         if line:
             console.say(line)
-    return most
+    return actor, most
+
+
+def _reference(config: Config, actor: Policy, initial: Callable[[], str | Path], most: int) -> Policy | None:
+    """Load the reference model, and prove its ways if it is another model."""
+    found = loading.reference(config, actor, initial)
+    if found is None or found.model is actor.model:
+        return found
+    found = replace(found, sampled=actor.sampled, served=actor.served)
+    return self_check.prove(found, most)[0]
 
 
 def require(config: Config, console: Console) -> None:
@@ -97,7 +142,19 @@ def require(config: Config, console: Console) -> None:
         ConfigError: what the settings ask for does not go with them.
     """
     with interrupts.handled():
-        source = loading.model_source(config.model.train_id, config, messages.warmup_progress(console))
-        actor = loading.trained(config, source, choose_device(config.model.device))
-        self_check.prove(actor, preflight.require(config, tasks.of(config), actor))
-        loading.reference(config, actor, lambda: source)
+        check(config, loading.model_source(config.model.train_id, config, messages.warmup_progress(console)))
+
+
+def check(config: Config, source: str | Path) -> tuple[Policy, float]:
+    """Return the model that a run would train, and the seconds that its proof took; the reference is let go.
+
+    Raises:
+        ModelError: one of them cannot be used.
+        ConfigError: what the settings ask for does not go with them.
+    """
+    recording = open_recording(config)
+    actor = loading.trained(config, source, choose_device(config.model.device))
+    most = meet(config, actor, 0, recording)
+    actor, seconds = self_check.prove(actor, most)
+    _reference(config, actor, lambda: source, most)
+    return actor, seconds

@@ -44,12 +44,14 @@ def open_parts(
     learner = _learner(config, models, processes)
     store = processes.one_after_first(lambda: _store(config, tracker))
     progress = None
+    if processes.is_first:
+        store.remove_leftovers()
     if checkpoint:
         progress = state.restore(checkpoint, learner)
         console.say(f"resumed at iteration {progress.iteration} of {config.train.iterations}")
         if processes.is_first:
             _abandon_later(checkpoint.iteration, tracker, store)
-    task = tasks.of(config)
+    task = tasks.of(config, tracker.run_dir)
     first = models.source if not checkpoint or SYNCS[config.generation.sync].sends else models.initial()
     with open_generators(config, models.actor, models.source, first, tracker, console) as generators:
         ahead = read_ahead(checkpoint) if checkpoint else None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ConfigError, ModelError, one_line
@@ -12,39 +15,91 @@ from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.tasks import Task, contents
 from grpo_mlflow.training import rollouts
 from grpo_mlflow.training.evaluation import evaluation_sampling
-from grpo_mlflow.types import Problem, Prompt
+from grpo_mlflow.training.sources import Recording
+from grpo_mlflow.types import Problem, Prompt, Split
 
-_TRAINING = 64  # training problems that are met, in the order of the run; `rollouts.render` measures the later ones
+_TRAINING = 64  # training problems that are met, in the order of the run
+_LOOKED = 0.5  # seconds for later ones, of which the longest are met; `rollouts.render` measures them all in the run
+_LONGEST = 16  # of the later ones
 _JUDGED = 16  # problems whose own answers take the way of a completion
 
 
-def require(config: Config, task: Task, policy: Policy, *, trains: bool = True) -> int:
+def require(config: Config, task: Task, policy: Policy, begun: int | None = 0) -> int:
     """Return the most tokens that a prompt and its completion will have.
 
     Args:
-        trains: whether training problems are met, too, or evaluation alone.
+        begun: iterations that the run has behind it, whose problems are not met again; None: it only evaluates.
 
     Raises:
         ModelError: the tokenizer or its template cannot say what the task asks, or not write what it wants to hear.
         ConfigError: a prompt and its completion are longer than the model has positions for.
     """
     most = 0
-    for problems, new, key in _asked(config, task, trains):
+    for split, problems, new, key in _asked(config, task, begun):
         prompts = [_rendered(policy, problem) for problem in problems]
         _require_heard(policy, problems[0], prompts[0])
         _require_told_apart(policy, prompts)
         for problem in problems[:_JUDGED]:
             _require_answer(task, policy, problem)
         longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
-        if lack := rollouts.lacks_room(policy, longest, new):
+        lack = rollouts.lacks_room(policy, longest, new)
+        if lack and (split == "eval" or not begun):  # a run that is resumed says how to go on without the problem
             raise ConfigError(f"{key} = {new}: {lack}")
         most = max(most, len(longest.token_ids) + new)
+    return most if policy.positions is None else min(most, policy.positions)
+
+
+def require_any(policy: Policy) -> None:
+    """Refuse what needs no task to be seen, beyond what loading refuses.
+
+    Raises:
+        ModelError: a prompt has a token that the model has no embedding for.
+    """
+    prompt = policy.prompt(Problem("", 0, ({"role": "user", "content": "1 + 2 ="},), {}))
+    _require_embedded(policy, prompt.token_ids, f"model {policy.name!r}: a prompt")
+
+
+def require_recorded(config: Config, policy: Policy, recording: Recording, begun: int = 0) -> int:
+    """Return the most tokens that a recorded prompt and its completion have, in the iterations that come first.
+
+    Args:
+        begun: as in `require`.
+
+    Raises:
+        ModelError: they have a token that the model has no embedding for.
+        ConfigError: they are longer than the model has positions for.
+    """
+    most = met = 0
+    for version in range(begun, config.train.iterations):
+        groups = recording(version)
+        for rollout in (each for group in groups for each in group.rollouts):
+            ids = (*rollout.prompt.token_ids, *rollout.completion.token_ids)
+            what = f"data.source = {config.data.source!r}: a rollout of {rollout.prompt.problem_id}"
+            _require_embedded(policy, ids, what)
+            if policy.positions is not None and len(ids) > policy.positions:
+                raise ConfigError(
+                    f"{what} has {len(ids)} tokens, and the model {policy.positions} positions; allowed: a model with "
+                    "more positions, or a run with shorter texts"
+                )
+            most = max(most, len(ids))
+        met += len(groups)
+        if met >= _TRAINING:  # and all of the next iteration, so that a resume meets what the run has stopped at
+            break
     return most
 
 
-def idle_arguments(config: Config, task: Task, policy: Policy) -> str | None:
-    """Return a line on arguments of the chat template without which a prompt is the same; None: there are none."""
-    settings, problem = policy.template_settings, task.problem("train", config.data.train_seed_start)
+def idle_arguments(config: Config, task: Task, policy: Policy, *, trains: bool = True) -> str | None:
+    """Return a line on arguments of the chat template without which a prompt is the same; None: there are none.
+
+    Args:
+        trains: whether the run trains, or evaluates alone.
+    """
+    settings, renders = policy.template_settings, trains and config.data.source == "live"
+    if not settings or (trains and not renders and not config.eval.enabled):
+        return None
+    seeds: dict[Split, int] = {"train": config.data.train_seed_start, "eval": config.eval.id_seed_start}
+    split: Split = "train" if renders else "eval"
+    problem = task.problem(split, seeds[split])
     asked = policy.prompt(problem)
     idle = []
     for name in settings:
@@ -63,31 +118,53 @@ def idle_arguments(config: Config, task: Task, policy: Policy) -> str | None:
     )
 
 
-def _asked(config: Config, task: Task, trains: bool) -> list[tuple[Sequence[Problem], int, str]]:
-    """Return problems, the most new tokens of their completions, and the setting that says so."""
-    asked: list[tuple[Sequence[Problem], int, str]] = []
-    if config.eval.enabled or not trains:
+def _asked(config: Config, task: Task, begun: int | None) -> list[tuple[Split, Sequence[Problem], int, str]]:
+    """Return problems of a split, the most new tokens of their completions, and the setting that says so."""
+    asked: list[tuple[Split, Sequence[Problem], int, str]] = []
+    if config.eval.enabled or begun is None:
         key = "generation.max_new_tokens" if config.eval.max_new_tokens is None else "eval.max_new_tokens"
         problems, _ = contents.evaluation_problems(task, config)
-        asked.append((problems, evaluation_sampling(config).max_new_tokens, key))
-    if trains:
-        training = [task.problem("train", seed) for seed in _first_seeds(config)]
-        asked.append((training, config.generation.max_new_tokens, "generation.max_new_tokens"))
+        asked.append(("eval", problems, evaluation_sampling(config).max_new_tokens, key))
+    if begun is not None and config.data.source == "live":  # recorded rollouts have their prompts: `require_recorded`
+        new = config.generation.max_new_tokens
+        asked.append(("train", _training(config, task, begun), new, "generation.max_new_tokens"))
     return asked
 
 
-def _first_seeds(config: Config) -> list[int]:
-    """Return the seeds of the training problems that the run meets first."""
-    data, found = config.data, dict[int, None]()
-    for version in range(config.train.iterations):
-        found |= dict.fromkeys(
-            rollouts.seeds_of_iteration(
-                data.train_seed_start, data.num_train_seeds, data.problems_per_iteration, version, config.seed
-            )
-        )
-        if len(found) >= min(_TRAINING, data.num_train_seeds):
+def _training(config: Config, task: Task, begun: int) -> list[Problem]:
+    """Return the training problems that come first, all of the next iteration among them, and the longest of others.
+
+    So what a run has stopped at, its resume meets.
+    """
+    seeds = _seeds_to_come(config, begun)
+    next_ones = config.data.problems_per_iteration * (1 + config.data.resample_rounds)
+    first = [task.problem("train", seed) for seed in islice(seeds, max(_TRAINING, next_ones))]
+    later, until = [], time.perf_counter() + _LOOKED
+    for seed in seeds:
+        later.append(task.problem("train", seed))
+        if time.perf_counter() > until:
             break
-    return list(found)[:_TRAINING]
+    return first + heapq.nlargest(_LONGEST, later, key=_characters)
+
+
+def _characters(problem: Problem) -> int:
+    return sum(len(message["content"]) for message in problem.messages)
+
+
+def _seeds_to_come(config: Config, begun: int) -> Iterator[int]:
+    """Yield the seeds of the training problems in the order in which the run meets them, each once."""
+    data, met = config.data, set[int]()
+    first, count, each = data.train_seed_start, data.num_train_seeds, data.problems_per_iteration
+    for version in range(begun, config.train.iterations):
+        seeds = rollouts.seeds_of_iteration(first, count, each, version, config.seed)
+        if version == begun:
+            seeds += rollouts.further_seeds(first, count, seeds, version, config.seed)[: data.resample_rounds * each]
+        for seed in seeds:
+            if seed not in met:
+                met.add(seed)
+                yield seed
+        if len(met) >= count:
+            return
 
 
 def _rendered(policy: Policy, problem: Problem) -> Prompt:

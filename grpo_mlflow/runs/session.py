@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grpo_mlflow import tracking
-from grpo_mlflow.config import Config, Resolved
+from grpo_mlflow.config import Resolved
 from grpo_mlflow.model.policy import choose_device
 from grpo_mlflow.runs.description import describe
 from grpo_mlflow.runs.ending import Ending
@@ -46,9 +46,13 @@ class Gathered:
         try:
             # Nothing may stand between the block and the handlers: a signal there would leave the run without status.
             with interrupts.deferred():
-                tracker = ending.tracker = _open(config, self.kind, stored, nested, self.processes)
+                tracker = _open(ending, stored, nested)
         except interrupts.Interrupted:
             ending.not_begun()
+            raise
+        except BaseException as error:
+            if ending.tracker is not None:  # else it was not opened, or is marked already
+                ending.raised(ending.tracker, error)
             raise
         try:
             describe(tracker, self.resolved, self.kind, resumed=stored is not None and config.resume is not None)
@@ -95,16 +99,19 @@ def _console(warnings: Iterable[str], is_first: bool, is_nested: bool) -> Consol
     return console
 
 
-def _open(config: Config, kind: str, stored: Stored | None, nested: Nested | None, processes: Processes) -> Tracker:
-    """Let the first process open the run; the others know it and write nothing."""
+def _open(ending: Ending, stored: Stored | None, nested: Nested | None) -> Tracker:
+    """Let the first process open the run; the others know it and write nothing. From then on `ending` can mark it."""
+    config, kind, processes = ending.config, ending.kind, ending.processes
     opened: list[Tracker] = []
 
     def start() -> None:
         place = (nested.parent_run_id, nested.name, nested.tags) if nested else None
-        opened.append(tracking.start(config.tracking, kind, stored.run_id if stored else None, place))
+        ending.tracker = tracking.start(config.tracking, kind, stored.run_id if stored else None, place)
+        opened.append(ending.tracker)
         if nested:
             opened[0].tags(nested.tags)
 
     processes.decided(start)
     run_id, run_dir = processes.broadcast((opened[0].run_id, opened[0].run_dir) if opened else ("", Path()))
-    return opened[0] if opened else NullTracker(run_id, run_dir)
+    ending.tracker = opened[0] if opened else NullTracker(run_id, run_dir)
+    return ending.tracker

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from grpo_mlflow import tracking
-from grpo_mlflow.config import Arguments, Resolved, parse_overrides, resolve, resuming, yaml12
+from grpo_mlflow.config import Arguments, Config, Resolved, flatten, parse_overrides, resolve, resuming, yaml12
 from grpo_mlflow.config.command import run_id_of
-from grpo_mlflow.errors import StoreAway, UserError
-from grpo_mlflow.training.checkpoint import Checkpoint, read
+from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line
+from grpo_mlflow.training.checkpoint import Checkpoint, is_name, read
 
 _INSTEAD = {
     "optimize": "the same optimize command again, which continues the study",
     "evaluate": "evaluate, which measures a model again",
 }
+_KEYS = flatten(Config().model_dump(mode="json")).keys()
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The run behind a name: its config, and the checkpoint asked for (None where it has none yet)."""
+    """The run behind a name: its config, and the checkpoint asked for (None where it has none that is whole).
+
+    `damaged` names the checkpoints that are not whole, where that is all of them.
+    """
 
     run_id: str | None
     config: dict[str, Any]
     checkpoint: Checkpoint | None
+    damaged: tuple[str, ...] = ()
+
+
+class NotBegun(UserError):
+    """A run was killed before it had written what it could be resumed with."""
 
 
 def _path(name: str) -> Path:
@@ -39,9 +49,11 @@ def find(name: str, uri: str | None, which: str = "last") -> Stored:
     """Return what is stored of a run id, a checkpoint folder, or a registered model (`models:/NAME@ALIAS`).
 
     `which` is `last`, `best` or a checkpoint's name, of a run. A damaged newest checkpoint is passed over for the one
-    before. One that this machine has kept because the store was away counts.
+    before. One that this machine has kept because the store was away counts. A run whose own config is not whole has
+    that of its newest checkpoint.
 
     Raises:
+        NotBegun: the run has neither.
         UserError: there is no such run, folder or checkpoint.
         StoreAway: the store cannot be reached, or does not give it.
     """
@@ -65,16 +77,37 @@ class _Run:
 
     def __init__(self, run_id: str, uri: str | None) -> None:
         self._client, self._run_id = tracking.connect(uri), run_id
-        self._config = _config(tracking.artifact(self._client, run_id, "config/resolved.yaml"))
-        found = tracking.folders(self._client, run_id, "checkpoints")
-        self._sent = [name for name in found if name.startswith("iter_")]
-        self._kept = {path.name: path for path in tracking.upload_folder(run_id).glob("checkpoints/iter_*")}
+        self._sent = list(filter(is_name, tracking.folders(self._client, run_id, "checkpoints")))
+        kept = tracking.upload_folder(run_id).glob("checkpoints/*")
+        self._kept = {path.name: path for path in kept if is_name(path.name)}
         self._names = sorted({*self._sent, *self._kept}, key=lambda name: int(name.removeprefix("iter_")))
 
     def stored(self, which: str) -> Stored:
         """Return the run with its checkpoint `last`, `best`, or of this name."""
-        return Stored(self._run_id, self._config, self._last() if which == "last" else self._chosen(which))
+        config = self._config()
+        checkpoint = self._last if which == "last" else self._chosen(which)
+        return Stored(self._run_id, config, checkpoint, () if checkpoint else tuple(self._names))
 
+    def _config(self) -> dict[str, Any]:
+        """Return the config of the run, or that of its newest checkpoint if it is not whole.
+
+        Every setting of it is also a parameter of the run, so one that the file lacks was cut off.
+        """
+        needed, name = tracking.find_run(self._client, self._run_id).data.params.keys() & _KEYS, "config/resolved.yaml"
+        try:
+            if (kept := tracking.kept_file(self._run_id, name)) is not None:
+                return _whole(kept, needed)
+            return _whole(tracking.artifact(self._client, self._run_id, name), needed)
+        except StoreAway:
+            raise
+        except UserError as error:
+            checkpoint = self._last
+            if checkpoint is None:
+                raise NotBegun(str(error)) from error
+            log.warning("run %s: %s; taking that of %s", self._run_id, error, checkpoint.path.name)
+            return _config(checkpoint.path / "trainer" / "config.yaml")
+
+    @cached_property
     def _last(self) -> Checkpoint | None:
         """Return the newest checkpoint that is whole; None without one."""
         for candidate in reversed(self._names):
@@ -93,7 +126,7 @@ class _Run:
             return self._read(name)
         if which == "best":
             log.warning("run %s: no checkpoint was evaluated, so none is the best; taking the last", self._run_id)
-            return self._last()
+            return self._last
         allowed = ", ".join(self._names)
         raise UserError(f"run {self._run_id}: has no checkpoint {which!r}; allowed: best, last, {allowed}")
 
@@ -106,6 +139,23 @@ class _Run:
                 if name not in self._kept:  # else its upload was cut off
                     raise
         return read(self._kept[name])
+
+
+def _whole(path: Path, needed: Collection[str]) -> dict[str, Any]:
+    """Return the config in a file.
+
+    Raises:
+        UserError: it is cut off, so that settings are missing, `needed` ones or the end of the last line.
+    """
+    try:
+        text = path.read_text()
+        content = yaml12.load(text, str(path))
+    except (OSError, ValueError, ConfigError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+    lacking = sorted(set(needed) - flatten(content).keys()) if isinstance(content, dict) else [*needed]
+    if lacking or not text.endswith("\n"):
+        raise UserError(f"{path} is cut off")
+    return _config(path)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -122,14 +172,41 @@ def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Store
         UserError: as `find`, the run is no training run, or a setting that cannot change differs from the run's.
     """
     uri = parse_overrides(arguments.overrides).get("tracking.uri")
-    if run_id := run_id_of(resume):
-        kind = tracking.find_run(tracking.connect(uri), run_id).data.tags.get("grpo.kind", "train")
+    run_id, tags = run_id_of(resume), dict[str, str]()
+    if run_id:
+        tags = tracking.find_run(tracking.connect(uri), run_id).data.tags
+        kind = tags.get("grpo.kind", "train")
         if kind != "train":
             instead = _INSTEAD.get(kind, "a training run")
             raise UserError(f"resume = {resume!r}: is a run of {kind}, not of train; allowed: {instead}")
-    stored = find(resume, uri)
+        tracking.require_free(uri, run_id)
+    try:
+        stored = find(resume, uri)
+    except NotBegun as error:
+        _require_here(resume, run_id, uri)
+        if run_id and "grpo.kind" in tags:  # it is ours, and nothing else would ever end it
+            tracking.set_failed(uri, run_id)
+            line = f"{error}: it ended before it had written one, and is marked FAILED now; allowed: a new run"
+            raise NotBegun(line) from error
+        raise
+    if stored.damaged:
+        raise UserError(
+            f"resume = {resume!r}: none of its checkpoints is whole ({', '.join(stored.damaged)}), and from the "
+            "beginning it would log every iteration again; allowed: a whole checkpoint's folder, or a new run"
+        )
+    if stored.checkpoint is None:
+        _require_here(resume, stored.run_id, uri)
     overrides = resuming.changes(arguments, stored.config)
     return resolve("", overrides, base=stored.config, origin=f"resume {resume}"), stored
+
+
+def _require_here(resume: str, run_id: str | None, uri: str | None) -> None:
+    """Raise UserError if a run without a checkpoint in the store may have some elsewhere."""
+    if run_id and (where := tracking.elsewhere(uri, run_id)) is not None:
+        raise UserError(
+            f"resume = {resume!r}: MLflow has no checkpoint of it, and what it has kept is in {where}; from here it "
+            "would begin again at 0; allowed: to resume it there, the command upload there first, or a new run"
+        )
 
 
 def resolve_evaluation(arguments: Arguments, model: str, checkpoint: str) -> tuple[Resolved, str | Path]:
@@ -144,7 +221,8 @@ def resolve_evaluation(arguments: Arguments, model: str, checkpoint: str) -> tup
         return resolve(arguments.config, overrides), model
     stored = find(model, parse_overrides(arguments.overrides).get("tracking.uri"), checkpoint)
     if stored.checkpoint is None:
-        raise UserError(f"run {stored.run_id}: has no checkpoint yet")
+        damaged = f"; not whole: {', '.join(stored.damaged)}" if stored.damaged else " yet"
+        raise UserError(f"run {stored.run_id}: has no checkpoint{damaged}")
     if arguments.config:
         return resolve(arguments.config, arguments.overrides), stored.checkpoint.path
     return resolve("", arguments.overrides, base=stored.config, origin=f"run {model}"), stored.checkpoint.path

@@ -47,7 +47,7 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
     nested = trial.nested if trial else None
     with gathered(resolved, "train", nested=nested is not None) as here:
         processes, console = here.processes, here.console
-        models = load(config, checkpoint, processes, console)
+        models = load(config, checkpoint, processes, console, recording)
         with here.opened(stored, nested) as tracker:
             if trial:
                 trial.on_start(tracker.run_id)

@@ -117,6 +117,11 @@ def check() -> None:
         stop(_State.asked)
 
 
+def waits() -> bool:
+    """Return whether a signal waits for the end of a `deferred()` block, which may then leave out what can wait."""
+    return _State.pending is not None
+
+
 def request(signum: int) -> None:
     """Let the main thread stop as if it had got the signal, without a word; for other threads."""
     _State.silent = True

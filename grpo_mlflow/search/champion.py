@@ -42,7 +42,13 @@ def register(uri: str | None, study_name: str, winner: Finalist, objective: str,
         count = len(winner.retrained)
         about += f"; trained again with {count} seeds: {low:.3f} to {high:.3f}, mean {winner.confirmed.value:.3f}"
     tags = {"confirmed_score": own, "trial": str(winner.trial.number), "description": about}
-    checkpoint = f"checkpoints/{name_of(stored.checkpoint.iteration)}"
+    checkpoint, client = f"checkpoints/{name_of(stored.checkpoint.iteration)}", tracking.connect(uri)
+    if not tracking.has_artifact(client, model.run_id, f"{checkpoint}/manifest.json"):
+        where = tracking.place(tracking.find_run(client, model.run_id).data.tags)
+        raise UserError(
+            f"run {model.run_id}: MLflow lacks its {checkpoint}, so it cannot become the champion; allowed: the "
+            f"command upload for {where}, then this one again"
+        )
     tracker.register(name, ALIAS, model.run_id, checkpoint, {**tags, tracking.STUDY_TAG: tracker.run_id})
     return model.run_id
 

@@ -220,10 +220,15 @@ class Confirmation:
         uri, key = self._resolved.config.tracking.uri, f"retrained:retrain-{name}"
         known = self._study.user_attrs.get(key)
         try:
-            stored = find(known, uri) if known and tracking.lives(tracking.connect(uri), known) else None
+            stored = None
+            if known and tracking.lives(tracking.connect(uri), known):
+                tracking.require_free(uri, known)
+                stored = find(known, uri)
         except StoreAway:
             raise
         except UserError:  # files of it are gone
+            stored = None
+        if stored is not None and stored.damaged:  # from the beginning, in the same run, it would log all again
             stored = None
         if stored is None or stored.checkpoint is None or stored.checkpoint.iteration < config.config.train.iterations:
             self._console.say(f"  retrain-{name}: trains again with seed {seed}")

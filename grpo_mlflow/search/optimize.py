@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage
@@ -23,7 +24,7 @@ from grpo_mlflow.runs import models
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import champion, decay, report, rights, settings
+from grpo_mlflow.search import champion, decay, kept, report, rights, settings
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
@@ -77,6 +78,8 @@ def _lead(
             f"allowed: the store that it was begun with, after `mlflow runs restore --run-id {known}` (or `mlflow "
             "experiments restore`) this one, or another search.study_name"
         )
+    if known:
+        tracking.require_free(config.tracking.uri, known)
     with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
         study.set_user_attr(_PARENT, tracker.run_id)
         if champion.model_name(search.study_name) != search.study_name:
@@ -93,8 +96,10 @@ def _lead(
         with Workers(search.n_jobs - 1, command).running() as workers:
             _run_all(work, study, workers, console)
         right.require()
+        kept.require_sent(study, config.tracking.uri, tracker.run_id, console)
         confirmation = Confirmation(resolved, study, tracker.run_id, console)
         finalists, own = confirmation.finalists()
+        kept.send_below(config.tracking.uri, tracker.run_id, console)
         tracking.end_abandoned(tracking.connect(config.tracking.uri), tracker.run_id)
         with interrupts.deferred():
             _leave(study, len(queue), finalists, own, tracker, search.k)
@@ -124,16 +129,28 @@ def _require_result(trials: Sequence[FrozenTrial], search: SearchConfig, finalis
 def _baseline(resolved: Resolved, tracker: Tracker, console: Console) -> evaluation.Evaluation:
     """Evaluate the untrained model once for all trials, in a run of its own."""
     path = tracker.run_dir / _BASELINE
-    if not path.exists():
+    result = _kept(path, console)
+    if result is None:
         console.say("evaluating the untrained model, once for all trials")
         for line in contents.remarks(tasks.of(resolved.config), resolved.config):
             console.say(line)
         result = runs.evaluate(resolved, "", runs.Nested(tracker.run_id, "baseline"))
         evaluation.write(path, result)
         tracker.publish(_BASELINE)
-    result = _once_each(evaluation.read(path), resolved)
+    result = _once_each(result, resolved)
     console.say(f"baseline  {result.summary()}")
     return result
+
+
+def _kept(path: Path, console: Console) -> evaluation.Evaluation | None:
+    """Return the evaluation in a file; None where there is none, or none that is whole."""
+    if not path.exists():
+        return None
+    try:
+        return evaluation.read(path)
+    except UserError as error:
+        console.warn(f"{error}; it is made again")
+        return None
 
 
 def _shared_baseline(resolved: Resolved, parent: str) -> evaluation.Evaluation:

@@ -21,10 +21,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow import tracking
-from grpo_mlflow.errors import StoreAway, UserError
-from grpo_mlflow.runs.stored import Stored, find
-from grpo_mlflow.runtime import interrupts
-from grpo_mlflow.search import owners, records, rights
+from grpo_mlflow.errors import UserError
+from grpo_mlflow.runs.stored import NotBegun, Stored, find
+from grpo_mlflow.runtime import interrupts, owners
+from grpo_mlflow.search import records, rights
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.study import KILLED, OWNER, RUN_ID, SLOT, VARIED, fixed
 
@@ -79,20 +79,30 @@ def _let_wait(study: optuna.Study, trial: FrozenTrial, deaths: int) -> None:
 def run_of(trial: optuna.Trial, uri: str | None, parent: str, warn: Callable[[str], None]) -> Stored | None:
     """Return the run of a trial that was put back, and the checkpoint that it goes on from; None: it starts again."""
     if run_id := trial.user_attrs.get(RUN_ID):
-        if tracking.lives(tracking.connect(uri), run_id):
-            return find(run_id, uri)
-        warn(f"trial {trial.number}: its run {run_id} was deleted in MLflow; it starts again")
-        return None
+        if not tracking.lives(tracking.connect(uri), run_id):
+            warn(f"trial {trial.number}: its run {run_id} was deleted in MLflow; it starts again")
+            return None
+        return _found(trial, run_id, uri, warn)
     if KILLED not in trial.user_attrs:
         return None
     # Its process may have died when the run was open, but the study did not know of it yet.
     opened = tracking.child(tracking.connect(uri), parent, SLOT_TAG, str(trial.user_attrs[SLOT]))
+    return _found(trial, opened, uri, warn) if opened else None
+
+
+def _found(trial: optuna.Trial, run_id: str, uri: str | None, warn: Callable[[str], None]) -> Stored | None:
+    tracking.require_free(uri, run_id)
     try:
-        return find(opened, uri) if opened else None
-    except StoreAway:
-        raise
-    except UserError:  # it had not got as far as to its config
-        return Stored(opened, {}, None)
+        found = find(run_id, uri)
+    except NotBegun:  # it had not got as far as to its config
+        return Stored(run_id, {}, None)
+    why = f"no checkpoint of its run {run_id} is whole" if found.damaged else None
+    if found.checkpoint is None and not why and (where := tracking.elsewhere(uri, run_id)) is not None:
+        why = f"its run {run_id} has its files in {where}"
+    if why:  # in the same run it would log every iteration again
+        warn(f"trial {trial.number}: {why}; it starts again, in a new run")
+        return None
+    return found
 
 
 def drawn(trial: optuna.Trial) -> list[str]:

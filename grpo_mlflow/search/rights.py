@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
 from grpo_mlflow.errors import UserError
-from grpo_mlflow.search import owners
+from grpo_mlflow.runtime import owners
 
 LEADER, QUEUER, REVIVER = "leader", "queuer", "reviver"
 _OWNER, _PARENT = "owner", "parent_run_id"

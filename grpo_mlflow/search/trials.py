@@ -18,7 +18,7 @@ from grpo_mlflow.runs import stored
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.interrupts import Interrupted
-from grpo_mlflow.search import choices, decay, records, recovery, settings
+from grpo_mlflow.search import choices, decay, kept, records, recovery, settings
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.paired import UNTRAINED, rates_key
 from grpo_mlflow.search.space import Space
@@ -63,16 +63,19 @@ class Search:
         self._started = time.monotonic()
         self._unsigned: recovery.Unsigned = {}
         self._exhausted = False
+        self._runs: list[str] = []
 
     def run(self, between: Callable[[], None] = lambda: None) -> None:
         """Run trials until no place is left or the time is up. A failed trial does not end the study.
 
-        `between` is called before each trial.
+        `between` is called before each trial. In the end, what they could not send to MLflow is sent.
         """
         while True:
             interrupts.check()
             between()
             if self._time_is_up or not self._queue.fill():
+                kept.send_own(self._resolved.config.tracking.uri, self._runs, self._console)
+                self._runs.clear()
                 return
             if self._run_one():
                 said = studies.progress(self._study, len(self._queue), self._started, self._resolved.config)
@@ -172,6 +175,7 @@ class Search:
 
     def _started_as(self, trial: optuna.Trial, run_id: str) -> None:
         trial.set_user_attr(studies.RUN_ID, run_id)
+        self._runs.append(run_id)
         _, pruned = self._judged(trial)
         if pruned:  # its process died before it had ended it
             raise Pruned(f"trial {trial.number}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.config import Config
@@ -10,6 +11,7 @@ from grpo_mlflow.tasks.arithmetic import Arithmetic
 from grpo_mlflow.tasks.base import Task, draw, split_of, tagged, untagged
 from grpo_mlflow.tasks.gsm8k import Gsm8k
 from grpo_mlflow.tasks.gym import PREFIX, ReasoningGym
+from grpo_mlflow.tasks.judged import Judged
 from grpo_mlflow.tasks.mix import Mix, member_of
 from grpo_mlflow.tasks.own import load as load_own
 from grpo_mlflow.tasks.posed import Overlong, Posed
@@ -65,17 +67,19 @@ def settings_of(config: Config, name: str) -> dict[str, Any]:
     return settings
 
 
-def of(config: Config) -> Task:
-    """Return the task that a run with this config has.
+def of(config: Config, folder: Path | None = None) -> Task:
+    """Return the task that a run with this config has; texts that it cannot judge are kept in `folder`, the run's.
 
     Raises:
         ConfigError: a task cannot be made, or its rows are too few for the config's seeds.
     """
     data = config.data
-    made = {name: create(name, settings_of(config, name)) for name in data.tasks}
+    made: dict[str, Task] = {name: create(name, settings_of(config, name)) for name in data.tasks}
     for task in made.values():
         if isinstance(task, Gsm8k):
             _require_rows(task, config)
+    if folder is not None:
+        made = {name: Judged(task, name, folder) for name, task in made.items()}
     task = Mix(made, data.mix) if data.task == "mix" else made[data.task]
     if data.system_prompt is None and data.overlong_buffer == 0:
         return task

@@ -68,7 +68,8 @@ def _asked(task: Task, config: Config, before: Sequence[range]) -> tuple[list[Pr
 
 def remarks(task: Task, config: Config) -> list[str]:
     """Return what a run says of its evaluation problems at its start: that they repeat, or are training problems."""
-    return [line for line in (evaluation_problems(task, config)[1], overlap(task, config)) if line is not None]
+    shared = overlap(task, config) if config.data.source == "live" else None  # else others are trained on
+    return [line for line in (evaluation_problems(task, config)[1], shared) if line is not None]
 
 
 def overlap(task: Task, config: Config, seconds: float = _SECONDS) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 from grpo_mlflow.errors import ConfigError, one_line
 from grpo_mlflow.runtime import own_code
 from grpo_mlflow.tasks.base import Task
+from grpo_mlflow.tasks.judged import objection, unwritable
 from grpo_mlflow.types import Problem
 
 _MEMBERS = ("name", "phrases", "reward_range", "problem", "verify", "reference_answer", "demonstration", "chance")
@@ -51,6 +52,10 @@ def _try(task: Task, start: str) -> None:
             raise ConfigError(
                 f"{start}: problem({split!r}, 0) is not always the same Problem; allowed: draws from its seed"
             )
+        if what := unwritable(problem):
+            raise ConfigError(f"{start}: problem({split!r}, 0): {what}; allowed: what JSON can hold")
+        if what := objection(verdict):
+            raise ConfigError(f"{start}: verify of the reference_answer of problem({split!r}, 0) {what}")
         if not verdict.success:
             raise ConfigError(
                 f"{start}: reference_answer of problem({split!r}, 0) does not succeed; allowed: one that does"

@@ -120,8 +120,9 @@ def _rows(records: Iterable[Any], where: str) -> Iterator[Row]:
     for place, record in enumerate(records, start=1):
         try:
             question, answer = record["question"], record["answer"]
+            question.encode()  # half of a surrogate pair is no text: neither a tokenizer nor a file takes it
             number = bare_number(answer.rpartition("####")[2].strip().removesuffix("."))
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, UnicodeError):
             number = None
         if number is None or not isinstance(question, str):
             raise ConfigError(

@@ -2,6 +2,8 @@
 
 from grpo_mlflow.tracking.base import NullTracker, Tracker
 from grpo_mlflow.tracking.opening import start
+from grpo_mlflow.tracking.ownership import require_free
+from grpo_mlflow.tracking.places import elsewhere, place
 from grpo_mlflow.tracking.store import (
     STORE_ERRORS,
     STUDY_TAG,
@@ -13,30 +15,41 @@ from grpo_mlflow.tracking.store import (
     files,
     find_run,
     folders,
+    has_artifact,
     lives,
     registered,
     set_failed,
     study_of_alias,
     upload_folder,
 )
+from grpo_mlflow.tracking.upload import Upload, kept_file, send_kept, send_kept_below, upload
 
 __all__ = [
     "STORE_ERRORS",
     "STUDY_TAG",
     "NullTracker",
     "Tracker",
+    "Upload",
     "alias_of",
     "artifact",
     "child",
     "connect",
+    "elsewhere",
     "end_abandoned",
     "files",
     "find_run",
     "folders",
+    "has_artifact",
+    "kept_file",
     "lives",
+    "place",
     "registered",
+    "require_free",
+    "send_kept",
+    "send_kept_below",
     "set_failed",
     "start",
     "study_of_alias",
+    "upload",
     "upload_folder",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import mlflow
 from mlflow.entities import Run, RunStatus
@@ -12,10 +13,14 @@ from mlflow.tracking.context.registry import resolve_tags
 from grpo_mlflow import redaction
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.errors import StoreAway, one_line, redact
+from grpo_mlflow.runtime.files import remove_parts
+from grpo_mlflow.tracking import ownership, places
 from grpo_mlflow.tracking.base import Tracker
-from grpo_mlflow.tracking.store import STORE_ERRORS, connect, experiment_id
+from grpo_mlflow.tracking.store import STORE_ERRORS, connect, experiment_id, set_failed
 from grpo_mlflow.tracking.tracker import MlflowTracker
 
+_KIND = "grpo.kind"
+_SETTLE_SECONDS = 10.0  # for what a run that is resumed has kept; the rest is sent while it goes on
 Place = tuple[str, str, Mapping[str, str]]  # parent run id, name, tags
 
 
@@ -26,6 +31,7 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
 
     Raises:
         StoreAway: the store cannot be reached, or there is no run to resume.
+        UserError: another process works on the run.
     """
     client = connect(config.uri)
     adopted = os.environ.get("MLFLOW_RUN_ID")
@@ -33,44 +39,66 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
         if resume is not None:
             run = _reopen(client, resume, adopted if not nested else None)
         elif nested:
-            run = _below(client, nested)
+            run = _below(client, nested, kind)
         elif adopted:
             run = client.get_run(adopted)
         else:
-            run = client.create_run(
-                experiment_id(client, config.experiment),
-                run_name=config.run_name,
-                tags=redaction.without(resolve_tags({})),
-            )
-        if resume is None and nested is None and config.run_name:
-            client.update_run(run.info.run_id, name=config.run_name)
-        tracker = MlflowTracker(client, run)
-        if resume is not None:
-            tracker.remember()
+            tags = {
+                **redaction.without(resolve_tags({})),
+                **ownership.signature(),
+                _KIND: kind,
+            }  # at once: one that is killed now can be told for ours, and ended
+            run = client.create_run(experiment_id(client, config.experiment), run_name=config.run_name, tags=tags)
+        with _failed_otherwise(config.uri, run.info.run_id):
+            if adopted == run.info.run_id and resume is None:
+                ownership.sign(client, run.info.run_id)
+            if resume is None and nested is None and config.run_name:
+                client.update_run(run.info.run_id, name=config.run_name)
+            tracker = MlflowTracker(client, run)
+            if resume is not None:
+                remove_parts(tracker.run_dir)
+                tracker.remember()
     except STORE_ERRORS as error:
         raise StoreAway(f"MLflow store {redact(mlflow.get_tracking_uri())}: {one_line(error)}") from error
-    tracker.tags({"grpo.kind": kind})
-    if config.system_metrics:
-        tracker.watch_system()
+    with _failed_otherwise(config.uri, tracker.run_id):
+        tracker.tags({_KIND: kind, **places.of_this_process(tracker.run_dir)})
+        if config.system_metrics:
+            tracker.watch_system()
+        if resume is not None:
+            tracker.settle(_SETTLE_SECONDS)
+        tracker.hold()
     return tracker
 
 
+@contextmanager
+def _failed_otherwise(uri: str | None, run_id: str) -> Iterator[None]:
+    """Mark the run FAILED if the block raises: nobody else knows of it yet, and it would show as running for ever."""
+    try:
+        yield
+    except BaseException:
+        set_failed(uri, run_id)
+        raise
+
+
 def _reopen(client: mlflow.MlflowClient, resume: str, adopted: str | None) -> Run:
-    """Set a run back to RUNNING. The one that `mlflow run -P resume=` opened stays and says why.
+    """Take a run and set it back to RUNNING. The one that `mlflow run -P resume=` opened stays and says why.
 
     It cannot go: `mlflow run` will set its status.
     """
-    run = client.get_run(resume)
-    client.update_run(resume, status=RunStatus.to_string(RunStatus.RUNNING))
+    run = ownership.take(client, resume)
     if adopted and adopted != resume:
         client.update_run(adopted, name=f"resume of {run.info.run_name}")
         client.set_tag(adopted, "mlflow.parentRunId", resume)
         client.set_tag(adopted, "grpo.resumed", resume)
+    if places.ENDED in run.data.tags:
+        client.delete_tag(resume, places.ENDED)
+    client.update_run(resume, status=RunStatus.to_string(RunStatus.RUNNING))  # last, as what failed would leave it so
     return run
 
 
-def _below(client: mlflow.MlflowClient, place: Place) -> Run:
+def _below(client: mlflow.MlflowClient, place: Place, kind: str) -> Run:
     parent_id, name, own = place
     parent = client.get_run(parent_id)
-    tags = {**redaction.without({**resolve_tags({}), **own}), "mlflow.parentRunId": parent_id}
+    tags = redaction.without({**resolve_tags({}), **own})
+    tags |= {**ownership.signature(), "mlflow.parentRunId": parent_id, _KIND: kind}
     return client.create_run(parent.info.experiment_id, run_name=name, tags=tags)

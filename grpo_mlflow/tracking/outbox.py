@@ -1,4 +1,8 @@
-"""Operations on their way to MLflow: sent in order, kept on the disk while the store is away."""
+"""Operations on their way to MLflow: sent in order, kept on the disk while the store is away.
+
+What was kept is sent in slices, one with each further operation: a slice has more than one, so that what waits gets
+less, and training never stands still until all of it is sent.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +20,18 @@ from grpo_mlflow.tracking.spool import Spool
 from grpo_mlflow.tracking.store import STORE_ERRORS
 
 _RETRY_SECONDS = 30.0
+SPOOL = "spool.jsonl"
+_SLICE_SECONDS, _SLICE_LEAST = 1.0, 2
 _NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """Sends operations to a run, each once those before it are sent; those that wait are in `spool.jsonl`."""
+    """Sends operations to a run, each once those before it are sent; those that wait are in `SPOOL`."""
 
     def __init__(self, destination: Destination) -> None:
         self._destination = destination
-        self._spool = Spool(destination.run_dir / "spool.jsonl")
+        self._spool = Spool(destination.run_dir / SPOOL)
         self._retry_at = self._pause = 0.0
 
     @property
@@ -39,7 +45,7 @@ class Outbox:
 
     def waiting(self) -> list[Operation]:
         """Return the operations that wait."""
-        return self._spool.read()
+        return list(self._spool.waiting())
 
     def hurry(self) -> None:
         """Try the store again at the next operation, unless a try takes minutes."""
@@ -48,23 +54,45 @@ class Outbox:
 
     @interrupts.deferred()  # the store's client may take a signal for an error of the store, or the spool lose a line
     def send(self, operation: Operation) -> None:
-        """Send what waits and then the operation; where the store is away, keep it."""
-        pending = self._spool.read()
-        waiting, began = [*pending, operation], time.monotonic()
-        if not pending or time.monotonic() >= self._retry_at:
-            try:
-                while waiting:
-                    self._send_or_set_aside(waiting[0])
-                    waiting.pop(0)
-            except STORE_ERRORS as error:
-                self._pause = max(_RETRY_SECONDS, time.monotonic() - began)
-                self._retry_at = time.monotonic() + self._pause
-                if not pending:
-                    log.warning("MLflow is away, keeping its data in %s: %s", self._spool.path, one_line(error))
-            else:
-                self._spool.clear()
-                return
-        self._spool.append(operation)
+        """Send the operation; while others wait, or where the store is away, keep it, and send some of these."""
+        if self._spool.waits():
+            self._spool.append(operation)
+            self.replay(_SLICE_SECONDS)
+            return
+        began = time.monotonic()
+        try:
+            self._send_or_set_aside(operation)
+        except STORE_ERRORS as error:
+            self._spool.append(operation)
+            self._rest(began)
+            log.warning("MLflow is away, keeping its data in %s: %s", self._spool.path, one_line(error))
+
+    @interrupts.deferred()
+    def replay(self, seconds: float) -> Exception | None:
+        """Send what waits, in order, until this time is over, or a signal waits; what was sent waits no more.
+
+        Not within 30 seconds after the store was away. Returns its error if it is away.
+        """
+        began, sent = time.monotonic(), 0
+        if began < self._retry_at:
+            return None
+        try:
+            for operation in self._spool.waiting():
+                if sent >= _SLICE_LEAST and (time.monotonic() - began >= seconds or interrupts.waits()):
+                    break
+                self._send_or_set_aside(operation)
+                sent += 1
+        except STORE_ERRORS as error:
+            self._rest(began)
+            return error
+        finally:
+            self._spool.drop(sent)
+        return None
+
+    def _rest(self, began: float) -> None:
+        """Leave the store alone for a while after a try that began then."""
+        self._pause = max(_RETRY_SECONDS, time.monotonic() - began)
+        self._retry_at = time.monotonic() + self._pause
 
     def _send_or_set_aside(self, operation: Operation) -> None:
         """Send an operation; one that the store will never take must not hold up those behind it."""

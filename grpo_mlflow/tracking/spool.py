@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
+from grpo_mlflow.runtime.files import replacing
 from grpo_mlflow.tracking.operations import Operation, from_list
 
 
@@ -17,26 +21,52 @@ class Spool:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._start = 0  # of the first that waits: above 0 where a full disk kept those before it in the file
+        self._whole: int | None = None  # the size of the file, if it is known to end with a whole line
 
     def waits(self) -> bool:
         return self.path.exists()
 
-    def read(self) -> list[Operation]:
-        """Return the operations that wait."""
-        return [from_list(json.loads(line)) for line in self._whole().splitlines()]
+    def waiting(self) -> Iterator[Operation]:
+        """Yield the operations that wait."""
+        if not self.waits():
+            return
+        with self.path.open("rb") as stream:
+            stream.seek(self._start)
+            for line in stream:
+                if line.endswith(b"\n"):
+                    yield from_list(json.loads(line))
 
     def append(self, operation: Operation) -> None:
         """Add an operation; it is on the disk when this returns."""
-        whole = len(self._whole())
         with self.path.open("ab") as stream:
-            stream.truncate(whole)
+            if stream.tell() != self._whole:
+                stream.truncate(self.path.read_bytes().rfind(b"\n") + 1)
             stream.write(json.dumps(operation.as_list()).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
+            self._whole = stream.tell()
 
-    def clear(self) -> None:
-        self.path.unlink(missing_ok=True)
+    def drop(self, count: int) -> None:
+        """Forget the first operations, so that no other process sends them again."""
+        if not self.waits():
+            return
+        with self.path.open("rb") as stream:
+            stream.seek(self._start)
+            for _ in range(count):
+                stream.readline()
+            self._start = stream.tell()
+            if not stream.readline().endswith(b"\n"):
+                self.path.unlink()
+                self._start, self._whole = 0, None
+            elif count:
+                stream.seek(self._start)
+                self._keep_rest(stream)
 
-    def _whole(self) -> bytes:
-        data = self.path.read_bytes() if self.waits() else b""
-        return data[: data.rfind(b"\n") + 1]
+    def _keep_rest(self, stream: BinaryIO) -> None:
+        try:
+            with replacing(self.path, synced=True) as rest:
+                shutil.copyfileobj(stream, rest)
+        except OSError:  # a full disk: they stay in the file
+            return
+        self._start, self._whole = 0, None

@@ -97,6 +97,15 @@ def artifact(client: mlflow.MlflowClient, run_id: str, name: str) -> Path:
     return path
 
 
+def has_artifact(client: mlflow.MlflowClient, run_id: str, name: str) -> bool:
+    """Return whether the store, and not only this machine, has a file of a run.
+
+    Raises:
+        StoreAway: the store cannot be reached.
+    """
+    return name in (entry.path for entry in _entries(client, run_id, name.rpartition("/")[0]))
+
+
 def upload_folder(run_id: str) -> Path:
     """Return where the files of a run are kept before they are sent, where the store is no local folder."""
     return Path("outputs").absolute() / run_id

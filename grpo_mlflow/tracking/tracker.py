@@ -3,7 +3,7 @@
 Files of a run are written into its run folder. Where the artifact store is a local folder that is the run folder, and
 writing is logging; else files are uploaded. Every write to MLflow is an operation that can be repeated: if the store is
 away, operations go to `spool.jsonl` in the run folder in order, training goes on, and they are replayed as soon as the
-store answers, at the latest when the run is resumed.
+store answers, a few with each further one, and when the run is resumed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import logging
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.entities import Run
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from pydantic_core import to_jsonable_python
@@ -26,8 +24,9 @@ from pydantic_core import to_jsonable_python
 from grpo_mlflow import redaction
 from grpo_mlflow.errors import redact
 from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.runtime.files import write_whole
+from grpo_mlflow.tracking import ownership
 from grpo_mlflow.tracking.operations import (
-    Destination,
     Metrics,
     Operation,
     Params,
@@ -38,25 +37,29 @@ from grpo_mlflow.tracking.operations import (
     Tags,
 )
 from grpo_mlflow.tracking.outbox import Outbox
-from grpo_mlflow.tracking.store import listed_tables, local_path, upload_folder
+from grpo_mlflow.tracking.places import ENDED, run_folder
+from grpo_mlflow.tracking.store import listed_tables, local_path
+from grpo_mlflow.tracking.upload import destination
 
 _FLUSH_SECONDS = 5.0  # a call to a store costs as much for one step as for many
+_SETTLE_SECONDS = 60.0  # for what waits at the end of a run; what takes longer is sent later
 _TABLES = 80  # that the UI lists: a tag takes 8000 characters
 log = logging.getLogger(__name__)
 
 
 class MlflowTracker:
-    """Writes to one MLflow run. No method raises because the store is away."""
+    """Writes to one MLflow run. No method raises because the store is away.
+
+    After long silence on another machine the run may have been taken over: then what writes raises UserError.
+    """
 
     def __init__(self, client: mlflow.MlflowClient, run: Run) -> None:
         self._client, self.run_id = client, run.info.run_id
         self.url = mlflow.get_tracking_uri()
-        local = local_path(run.info.artifact_uri)
-        self._uploads = local is None
-        self.run_dir = local or upload_folder(self.run_id)
+        self._uploads = local_path(run.info.artifact_uri) is None
+        self.run_dir = run_folder(run)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        artifacts = get_artifact_repository(run.info.artifact_uri)
-        self._outbox = Outbox(Destination(client, self.run_id, self.run_dir, artifacts))
+        self._outbox = Outbox(destination(client, run, self.run_dir))
         self._flush_at = 0.0
         self._points: list[tuple[dict[str, float], int, int]] = []
         self._logged: dict[int, set[tuple[str, float]]] = {}
@@ -65,6 +68,7 @@ class MlflowTracker:
             tags |= operation.values if isinstance(operation, Tags) else {}
         self._tables = listed_tables(tags)
         self._monitor: SystemMetricsMonitor | None = None
+        self._holding: ownership.Holding | None = None
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters that the run lacks; `mlflow run` has logged some of them in its own spelling."""
@@ -88,15 +92,20 @@ class MlflowTracker:
     def remember(self) -> None:
         """Take note of the curves that the run has, so that a resume that repeats steps gives one continuous curve.
 
-        Steps are recognised by their loss or pass@1; where repetition is not exact both points are kept.
+        Those that wait for the store count as well. Steps are recognised by their loss or pass@1; where repetition is
+        not exact both points are kept.
         """
         for key in ("train/loss_total", "eval/pass_at_1"):
             for point in self._client.get_metric_history(self.run_id, key):
                 self._logged.setdefault(point.step, set()).add((key, point.value))
+            for operation in self._outbox.waiting():
+                for values, step, _ in operation.points if isinstance(operation, Metrics) else ():
+                    if key in values:
+                        self._logged.setdefault(step, set()).add((key, values[key]))
 
     def text(self, name: str, content: str) -> None:
         """Write a file of the run and publish it."""
-        self._path(name).write_text(redact(content))
+        write_whole(self.run_dir / name, redact(content), synced=name.startswith("config/"))  # which a resume needs
         self.publish(name)
 
     def table(self, name: str, columns: Mapping[str, list[Any]]) -> None:
@@ -105,10 +114,9 @@ class MlflowTracker:
         It is what `log_table` would leave, but written again it is replaced, not lengthened, and the list never
         outgrows a tag, which MLflow cuts off and then cannot read.
         """
-        path = self._path(name)
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         data = to_jsonable_python({"columns": list(columns), "data": rows}, inf_nan_mode="null", fallback=str)
-        path.write_text(json.dumps(redaction.without(data)))
+        write_whole(self.run_dir / name, json.dumps(redaction.without(data)))
         self.publish(name)
         entry = {"path": name, "type": "table"}
         self._tables = [*(table for table in self._tables if table != entry), entry][-_TABLES:]
@@ -128,6 +136,15 @@ class MlflowTracker:
         """Make an artifact of a run the newest version of a registered model, and let the alias name it."""
         self._do(Register(name, alias, run_id, artifact, redaction.without(dict(tags))))
 
+    def settle(self, seconds: float) -> None:
+        """Send what waits for the store, for so long at most."""
+        if self._outbox.waits():
+            self._outbox.replay(seconds)
+
+    def hold(self) -> None:
+        """Show that this process works on the run, until it is finished."""
+        self._holding = ownership.Holding(self._client, self.run_id)
+
     def watch_system(self) -> None:
         """Log CPU, memory and GPU use in the background until the run ends."""
         self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True)
@@ -137,24 +154,34 @@ class MlflowTracker:
         """Set the final status: FINISHED, FAILED or KILLED."""
         if self._monitor is not None:
             self._monitor.finish()
+        if self._holding is not None and self._holding.lost:
+            return  # its status is another's
         self._outbox.hurry()
-        self.tags({"grpo.ended": status})  # `mlflow run` overwrites the status itself with FINISHED or FAILED
+        self.tags({ENDED: status})  # `mlflow run` overwrites the status itself with FINISHED or FAILED
         self._do(Status(status))
+        self.settle(_SETTLE_SECONDS)
+        if self._holding is not None:
+            self._holding.end()  # also while something waits: who goes on with the run sends it
+            self._holding = None
         if self._outbox.waits():
-            log.warning("MLflow is away: resume=%s sends what is kept in %s", self.run_id, self._outbox.path)
-
-    def _path(self, name: str) -> Path:
-        path = self.run_dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+            log.warning(
+                "MLflow lacks what is kept in %s; `python -m entrypoints.upload --folder %s tracking.uri=%s` sends it",
+                *(self._outbox.path, self.run_dir, redact(self.url)),
+            )
 
     def _do(self, operation: Operation) -> None:
+        self._require_held()
         self.flush()
         self._outbox.send(operation)
+
+    def _require_held(self) -> None:
+        if self._holding is not None:
+            self._holding.require()
 
     @interrupts.deferred()
     def flush(self) -> None:
         """Send the metrics that wait."""
+        self._require_held()
         if self._points:
             points, self._points = self._points, []
             self._outbox.send(Metrics(points))

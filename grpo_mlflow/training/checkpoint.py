@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grpo_mlflow.errors import ModelError
+from grpo_mlflow.runtime.files import write_whole
 
 _NAME = re.compile(r"iter_(\d{3,})")
 
@@ -43,6 +43,11 @@ def name_of(iteration: int) -> str:
     return f"iter_{iteration:03d}"
 
 
+def is_name(name: str) -> bool:
+    """Return whether a folder of this name is meant as a checkpoint."""
+    return _NAME.fullmatch(name) is not None
+
+
 def read(path: Path) -> Checkpoint:
     """Return the checkpoint at `path` after comparing every file with the manifest.
 
@@ -51,7 +56,7 @@ def read(path: Path) -> Checkpoint:
     """
     manifest = _manifest(path)
     if manifest is None:
-        raise ModelError(f"checkpoint {str(path)!r}: no manifest.json, so it is not a complete checkpoint")
+        raise ModelError(f"checkpoint {str(path)!r}: no whole manifest.json, so it is not a complete checkpoint")
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():
@@ -72,6 +77,14 @@ class CheckpointStore:
                 shutil.rmtree(path)
             else:
                 path.rename(final)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process left: checkpoints without a manifest. Only who owns the run may do so."""
+        for path in self.root.glob(".writing-*"):
+            shutil.rmtree(path)
+        for path in self.root.glob("iter_*"):
+            if is_name(path.name) and not (path / "manifest.json").exists():
+                shutil.rmtree(path)
 
     def all(self) -> list[Checkpoint]:
         """Return the complete checkpoints, oldest first (files are not re-hashed here)."""
@@ -101,7 +114,7 @@ class CheckpointStore:
                 if file.is_file()
             }
             manifest = {"iteration": iteration, "score": score, "files": files}
-            _write_synced(scratch / "manifest.json", json.dumps(manifest, indent=1))
+            write_whole(scratch / "manifest.json", json.dumps(manifest, indent=1), synced=True)
         except Exception:  # a full disk: without this, what comes next finds it full
             shutil.rmtree(scratch, ignore_errors=True)
             raise
@@ -152,11 +165,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
+    """Return what a manifest says; None where there is none, or another text in its place."""
     try:
-        content: dict[str, Any] = json.loads((path / "manifest.json").read_text())
-    except (OSError, ValueError):
+        content = json.loads((path / "manifest.json").read_text())
+        files, score = content["files"], content["score"]
+        right = all(isinstance(entry["size"], int) and isinstance(entry["sha256"], str) for entry in files.values())
+        right = right and isinstance(content["iteration"], int) and (score is None or isinstance(score, (int, float)))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return None
-    return content
+    return content if right else None
 
 
 def _sha256(file: Path) -> str:
@@ -165,10 +182,3 @@ def _sha256(file: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())

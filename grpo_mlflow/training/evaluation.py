@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.algorithm.statistics import Estimate, mean, mean_at_k, mean_interval, pass_at_k, rate_interval
 from grpo_mlflow.config import Config
+from grpo_mlflow.errors import UserError, one_line
 from grpo_mlflow.generation import Generator, Sampling, training_sampling
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime.files import replacing
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Task, contents, member_of
 from grpo_mlflow.tracking import Tracker
@@ -175,10 +177,9 @@ def _outcomes(
 
 def write(path: Path, evaluation: Evaluation) -> None:
     """Write the k's and the range of rewards, then one JSON object per problem."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")  # others may read it as soon as it is there
-    with beside.open("w") as stream:
-        stream.write(json.dumps({"ks": evaluation.ks, "reward_range": evaluation.reward_range}) + "\n")
+    head = {"ks": evaluation.ks, "reward_range": evaluation.reward_range, "problems": len(evaluation.outcomes)}
+    with replacing(path, synced=True) as stream:  # others may read it as soon as it is there
+        stream.write(_line(head))
         for outcome in evaluation.outcomes:
             record = {
                 "prompt": asdict(outcome.rollouts[0].prompt),
@@ -186,22 +187,36 @@ def write(path: Path, evaluation: Evaluation) -> None:
                 "greedy": record_of(outcome.greedy) if outcome.greedy else None,
                 "chance": outcome.chance,
             }
-            stream.write(json.dumps(record) + "\n")
-    beside.replace(path)
+            stream.write(_line(record))
+
+
+def _line(record: object) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 def read(path: Path) -> Evaluation:
-    """Read what `write` wrote."""
-    first, *lines = path.read_text().splitlines()
+    """Read what `write` wrote.
+
+    Raises:
+        UserError: the file is not whole.
+    """
+    try:
+        first, *lines = (json.loads(line) for line in path.read_text().splitlines())
+        if len(lines) != first.get("problems", len(lines)):  # earlier versions wrote none
+            raise ValueError(f"it holds {len(lines)} of {first['problems']} problems")
+        return _of_records(first, lines)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: is no whole evaluation: {one_line(error)}") from error
+
+
+def _of_records(head: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Evaluation:
     outcomes = []
-    for line in lines:
-        record = json.loads(line)
+    for record in records:
         asked = record["prompt"]
         prompt = Prompt(asked["problem_id"], tuple(asked["messages"]), tuple(asked["token_ids"]))
         greedy = rollout_of(prompt, record["greedy"]) if record["greedy"] else None
         rollouts = tuple(rollout_of(prompt, item) for item in record["rollouts"])
         outcomes.append(Outcome(prompt.problem_id, rollouts, greedy, record["chance"]))
-    head = json.loads(first)
     reward_range = head.get("reward_range", (0.0, 1.0))  # earlier versions wrote none
     return Evaluation(tuple(outcomes), tuple(head["ks"]), tuple(reward_range))
 

@@ -166,9 +166,9 @@ class Learner:
         rate = learning_rate(self.step, self._sizes.total_steps, config.lr, config.lr_warmup_steps, config.lr_schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.step += 1  # from here on the weights are others, also if the step fails half-way
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
         return Applied(grad_norm=float(norm), lr=rate)
 
     def _inputs(

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError, to_json
 
+from grpo_mlflow.runtime.files import replacing
 from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout, Verdict
 
 
@@ -28,8 +29,7 @@ _TO_JSON = {kind: TypeAdapter(kind).serializer.to_json for kind in (Completion, 
 
 def write(path: Path, groups: Sequence[Group]) -> None:
     """Write one JSON object per group: the problem, and all that each rollout holds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as stream:
+    with replacing(path) as stream:
         for group in groups:
             stream.write(
                 b'{"problem": %b, "prompt_token_ids": %b, "advantages": %b, "rollouts": [%b]}\n'

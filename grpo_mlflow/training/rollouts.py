@@ -9,7 +9,7 @@ import numpy as np
 from grpo_mlflow import seeding
 from grpo_mlflow.algorithm.advantages import group_advantages
 from grpo_mlflow.algorithm.names import Scale
-from grpo_mlflow.errors import PromptTooLong
+from grpo_mlflow.errors import PromptTooLong, TextUntried, UserError
 from grpo_mlflow.generation import Generator, Sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime import interrupts
@@ -59,11 +59,14 @@ def render(policy: Policy, problems: Sequence[Problem], new: int) -> list[Prompt
 
     Raises:
         PromptTooLong: the model has too few positions for one of them. Beyond its last one a model fails in many ways.
+        TextUntried: the model was not tried with so many tokens.
     """
     prompts = [policy.prompt(problem) for problem in problems]
-    for prompt in prompts:
+    for problem, prompt in zip(problems, prompts, strict=True):
         if lack := lacks_room(policy, prompt, new):
-            raise PromptTooLong(f"max_new_tokens = {new}: {lack}")
+            line = f"max_new_tokens = {new}: {lack}. Neither can change on resume, but in a new run from the checkpoint"
+            raise PromptTooLong(line, problem.seed, (policy.positions or 0) - len(prompt.token_ids))
+        require_tried(policy, len(prompt.token_ids) + new, f"the prompt of {prompt.problem_id} and its completion")
     return prompts
 
 
@@ -77,6 +80,26 @@ def lacks_room(policy: Policy, prompt: Prompt, new: int) -> str | None:
         f"the prompt of {prompt.problem_id} has {length} tokens, and the model {positions} positions for it and its "
         f"completion; allowed: {shorter}a model with more positions"
     )
+
+
+def require_tried(policy: Policy, tokens: int, what: str) -> None:
+    """Refuse a text of so many tokens that the model was not made for or not tried with.
+
+    Raises:
+        UserError: it has fewer positions.
+        TextUntried: it computes such texts in another way than those that it was tried with.
+    """
+    if policy.positions is not None and tokens > policy.positions:
+        raise UserError(
+            f"{what}: {tokens} tokens together, and model {policy.name!r} has {policy.positions} positions; allowed: a "
+            "model with more positions"
+        )
+    if policy.longest is not None and tokens > policy.longest:
+        raise TextUntried(
+            f"{what}: up to {tokens} tokens together; beyond {policy.longest} the model computes in another way (a "
+            "window, a chunk, stretched angles), which was not tried, since what the run met first was shorter; "
+            "allowed: to resume the run, which tries it before it goes on"
+        )
 
 
 def judge(

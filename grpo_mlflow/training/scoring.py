@@ -18,6 +18,7 @@ from grpo_mlflow.forward import shared_prefix, ways
 from grpo_mlflow.forward.padded import completion_logprobs
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.training.batching import Row, micro_batches, pad, prompt_batches
+from grpo_mlflow.training.rollouts import require_tried
 
 
 class Scorer:
@@ -40,7 +41,11 @@ class Scorer:
         """Return log-probabilities and entropies of the completions, both (B, T) in float32.
 
         They are zero past the end of a completion and on tokens that are not trained.
+
+        Raises:
+            TextUntried: a row, of a recording, say, is longer than the model was tried with.
         """
+        require_tried(self._policy, max(row.width for row in rows), "a rollout")
         model = model or self._policy.model
         with self._policy.autocast(), self._policy.weights():
             if self.shares:
@@ -68,7 +73,7 @@ class Scorer:
             temperature,
             entropy_gradient,
             written_out=self._policy.written_out and self._way.written_out,
-            sampled=self._policy.sampled,
+            sampled=self._policy.priced,
         )
         if len(numbers) == len(rows):
             return chosen, entropy
@@ -88,12 +93,13 @@ class Scorer:
 
     def _padded(self, rows: Sequence[Row], model: Any, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
         device, width = self._policy.device, max(row.width for row in rows)
-        ids = [[*row.prompt_ids, *row.completion_ids, *[self._policy.pad_id] * (width - row.width)] for row in rows]
+        # padded with the token that `ways` found the way right with
+        ids = [[*row.prompt_ids, *row.completion_ids, *[0] * (width - row.width)] for row in rows]
         starts = torch.tensor([len(row.prompt_ids) for row in rows], device=device)
         most = max(len(row.completion_ids) for row in rows)
         rows_of_ids = torch.tensor(ids, device=device)
         found = completion_logprobs(
-            model, rows_of_ids, starts, most, self._temperature, entropy_gradient, self._policy.sampled
+            model, rows_of_ids, starts, most, self._temperature, entropy_gradient, self._policy.priced
         )
         unscored = pad([row.mask for row in rows], most).to(device) == 0
         chosen, entropy = (value.masked_fill(unscored, 0.0) for value in found)

@@ -27,7 +27,7 @@ def write(folder: Path, parts: Parts, progress: Progress) -> None:
     inner = folder / "trainer"
     inner.mkdir()
     parts.learner.save(inner / "optimizer.safetensors")
-    parts.source.save(inner / AHEAD)
+    parts.source.save(inner / AHEAD, progress.iteration)
     (inner / "config.yaml").write_text(redact(dump(parts.config)))
     state = {
         "run_id": parts.tracker.run_id,

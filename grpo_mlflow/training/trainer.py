@@ -31,9 +31,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from grpo_mlflow.algorithm.statistics import mean
-from grpo_mlflow.errors import PeerLost, PromptTooLong, ServerFailed, StoreAway
+from grpo_mlflow.errors import Pruned, one_line
 from grpo_mlflow.runtime import interrupts
-from grpo_mlflow.training import evaluation, iteration, observations, state
+from grpo_mlflow.training import evaluation, iteration, observations, rollout_metrics, state
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.iteration import Iteration, Phases
 from grpo_mlflow.training.parts import Parts
@@ -65,13 +65,12 @@ class Trainer:
         self._meter = Meter(parts.policy, parts.config, parts.processes.count)
         self.progress = progress or Progress()
         self._saved = self.progress.iteration if progress else None
-        self._whole = True  # the weights are those of `progress.iteration`
+        self._steps = parts.learner.step  # that lead to the weights of `progress.iteration`
 
     def run(self) -> Progress:
         """Train up to `train.iterations`.
 
-        A signal, a server that fails, a store or storage that is away, a prompt that is too long, or the loss of
-        another process leaves a checkpoint of the last version.
+        Whatever else ends the run leaves a checkpoint of the last version, unless an optimizer step had begun on it.
         """
         source, console, total = self._parts.source, self._parts.console, self._config.train.iterations
         console.start("training", total, self.progress.iteration)
@@ -89,11 +88,10 @@ class Trainer:
                     self._track_generators(version)
                     return self.progress
                 self.iterate(version)
-        except (interrupts.Interrupted, ServerFailed, StoreAway, PromptTooLong, PeerLost):
-            source.stop()
-            if self._whole:  # not so where a process was lost in the middle of an update
-                with interrupts.deferred():
-                    self._save(self.progress.iteration)
+        except (KeyboardInterrupt, Pruned):  # somebody does not want to wait, or does not want the run
+            raise
+        except BaseException:
+            self._keep()
             raise
         finally:
             source.stop()
@@ -109,9 +107,12 @@ class Trainer:
             collected = source.groups(version)
             source.begin(version + 1)
         with interrupts.deferred():  # from the first optimizer step on, only a whole iteration can be saved
-            self._whole = False
             with phases.measure("update"), processes.collective():
                 metrics = learner.update(collected.groups, self._config.seed, version)
+            # before all that may fail: the version is whole now, whatever becomes of its figures
+            before = self.progress.seconds
+            tokens, seconds = rollout_metrics.tokens(collected.sampled), time.perf_counter() - start
+            self.progress, self._steps = self.progress.after_iteration(tokens, seconds), learner.step
             trained = metrics.pop("tokens_trained") or 0.0
             metrics |= collected.metrics()
             done = Iteration(version, collected, metrics, trained, phases.seconds, time.perf_counter() - start)
@@ -120,9 +121,8 @@ class Trainer:
             seen = observations.of_iteration(metrics, self._own_rollouts)
             watch = self.progress.watch.after_iteration(seen, version)
             self._tell(watch.news(self.progress.watch))
-            after = self.progress.after_iteration(done.tokens_sampled, time.perf_counter() - start)
-            self.progress = replace(after, watch=watch)
-            self._whole = True
+            seconds = before + time.perf_counter() - start
+            self.progress = replace(self.progress, watch=watch, seconds=seconds)
 
     # Evaluation
 
@@ -164,6 +164,21 @@ class Trainer:
         # Where the model before training is better than all, the best of the others is still what people ask for.
         is_best = self.progress.evaluated and self.progress.best_trained_iteration == version
         return is_best or version == total or (interval > 0 and version % interval == 0)
+
+    def _keep(self) -> None:
+        """Save the last version before an error ends the run; what fails in this is not what the run failed of.
+
+        Saving exchanges nothing with other processes: the first one does it alone, as soon as it knows of the end. It
+        cannot where it hangs in a collective that does not fail by itself (NCCL): `Processes.watched` ends it there.
+        """
+        if self._parts.learner.step != self._steps:  # the weights are between two versions
+            return
+        try:
+            self._parts.source.stop()
+            with interrupts.deferred():
+                self._save(self.progress.iteration)
+        except Exception as other:
+            self._parts.console.warn(f"iteration {self.progress.iteration} could not be saved: {one_line(other)}")
 
     def _save(self, version: int) -> None:
         if self._saved == version or version == 0:

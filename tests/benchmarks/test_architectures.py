@@ -11,7 +11,7 @@ from grpo_mlflow.forward import ways
 KINDS = {
     "llama": ("packed, written out", "packed", ""),
     "gpt2": ("packed", "packed", ""),
-    "mixtral": ("padded", "cache", "its attention has a sliding_window"),
+    "mixtral": ("padded", "cache", "its attention has a window of 24 tokens, and rows are longer"),
     "cohere": ("packed", "packed", ""),  # logits are a multiple of what the output layer gives
     "granite": ("packed", "packed", ""),
     "nanochat": ("padded", "packed", "a soft cap"),

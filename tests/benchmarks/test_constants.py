@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.constants import FACTORS, MEASUREMENTS, SIZES, table
-from benchmarks.two_ways import Case, Peak, compare, constants_set
+from benchmarks.two_ways import Case, Peak, compare
 from grpo_mlflow.forward import tuning
 
 NAMES = sorted(name for name in vars(tuning) if name.isupper())
@@ -43,7 +43,7 @@ class Operations(TorchDispatchMode):
 
 def operations(case: Case, settings: Any) -> list[Any]:
     noted = Operations()
-    with constants_set(settings), noted:
+    with tuning.set_to(settings), noted:
         case.work()
     return noted.found
 

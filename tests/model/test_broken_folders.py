@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AddedToken, AutoTokenizer
 
 from grpo_mlflow.cli import doctor, evaluate, merge, optimize, train
 from grpo_mlflow.config import LoraConfig, TinyConfig, resolve
@@ -95,6 +96,52 @@ def test_all_commands_refuse_alike(sound: Path, name: str, command: str, tmp_pat
     assert not (tmp_path / "merged").exists()
 
 
+def with_token(folder: Path, *, special: bool) -> None:
+    """Give the tokenizer a token that the model has no embedding for."""
+    found = AutoTokenizer.from_pretrained(folder)
+    found.add_tokens([AddedToken("<image>", special=special)], special_tokens=special)
+    found.save_pretrained(folder)
+
+
+# What makes the tokenizer of an adapter unfit, and what the line must hold
+UNFIT: dict[str, tuple[broken.Break, list[str]]] = {
+    **{name: broken.MODELS[name] for name in broken.MODELS if name.startswith("a template that ")},
+    "a token without an embedding": (
+        lambda folder: with_token(folder, special=False),
+        ["1 tokens of its tokenizer lie outside the 317 rows", "'<image>' = 317"],
+    ),
+    "a template with a token without an embedding": (
+        broken.both(
+            lambda folder: with_token(folder, special=True),
+            broken.written("chat_template.jinja", b"<image>{{ messages[0].content }}"),
+        ),
+        ["a prompt has token 317", "below 317"],
+    ),
+    "no end-of-sequence token": (
+        broken.edited("tokenizer_config.json", eos_token=None),
+        ["names no end-of-sequence token", "eos_token"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_an_adapter_that_could_not_be_asked_is_not_merged(sound: Path, name: str, tmp_path: Path) -> None:
+    shutil.copytree(sound, tmp_path / "given")
+    base, adapter = tmp_path / "given" / "model", tmp_path / "given" / "adapter"
+    broken.edited("adapter_config.json", base_model_name_or_path=str(base))(adapter)
+    broken.without("generation_config.json")(base)  # so that only the tokenizer names an end
+    broken.edited("config.json", eos_token_id=None)(base)
+    merge.main(["--model", str(adapter), "--output", str(tmp_path / "fits")])
+    apply, fragments = UNFIT[name]
+    apply(adapter)
+    with pytest.raises(ModelError) as caught:
+        merge.main(["--model", str(adapter), "--output", str(tmp_path / "merged")])
+    line = str(caught.value)
+    assert [fragment for fragment in (*fragments, str(adapter), "allowed: ") if fragment not in line] == []
+    assert "\n" not in line
+    assert not (tmp_path / "merged").exists()
+
+
 def test_a_broken_reference_is_refused_as_early(sound: Path, tmp_path: Path) -> None:
     given = broken_copy(sound, "NaN", tmp_path)
     asked = [*words(sound / "model", tmp_path / "mlflow.db"), f"model.ref_id={given}", "train.kl_coef=0.1"]
@@ -112,6 +159,29 @@ def test_the_doctor_names_it_and_opens_no_run(sound: Path, tmp_path: Path, capsy
     assert len(failed) == 1
     assert "tokenizer knows no text" in failed[0]
     assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("name", ["a template that refuses", "another shape", "an adapter of another rank"])
+def test_the_doctor_says_what_train_says(
+    sound: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = broken_copy(sound, name, tmp_path / ("long" * 40))
+    with pytest.raises(UserError) as caught:
+        train.main(words(given, tmp_path / "mlflow.db"))
+    with pytest.raises(SystemExit):
+        doctor.main(words(given, tmp_path / "mlflow.db"))
+    line = str(caught.value)
+    found, remedy = capsys.readouterr().out.partition("FAILED  model")[2].splitlines()[:2]
+    assert found.strip() == line
+    assert remedy.strip() == f"remedy: {line.partition('; allowed: ')[2]}"
+
+
+def test_the_doctor_looks_at_the_reference_too(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = broken_copy(sound, "NaN", tmp_path)
+    asked = [*words(sound / "model", tmp_path / "mlflow.db"), f"model.ref_id={given}", "train.kl_coef=0.1"]
+    with pytest.raises(SystemExit):
+        doctor.main(asked)
+    assert f"model '{given}': 1 tensor" in capsys.readouterr().out.partition("FAILED  model")[2]
 
 
 def test_the_command_prints_the_line_alone(sound: Path, tmp_path: Path) -> None:

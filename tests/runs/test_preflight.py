@@ -409,10 +409,29 @@ def test_nothing_is_sampled_after_a_prompt_that_is_too_long(fitting: Policy) -> 
         rollouts.collect(task, fitting, Never(), problems, k=2, sampling=Sampling(8), seed=0, key=())  # type: ignore[arg-type]
 
 
+def test_the_longest_of_the_later_prompts_count(fitting: Policy) -> None:
+    late = rollouts.seeds_of_iteration(0, 80, 8, 9, seed=0)[3]
+    words = ["seed=0", "data.train_seed_start=0", "data.num_train_seeds=80", "data.problems_per_iteration=8"]
+    words += ["eval.enabled=false", "train.iterations=10", "generation.max_new_tokens=2"]
+    task = Repeated(long=[late], times=20)
+    assert require(fitting, task, *words) == len(fitting.prompt(task.problem("train", late)).token_ids) + 2
+
+
+def test_a_resumed_run_meets_what_comes_next_first(fitting: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "_LOOKED", 0.0)
+    late = rollouts.seeds_of_iteration(0, 80, 8, 9, seed=0)[3]
+    words = ["data.train_seed_start=0", "data.num_train_seeds=80", "data.problems_per_iteration=8", "seed=0"]
+    config = settings(Path("given"), "eval.enabled=false", "train.iterations=10", *words).config
+    task = Repeated(long=[late], times=20)
+    begins, resumes = (preflight.require(config, task, fitting, begun) for begun in (0, 9))
+    assert resumes > begins + 20
+
+
 def test_a_long_prompt_that_is_met_late_leaves_a_checkpoint(
     sound: Path, tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preflight, "_LOOKED", 0.0)  # as where problems take long to make
     late = rollouts.seeds_of_iteration(0, 80, 8, 9, seed=0)[3]  # after the 64 that are met before the run
     words = ["data.task=python:tests.support.posing:Repeated", f"data.settings={{long: [{late}]}}", "seed=0"]
     words += ["data.train_seed_start=0", "data.num_train_seeds=80", "data.problems_per_iteration=8"]
@@ -420,6 +439,6 @@ def test_a_long_prompt_that_is_met_late_leaves_a_checkpoint(
     words += [f"tracking.uri={store}", "generation.max_new_tokens=2", "train.batch_size=16", "train.grad_accum_steps=1"]
     with pytest.raises(PromptTooLong, match=f"the prompt of repeated/train/{late} has"):
         runs.train(resolve("tiny", [f"model.train_id={sound}", "model.device=cpu", *words]))
-    assert "iter_009 is whole" in capsys.readouterr().out
+    assert "iter_009 is whole" in capsys.readouterr().out  # what it says to do is tried in test_going_around.py
     (weights,) = tmp_path.glob("**/iter_009/model.safetensors")
     assert load_file(weights)

@@ -25,7 +25,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
 from grpo_mlflow.errors import UserError
-from grpo_mlflow.search import owners, records, recovery, rights
+from grpo_mlflow.runtime import owners
+from grpo_mlflow.search import records, recovery, rights
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.storage import open_storage

@@ -292,7 +292,8 @@ def test_what_is_missing_of_each_trial_is_said_once_and_without_any_there_is_no_
     ids = [trial.user_attrs["run_id"] for trial in found]
     client.delete_run(ids[0])  # the own settings
     shutil.rmtree(Path(client.get_run(ids[1]).info.artifact_uri) / "checkpoints")
-    (Path(client.get_run(ids[2]).info.artifact_uri) / "config" / "resolved.yaml").unlink()
+    for name in ("config", "checkpoints"):  # a checkpoint holds the config as well
+        shutil.rmtree(Path(client.get_run(ids[2]).info.artifact_uri) / name)
     capsys.readouterr()
     with pytest.raises(UserError, match=r"^study 'grpo': none of its finished trials is left to confirm.*; allowed: "):
         search(study_config(store, tmp_path, *words))

@@ -331,6 +331,7 @@ def test_own_answers_succeed(folder: Path) -> None:
         ("a.jsonl", '{"question": "q", "answer": "#### 3 or 4"}\n', ["a.jsonl: row 1", "#### and a number"]),
         ("a.jsonl", '{"question": null, "answer": "#### 3"}\n', ["a.jsonl: row 1", "`question` and `answer`"]),
         ("a.jsonl", "3\n", ["a.jsonl: row 1"]),
+        ("a.jsonl", '{"question": "\\ud800", "answer": "#### 1"}\n', ["a.jsonl: row 1 is not of GSM8K"]),
         ("a.jsonl", "{\n", ["a.jsonl: cannot be read"]),
         ("a.parquet", "nonsense", ["a.parquet: cannot be read"]),
         ("a.csv", "question,answer\n", ["holds no rows", ".parquet or .jsonl"]),

@@ -103,6 +103,30 @@ class Good(Task):
             {},
             ["A fails on its own problem: KeyError: 'lost'"],
         ),
+        (
+            BASE + "class A(Good):\n    def verify(self, problem, text): return None",
+            "python:mine:A",
+            {},
+            ["A: verify of the reference_answer of problem('train', 0) gave None; allowed: a Verdict"],
+        ),
+        (
+            BASE + "class A(Good):\n    def verify(self, problem, text): return Verdict(1.0, None, True, text)",
+            "python:mine:A",
+            {},
+            ["A: verify of the reference_answer of problem('train', 0) gave parts = None; allowed: numbers by name"],
+        ),
+        (
+            BASE + "class A(Good):\n    def problem(self, split, seed): return Problem('a', seed, (), {'set': {1}})",
+            "python:mine:A",
+            {},
+            ["A: problem('train', 0): its payload cannot be written as JSON: Object of type set", "what JSON can hold"],
+        ),
+        (
+            BASE + "class A(Good):\n    def problem(self, split, seed): return Problem('a', seed, (), {(1, 2): 3})",
+            "python:mine:A",
+            {},
+            ["A: problem('train', 0): its payload cannot be written as JSON: keys must be str", "what JSON can hold"],
+        ),
     ],
 )
 def test_what_is_refused_is_one_line(

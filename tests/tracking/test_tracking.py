@@ -208,7 +208,7 @@ class Failing(Artifacts):
             names = ("iter_001", "iter_002") if asked[0].endswith("/checkpoints") else ()
             answer = json.dumps({"files": [{"path": name, "is_dir": True} for name in names]})
         else:
-            answer = "tracking: {uri: null}" if self.path.endswith("/resolved.yaml") else ""
+            answer = "tracking: {uri: null}\n" if self.path.endswith("/resolved.yaml") else ""
         self.send_response(200 if answer else 503)
         self.end_headers()
         self.wfile.write(answer.encode())
@@ -238,7 +238,7 @@ def test_mlflow_does_not_print_the_address_with_its_password(server: Server, cap
 def test_a_server_that_dies_loses_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tracker = tracking.start(TrackingConfig(uri=server.uri), "train")
-    tracker.text("config/resolved.yaml", "tracking: {uri: null}")
+    tracker.text("config/resolved.yaml", "tracking: {uri: null}\n")
     checkpoints = CheckpointStore(tracker.run_dir / "checkpoints", 2)
     tracker.publish(f"checkpoints/{checkpoints.save(1, None, save).name}")
     tracker.metrics({"train/a": 0.0}, 0)

@@ -75,7 +75,7 @@ def test_what_was_sampled_ahead_outlives_a_server_that_fails(policy: Policy, tmp
     with pytest.raises(ServerFailed):
         source.groups(1)
     source.stop()
-    source.save(path)
+    source.save(path, 1)
     kept = rollout_files.read(path)
     asked = [numbers for key, numbers in generator.asked if key == ("train", 1)]
     assert [[group.problem.seed for group in kept]] == asked
@@ -95,7 +95,7 @@ def test_a_stop_keeps_all_that_is_there_and_waits_for_nothing(policy: Policy, tm
     iterate(source, 0)
     source.stop()
     assert generator.events[-1] == (("result",) if done else ("cancel",))
-    source.save(tmp_path / "ahead.jsonl")
+    source.save(tmp_path / "ahead.jsonl", 1)
     assert (tmp_path / "ahead.jsonl").exists() == done
 
 
@@ -103,8 +103,22 @@ def test_groups_in_use_are_not_saved_as_those_of_the_next_iteration(policy: Poli
     source = source_of(policy, Background(range(0), done=False), *AHEAD)
     for version in range(ITERATIONS):
         iterate(source, version)
-    source.save(tmp_path / "ahead.jsonl")
+    source.save(tmp_path / "ahead.jsonl", ITERATIONS)
     assert not (tmp_path / "ahead.jsonl").exists()
+
+
+def test_groups_in_use_are_saved_for_their_own_iteration_until_its_update_is_done(
+    policy: Policy, tmp_path: Path
+) -> None:
+    source, path = source_of(policy, Background(range(0)), *AHEAD), tmp_path / "ahead.jsonl"
+    iterate(source, 0)
+    in_use = source.groups(1).groups
+    source.begin(2)
+    source.stop()  # that of iteration 2 is all there
+    source.save(path, 1)
+    assert rollout_files.read(path) == in_use
+    source.save(path, 2)
+    assert [group.problem.seed for group in rollout_files.read(path)] != [group.problem.seed for group in in_use]
 
 
 def test_a_recording_makes_no_generator(policy: Policy) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from grpo_mlflow.config import Config, resolve
-from grpo_mlflow.errors import ServerFailed
+from grpo_mlflow.errors import Pruned, ServerFailed, UserError
 from grpo_mlflow.generation import Sampling
+from grpo_mlflow.model import loading
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runs import messages
 from grpo_mlflow.runtime.console import Console
@@ -31,7 +33,7 @@ from grpo_mlflow.training.progress import Progress
 from grpo_mlflow.training.sources import Collected
 from grpo_mlflow.training.trainer import Trainer
 from grpo_mlflow.types import Completion, Group, Problem, Prompt, Split, Verdict
-from tests.support.groups import make_groups
+from tests.support.groups import fresh, make_groups
 
 Events = list[tuple[object, ...]]
 
@@ -52,7 +54,9 @@ class One(Task):
 
 
 class Source:
-    """Gives the same groups in each iteration; fails in `fails`."""
+    """Gives the same groups in each iteration; fails in `fails`, with `error`."""
+
+    error: BaseException = ServerFailed("as asked")
 
     def __init__(self, events: Events, fails: int | None = None) -> None:
         self.events, self._fails, self._groups = events, fails, make_groups(2)
@@ -60,7 +64,7 @@ class Source:
     def groups(self, version: int) -> Collected:
         self.events.append(("groups", version))
         if version == self._fails:
-            raise ServerFailed("as asked")
+            raise self.error
         return Collected(self._groups, self._groups)
 
     def begin(self, version: int) -> None:
@@ -72,7 +76,7 @@ class Source:
     def stop(self) -> None:
         self.events.append(("stop",))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, version: int) -> None:
         self.events.append(("save",))
 
     def metrics(self) -> dict[str, float]:
@@ -99,13 +103,19 @@ class Evaluator:
 
 
 class Updates(Learner):
-    """Notes its updates, and makes them."""
+    """Notes its updates, and makes them; `fails` names an iteration, and a side of its steps to fail on."""
 
     events: Events
+    fails: tuple[int, str] | None = None
 
     def update(self, groups: Sequence[Group], seed: int, iteration: int) -> dict[str, float | None]:
         self.events.append(("update", iteration))
-        return super().update(groups, seed, iteration)
+        if self.fails == (iteration, "before"):
+            raise MemoryError("as asked")
+        metrics = super().update(groups, seed, iteration)
+        if self.fails == (iteration, "after"):
+            raise MemoryError("as asked")
+        return metrics
 
 
 class Curves(NullTracker):
@@ -180,6 +190,84 @@ def test_what_was_trained_is_saved_when_a_server_fails(policy: Policy, tmp_path:
     del events[:]
     assert Trainer(resumed, progress).run().tokens == 2 * progress.tokens
     assert events == [("groups", 1), ("begin", 2), ("update", 1), ("settle",), ("save",), ("stop",)]
+
+
+ALONE = ("eval.enabled=false", "checkpoint.save_interval=0")  # nothing but the end, or an error, saves
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights after two iterations."""
+    parts = parts_of(fresh(), tmp_path_factory.mktemp("undisturbed"), [], *ALONE)
+    Trainer(parts).run()
+    weights: dict[str, torch.Tensor] = parts.policy.model.state_dict()
+    return weights
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no room"), KeyError("a bug"), UserError("a store"), SystemExit(3), None]
+)
+def test_any_error_leaves_the_last_version_and_a_resume_ends_as_if_it_had_not_been(
+    error: BaseException | None, undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    parts = parts_of(fresh(), tmp_path, [], *ALONE, fails=1 if error else None)
+    assert isinstance(parts.source, Source)
+    assert isinstance(parts.learner, Updates)
+    if error:
+        parts.source.error = error
+    else:  # in the update, but before its first step
+        parts.learner.fails = 1, "before"
+    with pytest.raises(type(error) if error else MemoryError):
+        Trainer(parts).run()
+    (saved,) = parts.store.all()
+    assert saved.iteration == 1
+
+    resumed = parts_of(loading.measured(config_of(), saved.path, torch.device("cpu")), tmp_path / "resumed", [], *ALONE)
+    Trainer(resumed, state.restore(read(saved.path), resumed.learner)).run()
+    found = resumed.policy.model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in undisturbed.items())
+
+
+def test_weights_between_two_versions_are_not_saved(tmp_path: Path) -> None:
+    parts = parts_of(fresh(), tmp_path, [], *ALONE)
+    assert isinstance(parts.learner, Updates)
+    parts.learner.fails = 1, "after"
+    with pytest.raises(MemoryError):
+        Trainer(parts).run()
+    assert parts.store.all() == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Pruned()])
+def test_what_nobody_wants_is_not_saved(error: BaseException, tmp_path: Path) -> None:
+    parts = parts_of(fresh(), tmp_path, [], *ALONE, fails=1)
+    assert isinstance(parts.source, Source)
+    parts.source.error = error
+    with pytest.raises(type(error)):
+        Trainer(parts).run()
+    assert parts.store.all() == []
+
+
+def test_an_iteration_whose_figures_cannot_be_written_is_kept(tmp_path: Path) -> None:
+    class Unwritable(Curves):
+        def text(self, name: str, content: str) -> None:
+            if name == "metrics/train_iter_001.json":
+                raise OSError("as asked")
+
+    parts = replace(parts_of(fresh(), tmp_path, [], *ALONE, "train.iterations=3"), tracker=Unwritable(tmp_path))
+    with pytest.raises(OSError, match="as asked"):
+        Trainer(parts).run()
+    assert [saved.iteration for saved in parts.store.all()] == [2]
+
+
+def test_where_saving_fails_too_the_first_error_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Full(CheckpointStore):
+        def save(self, iteration: int, score: float | None, write: Callable[[Path], None]) -> Path:
+            raise OSError("the disk is full")
+
+    parts = parts_of(fresh(), tmp_path, [], *ALONE, fails=1)
+    with pytest.raises(ServerFailed, match="as asked"):
+        Trainer(replace(parts, store=Full(tmp_path, 1), console=Console())).run()
+    assert capsys.readouterr().err == "warning: iteration 1 could not be saved: the disk is full\n"
 
 
 def test_a_known_evaluation_of_the_first_version_is_not_made_again(policy: Policy, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ class _Prefill(Packed):
     """Attention within a tree of prompts, whose keys and values are kept: (G, key heads, P, D) for each layer."""
 
     def __init__(self, tree: Tree) -> None:
-        self._tree = tree
+        self._tree, self.longest = tree, tree.longest
         self.heads = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []

@@ -11,12 +11,13 @@ they end. The logits of each token must be those of the plain pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from grpo_mlflow.forward import trial, tuning, ways
 from grpo_mlflow.forward.llama_pass import FAMILY
@@ -85,27 +86,25 @@ def decide(policy: Policy, tried: Sequence[Trial]) -> Sampler:
     Raises:
         Unfit: there is none.
     """
-    with torch.autocast(policy.device.type, enabled=False):
-        if not policy.written_out:
-            reason = "model.forward_pass = 'transformers'"
-        elif _may_step(policy) and _wrong(policy, "packed", tried, written_out=True) is None:
-            return Sampler("packed", written_out=True)
-        elif _wrong(policy, "packed", tried) is None:
-            return Sampler("packed")
-        else:
-            reason = ways.against_packing(policy.model, tried[0])
-        if (wrong := _wrong(policy, "cache", tried)) is None:
-            return Sampler("cache", reason=reason)
-        if (hopeless := _wrong(policy, "recomputed", tried)) is None:
-            return Sampler("recomputed", reason=f"its own cache fails with padded or reordered rows: {wrong}")
+    if not policy.written_out:
+        reason = "model.forward_pass = 'transformers'"
+    elif _may_step(policy) and _wrong(policy, "packed", tried, written_out=True) is None:
+        return Sampler("packed", written_out=True)
+    elif _wrong(policy, "packed", tried) is None:
+        return Sampler("packed")
+    else:
+        reason = ways.against_packing(policy.model, tried)
+    if (wrong := _wrong(policy, "cache", tried)) is None:
+        return Sampler("cache", reason=reason)
+    if (hopeless := _wrong(policy, "recomputed", tried)) is None:
+        return Sampler("recomputed", reason=f"its own cache fails with padded or reordered rows: {wrong}")
     raise Unfit(f"no way to sample gives what it gives for a single row: {hopeless}")
 
 
 @torch.no_grad()
 def is_right(policy: Policy, found: Sampler, tried: Sequence[Trial]) -> bool:
     """Return whether all trials find a way right."""
-    with torch.autocast(policy.device.type, enabled=False):
-        return _wrong(policy, found.way, tried, found.written_out) is None
+    return _wrong(policy, found.way, tried, found.written_out) is None
 
 
 def _may_step(policy: Policy) -> bool:
@@ -123,28 +122,38 @@ def _maker(policy: Policy, way: Way, most: int, written_out: bool) -> Make:
 
 def _wrong(policy: Policy, way: Way, tried: Sequence[Trial], written_out: bool = False) -> str | None:
     """Return what is wrong with a way, None if nothing is."""
-    ks = (2, tuning.COPIED_TOKENS) if way == "packed" else (2,)  # many rows of a prompt share its keys and values
     try:
         if way == "packed":
             ways.require_packing(policy.model)
-        for each in tried:
-            make = _maker(policy, way, max(map(len, each.examples.completions)), written_out)
-            if wrong := trial.too_far(max(_excess(each, lambda prompts: make(prompts, k)) for k in ks)):  # noqa: B023
-                return wrong
+        for constants in _constants(policy.model) if way == "packed" else ({},):
+            for each in tried:
+                make = _maker(policy, way, max(map(len, each.examples.completions)), written_out)
+                with each.computing(policy.model), tuning.set_to(constants):
+                    if wrong := each.against(_excess(each, make)):
+                        return wrong
     except Exception as error:  # a model may fail at this in any way of its own
         return ways.said(error)
     return None
 
 
-def _excess(tried: Trial, make: Callable[[Sequence[Sequence[int]]], Decoder]) -> float:
-    """Drive a decoder along the examples; return by how many times what is allowed any logits are off."""
-    examples, worst = tried.examples, 0.0
+def _constants(model: Any) -> list[Mapping[str, float]]:
+    """Return what brings about each kind of cache: one more where query heads do not share those of keys."""
+    config = model.config.get_text_config()
+    heads, keys = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    shared = keys is not None and keys != heads
+    return [{}, trial.MANY_ROWS] if shared else [{}, trial.LONG_ROWS, trial.MANY_ROWS]
+
+
+def _excess(tried: Trial, make: Make) -> list[Tensor]:
+    """Drive a decoder along the examples; return by how many times what is allowed the logits of each row are off."""
+    examples = tried.examples
+    found: list[list[Tensor]] = [[] for _ in examples.rows]
     k = max(examples.owners.count(owner) for owner in examples.owners)
     rows: list[int] = []  # which completion each row follows, k for each prompt
     for prompt in range(len(examples.prompts)):
         own = [row for row, owner in enumerate(examples.owners) if owner == prompt]
         rows += (own * k)[:k]
-    decoder = Branches(make(examples.prompts), k)
+    decoder = Branches(make(examples.prompts, k), k)
     for place in range(max(map(len, examples.completions))):
         going = [at for at, row in enumerate(rows) if len(examples.completions[row]) > place]
         if len(going) < len(rows):
@@ -154,5 +163,6 @@ def _excess(tried: Trial, make: Callable[[Sequence[Sequence[int]]], Decoder]) ->
             newest = [examples.completions[row][place - 1] for row in rows]
             decoder.step(torch.tensor(newest, device=decoder.logits.device))
         logits = decoder.logits
-        worst = max(worst, *(tried.excess(row, place, logits[at]) for at, row in enumerate(rows)))
-    return worst
+        for at, row in enumerate(rows):
+            found[row].append(tried.excess(row, place, logits[at]))
+    return [torch.cat(each) for each in found]

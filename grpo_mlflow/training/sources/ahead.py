@@ -8,6 +8,7 @@ the version that sampled it, and the sampler correction weighs it by the policy 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,20 +59,19 @@ class SampledAhead:
     def __init__(self, sampler: Sampler, until: int, ahead: Ahead | None) -> None:
         self._sampler, self._until = sampler, until
         self._in_flight: _InFlight | None = None
-        self._ahead = ahead
+        self._ahead = {ahead.version: ahead.groups} if ahead else {}
 
     def groups(self, version: int) -> Collected:
         self.settle()  # the server must not get other weights while it samples
         self._sampler.generator.sync(version)
-        if self._ahead is not None and self._ahead.version == version:
-            groups = self._ahead.groups
-        else:
+        groups = self._ahead.get(version)
+        if groups is None:
             groups = self._sampler.sample(self._sampler.seeds(version), iteration_key(version))
         return Collected(groups, groups)
 
     def begin(self, version: int) -> None:
-        # not before: until the whole iteration is collected, its server may fail, and a checkpoint needs these groups
-        self._ahead = None
+        # those in use stay: until their update has begun, the run may fail, and a checkpoint of before needs them
+        self._ahead = {number: groups for number, groups in self._ahead.items() if number == version - 1}
         if version >= self._until:
             return
         problems = self._sampler.problems(self._sampler.seeds(version))
@@ -81,19 +81,20 @@ class SampledAhead:
     def settle(self) -> None:
         if self._in_flight is not None:
             found, completions = self._in_flight, self._in_flight.begun.result()
-            self._ahead = Ahead(found.version, self._sampler.judge(found.problems, found.prompts, completions))
+            self._ahead[found.version] = self._sampler.judge(found.problems, found.prompts, completions)
             self._in_flight = None
 
     def stop(self) -> None:
         if self._in_flight is not None and self._in_flight.begun.succeeded():
-            self.settle()
+            with suppress(Exception):  # what cannot be judged may be what the run ends with: it is sampled again
+                self.settle()
         if self._in_flight is not None:
             self._in_flight.begun.cancel()
             self._in_flight = None
 
-    def save(self, path: Path) -> None:
-        if self._ahead is not None:
-            rollout_files.write(path, self._ahead.groups)
+    def save(self, path: Path, version: int) -> None:
+        if version in self._ahead:
+            rollout_files.write(path, self._ahead[version])
 
     def metrics(self) -> dict[str, float]:
         return self._sampler.generator.metrics()

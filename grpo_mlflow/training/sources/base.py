@@ -60,7 +60,7 @@ class GroupSource(Protocol):
     def begin(self, version: int) -> None:
         """Sample iteration `version` in the background from now on; no work for a source that does not sample ahead.
 
-        The groups of the iteration before are in use, so the source may forget them.
+        The groups of the iteration before are in use: those of earlier ones may be forgotten.
         """
         ...
 
@@ -72,8 +72,11 @@ class GroupSource(Protocol):
         """End the sampling in the background without waiting; keep the groups if all are there, else drop them."""
         ...
 
-    def save(self, path: Path) -> None:
-        """Write the groups that were sampled ahead, so that a resumed run trains on the same; no file without any."""
+    def save(self, path: Path, version: int) -> None:
+        """Write the groups of iteration `version` if they were sampled ahead, so that a resumed run trains on the same.
+
+        Else no file is written.
+        """
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -90,4 +93,4 @@ class HoldsNothing:
 
     def stop(self) -> None: ...
 
-    def save(self, path: Path) -> None: ...
+    def save(self, path: Path, version: int) -> None: ...

@@ -11,10 +11,11 @@ from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Task
 from grpo_mlflow.training.sources.ahead import Ahead, SampledAhead
 from grpo_mlflow.training.sources.base import GroupSource
-from grpo_mlflow.training.sources.recorded import Recorded, Recording
+from grpo_mlflow.training.sources.recorded import Recorded
 from grpo_mlflow.training.sources.resampled import Resampled
 from grpo_mlflow.training.sources.sampled import Sampled
 from grpo_mlflow.training.sources.sampler import Sampler
+from grpo_mlflow.types import Group
 
 
 def group_source(
@@ -24,7 +25,7 @@ def group_source(
     make_generator: Callable[[], Generator],
     processes: Processes,
     *,
-    recording: Recording | None = None,
+    recording: Callable[[int], list[Group]] | None = None,
     ahead: Ahead | None = None,
 ) -> GroupSource:
     """Return what gives the groups of a run.

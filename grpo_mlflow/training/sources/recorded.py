@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from grpo_mlflow import tracking
-from grpo_mlflow.config import Config
+from grpo_mlflow.config import Config, yaml12
 from grpo_mlflow.config.command import run_id_of
-from grpo_mlflow.errors import ConfigError, StoreAway, UserError
+from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.training import rollout_files, rollouts
 from grpo_mlflow.training.checkpoint import name_of
 from grpo_mlflow.training.sources.base import Collected, HoldsNothing
 from grpo_mlflow.types import Group
 
-Recording = Callable[[int], list[Group]]  # from the number of an iteration to its groups
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Gives the groups of an iteration by its number; `backend` (as `generation.backend`) is what sampled them."""
+
+    groups: Callable[[int], list[Group]]
+    backend: str
+
+    def __call__(self, iteration: int) -> list[Group]:
+        return self.groups(iteration)
 
 
 class Recorded(HoldsNothing):
     """Gives the groups of a recording."""
 
-    def __init__(self, recording: Recording, processes: Processes) -> None:
+    def __init__(self, recording: Callable[[int], list[Group]], processes: Processes) -> None:
         self._recording, self._processes = recording, processes
 
     def groups(self, version: int) -> Collected:
@@ -58,7 +69,13 @@ def open_recording(config: Config) -> Recording | None:
         )
 
     def groups_of(iteration: int) -> list[Group]:
-        groups = rollout_files.read(tracking.artifact(client, run_id, f"rollouts/{name_of(iteration)}.jsonl"))
+        path = tracking.artifact(client, run_id, f"rollouts/{name_of(iteration)}.jsonl")
+        try:
+            groups = rollout_files.read(path)
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"data.source = {source!r}: iteration {iteration} is no whole recording: {path}: {one_line(error)}"
+            ) from error
         found = sum(len(group.rollouts) for group in groups)
         if found != config.rollouts_per_iteration:
             raise ConfigError(
@@ -70,4 +87,17 @@ def open_recording(config: Config) -> Recording | None:
         )
 
     groups_of(wanted - 1)  # groups of another size are refused now rather than in an iteration
-    return groups_of
+    return Recording(groups_of, _backend(client, run_id))
+
+
+def _backend(client: Any, run_id: str) -> str:
+    """Return what sampled the rollouts of a run: its backend, or that of the run whose rollouts it was trained on."""
+    path = tracking.artifact(client, run_id, "config/resolved.yaml")
+    content = yaml12.load(path.read_text(), str(path))
+    before, own = run_id_of(content["data"].get("source", "live")), str(content["generation"]["backend"])
+    try:
+        return own if before is None else _backend(client, before)
+    except StoreAway:
+        raise
+    except UserError:  # it was deleted since
+        return own

@@ -52,8 +52,8 @@ class Resampled:
     def stop(self) -> None:
         self._source.stop()
 
-    def save(self, path: Path) -> None:
-        self._source.save(path)
+    def save(self, path: Path, version: int) -> None:
+        self._source.save(path, version)
 
     def metrics(self) -> dict[str, float]:
         return self._source.metrics()

@@ -51,6 +51,16 @@ def gone(owner: Mapping[str, Any]) -> bool:
         return True
 
 
+def elsewhere(owner: Mapping[str, Any]) -> bool:
+    """Return whether the process that `me` described is of another machine, so that only its signs of life tell."""
+    return bool(owner["machine"] != _machine())
+
+
+def named(owner: Mapping[str, Any]) -> str:
+    """Return the process that `me` described in words."""
+    return f"process {owner['pid']} on {str(owner['machine']).partition(' ')[0]}"
+
+
 def is_me(owner: Mapping[str, Any] | None) -> bool:
     """Return whether `me` described this process."""
     mine = me()
@@ -61,23 +71,35 @@ def is_me(owner: Mapping[str, Any] | None) -> bool:
     )
 
 
+class Life:
+    """Lets `write` note what `me` says every 20 seconds until `end`."""
+
+    def __init__(self, write: Callable[[dict[str, Any]], None], level: int = logging.WARNING) -> None:
+        self._write, self._level = write, level
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def end(self, *, wait: bool) -> None:
+        """Note nothing more; `wait` for what is being noted."""
+        self._ended.set()
+        if wait:
+            self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(_BEAT):
+            try:
+                self._write(me())
+            except Exception as error:  # a storage may be away for a while; what is under way goes on
+                log.log(self._level, "sign of life not noted: %s", error)
+
+
 @contextmanager
 def showing_life(write: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Let `write` note what `me` says, now and again until the block ends."""
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(_BEAT):
-            try:
-                write(me())
-            except Exception as error:  # a storage may be away for a while; what is under way goes on
-                log.warning("sign of life not noted: %s", error)
-
     write(me())
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
+    life = Life(write)
     try:
         yield
     finally:
-        ended.set()
-        thread.join()
+        life.end(wait=True)

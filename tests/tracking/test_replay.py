@@ -1,0 +1,213 @@
+"""What was kept while the store was away is sent a little at a time, in order, and nothing of it again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import mlflow
+import pytest
+
+from grpo_mlflow import tracking
+from grpo_mlflow.config.schema import TrackingConfig
+from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.tracking import outbox
+from grpo_mlflow.tracking import tracker as trackers
+from grpo_mlflow.tracking.operations import Tags
+from grpo_mlflow.tracking.spool import Spool
+from tests.support.artifacts import Artifacts, serving
+
+SECONDS = 0.1  # that a file takes
+KEPT = 24
+PAUSE = 2.0
+
+
+class Flaky(Artifacts):
+    """A server of artifacts that takes a while, and fails for the names in `refused` or if it is away."""
+
+    away: ClassVar[bool] = False
+    refused: ClassVar[set[str]] = set()
+    taken: ClassVar[list[str]] = []
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        name = self.path.rpartition("/")[2]
+        if self.away or name in self.refused:
+            self.send_response(501)  # which MLflow does not try again
+        else:
+            time.sleep(SECONDS)
+            self.taken.append(name)
+            self.send_response(200)
+        self.end_headers()
+
+
+@pytest.fixture
+def config(
+    shared_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[TrackingConfig]:
+    """A store whose artifacts are on a flaky server, which is tried again at once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(outbox, "_RETRY_SECONDS", 0.0)
+    Flaky.away, Flaky.refused, Flaky.taken = False, set(), []
+    with serving(Flaky) as address:
+        name = request.node.name
+        tracking.connect(shared_store).create_experiment(name, address)
+        yield TrackingConfig(uri=shared_store, experiment=name)
+
+
+def _names(first: int = 0, last: int = KEPT) -> list[str]:
+    return [f"{number}.json" for number in range(first, last)]
+
+
+def _kept(config: TrackingConfig) -> tracking.Tracker:
+    """A run that has kept files while its store was away, which is back now."""
+    tracker = tracking.start(config, "train")
+    Flaky.away = True
+    for name in _names():
+        tracker.text(name, name)
+    _come_back()
+    assert Flaky.taken == []
+    return tracker
+
+
+def _come_back() -> None:
+    """Let the server take everything again, and wait as long as its failure took: it is not tried before."""
+    Flaky.away, Flaky.refused = False, set()
+    time.sleep(PAUSE)
+
+
+def test_no_single_write_waits_for_all_that_was_kept(config: TrackingConfig) -> None:
+    tracker, most, further = _kept(config), 0, 0
+    while (tracker.run_dir / "spool.jsonl").exists():
+        before = len(Flaky.taken)
+        tracker.text(f"{KEPT + further}.json", "{}")
+        most, further = max(most, len(Flaky.taken) - before), further + 1
+    assert Flaky.taken == _names(0, KEPT + further)
+    assert 2 <= further <= KEPT  # each write sends more than itself, and none all of it
+    assert most <= 1.0 / SECONDS + 1
+
+
+def test_a_new_failure_does_not_begin_at_the_first_again(config: TrackingConfig) -> None:
+    tracker = _kept(config)
+    Flaky.refused = {"7.json"}
+    for name in _names(KEPT, KEPT + 3):
+        tracker.text(name, name)
+        assert Flaky.taken == _names(0, 7)
+    _come_back()
+    tracker.finish("FINISHED")
+    assert Flaky.taken == _names(0, KEPT + 3)
+
+
+def test_a_signal_ends_it_after_what_is_being_sent_and_nothing_is_sent_again(config: TrackingConfig) -> None:
+    tracker = _kept(config)
+    with pytest.raises(interrupts.Interrupted), interrupts.handled():
+        threading.Timer(5 * SECONDS, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        tracker.finish("KILLED")
+    assert 2 <= len(Flaky.taken) < KEPT
+    tracking.start(config, "train", resume=tracker.run_id)
+    assert Flaky.taken == _names()
+
+
+def test_what_a_killed_process_had_sent_is_not_sent_again_but_for_the_last_slice(
+    config: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "_SLICE_SECONDS", 0.2)
+    tracker = _kept(config)
+    process = multiprocessing.get_context("fork").Process(target=_write_on, args=(tracker,))
+    process.start()
+    while len(Flaky.taken) < KEPT / 2:
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    time.sleep(2 * SECONDS)  # what was under way arrives
+    sent = len(Flaky.taken)
+    tracking.start(config, "train", resume=tracker.run_id).finish("FINISHED")
+    again = [name for name in Flaky.taken[sent:] if name in Flaky.taken[:sent]]
+    assert len(again) <= 4
+    assert set(_names()) <= set(Flaky.taken)
+
+
+def _write_on(tracker: tracking.Tracker) -> None:
+    while True:
+        tracker.text("more.json", "{}")
+
+
+def test_the_end_of_a_run_waits_for_a_while_only(config: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "_SETTLE_SECONDS", 5 * SECONDS)
+    tracker = _kept(config)
+    tracker.finish("FINISHED")
+    assert 2 <= len(Flaky.taken) < KEPT
+    assert (tracker.run_dir / "spool.jsonl").exists()
+    client = mlflow.MlflowClient(config.uri)
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+    tracking.start(config, "train", resume=tracker.run_id)
+    assert Flaky.taken == _names()
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_resume_does_not_log_again_what_waits(config: TrackingConfig) -> None:
+    tracker = tracking.start(config, "train")
+    tracker.metrics({"train/loss_total": 0.5}, 0)
+    Flaky.away = True
+    tracker.text("config/resolved.yaml", "{}")
+    tracker.metrics({"train/loss_total": 0.4}, 1)
+    tracker.metrics({"eval/pass_at_1": 0.5}, 2)
+    again = tracking.start(config, "train", resume=tracker.run_id)
+    again.metrics({"train/loss_total": 0.4}, 1)
+    again.metrics({"eval/pass_at_1": 0.5}, 2)
+    again.metrics({"train/loss_total": 0.3}, 2)
+    _come_back()
+    again.finish("FINISHED")
+    client = mlflow.MlflowClient(config.uri)
+    points = {key: client.get_metric_history(tracker.run_id, key) for key in ("train/loss_total", "eval/pass_at_1")}
+    assert [(p.step, p.value) for p in points["train/loss_total"]] == [(0, 0.5), (1, 0.4), (2, 0.3)]
+    assert [(p.step, p.value) for p in points["eval/pass_at_1"]] == [(2, 0.5)]
+
+
+def test_a_spool_forgets_its_first_lines_and_one_that_was_cut_off(tmp_path: Path) -> None:
+    spool, operations = Spool(tmp_path / "spool.jsonl"), [Tags({"a": str(number)}) for number in range(4)]
+    for operation in operations[:3]:
+        spool.append(operation)
+    spool.drop(1)
+    assert list(Spool(spool.path).waiting()) == operations[1:3]
+    with spool.path.open("a") as stream:
+        stream.write('["tags", {"a": "cut o')
+    assert list(spool.waiting()) == operations[1:3]
+    spool.append(operations[3])
+    assert [json.loads(line) for line in spool.path.read_text().splitlines()] == [
+        each.as_list() for each in operations[1:]
+    ]
+    with spool.path.open("a") as stream:
+        stream.write('["tags", {"a": "cut o')
+    spool.drop(3)
+    assert not spool.waits()
+
+
+def test_what_was_sent_is_forgotten_also_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    spool, operations = Spool(folder / "spool.jsonl"), [Tags({"a": str(number)}) for number in range(4)]
+    for operation in operations[:3]:
+        spool.append(operation)
+    folder.chmod(0o500)
+    if os.access(folder, os.W_OK):  # root may write anywhere
+        monkeypatch.setattr("grpo_mlflow.tracking.spool.replacing", _full)
+    spool.drop(1)
+    assert list(spool.waiting()) == operations[1:3]
+    spool.append(operations[3])
+    spool.drop(1)
+    assert list(spool.waiting()) == operations[2:]
+    folder.chmod(0o700)
+    spool.drop(2)
+    assert not spool.waits()
+
+
+def _full(path: Path, *, synced: bool) -> Iterator[None]:
+    raise OSError("No space left on device")
