@@ -36,17 +36,24 @@ def _codes(functions: Sequence[Function]) -> frozenset[CodeType]:
 class _Watched:
     """How deep the process is in a region, and how many moments have passed there."""
 
-    def __init__(self, region: Region) -> None:
-        self.inside, self.outside = _codes(region.inside), _codes(region.outside)
+    def __init__(self, name: str, region: Region) -> None:
+        self.name, self.inside, self.outside = name, _codes(region.inside), _codes(region.outside)
         self.entered: FrameType | None = None
         self.muted: FrameType | None = None
         self.moments = 0
 
-    def called(self, frame: FrameType) -> None:
+    @property
+    def active(self) -> bool:
+        return self.entered is not None and self.muted is None
+
+    def called(self, frame: FrameType) -> bool:
+        """Return whether the region needs to hear of the rest of this call."""
         if self.entered is None and frame.f_code in self.inside:
             self.entered = frame
-        elif self.entered is not None and self.muted is None and frame.f_code in self.outside:
+        elif self.active and frame.f_code in self.outside:
             self.muted = frame
+            return True
+        return self.active
 
     def returned(self, frame: FrameType) -> None:
         if frame is self.muted:
@@ -59,7 +66,9 @@ class Watch:
     """Counts the moments of each region in the main thread; `reached` is told of each."""
 
     def __init__(self, regions: Mapping[str, Region], reached: Callable[[str, int], None]) -> None:
-        self._watched = {name: _Watched(region) for name, region in regions.items()}
+        self._watched = [_Watched(name, region) for name, region in regions.items()]
+        self._ends = frozenset().union(*(each.inside | each.outside for each in self._watched))
+        self._active: list[_Watched] = []
         self._reached = reached
 
     def start(self) -> None:
@@ -67,21 +76,23 @@ class Watch:
 
     @property
     def moments(self) -> dict[str, int]:
-        return {name: each.moments for name, each in self._watched.items()}
+        return {each.name: each.moments for each in self._watched}
 
     def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        for each in self._watched.values():
-            each.called(frame)
-        return self._local if any(each.entered is not None for each in self._watched.values()) else None
+        if frame.f_code not in self._ends:
+            return self._local if self._active else None
+        heard = [each.called(frame) for each in self._watched]
+        self._active = [each for each in self._watched if each.active]
+        return self._local if any(heard) else None
 
     def _local(self, frame: FrameType, event: str, argument: Any) -> Any:
-        for name, each in self._watched.items():
-            if each.entered is not None and each.muted is None:
-                each.moments += 1
-                self._reached(name, each.moments)
-        if event == "return":
-            for each in self._watched.values():
+        for each in self._active:
+            each.moments += 1
+            self._reached(each.name, each.moments)
+        if event == "return" and frame.f_code in self._ends:
+            for each in self._watched:
                 each.returned(frame)
+            self._active = [each for each in self._watched if each.active]
         return self._local
 
 

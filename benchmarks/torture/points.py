@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.torture.moments import Region
 from grpo_mlflow import runs
-from grpo_mlflow.runs import description, stored
+from grpo_mlflow.runs import description, models, stored
 from grpo_mlflow.search import champion, optimize, recovery
 from grpo_mlflow.search.confirm import Confirmation
 from grpo_mlflow.search.trials import Search
@@ -62,7 +62,7 @@ POINTS = (
     Point("trial: start", "study", Region([Search._perform], [runs.train])),
     Point("trial: report", "study", Region([Search._report])),
     Point("trial: end", "study", Region([Search._tell])),
-    Point("study: confirmation", "study", Region([Confirmation.measure])),
+    Point("study: confirmation", "study", Region([Confirmation.measure], [models.load_measured])),
     Point("study: leaving", "study", Region([optimize._leave])),
     Point("study: registration", "study", Region([champion.register, Register.send])),
     Point("study: anywhere", "study"),

@@ -72,9 +72,9 @@ def go_on(work: str) -> None:
     experiments = [each.experiment_id for each in client.search_experiments()]
     found = client.search_runs(experiments, "tags.`grpo.kind` = 'train'", order_by=["attributes.start_time DESC"])
     if work == "study" or not found or (found[0].data.tags.get("grpo.ended") == "FAILED" and not _begun(found[0])):
-        begin(work)
+        return begin(work)
     sys.argv[1:] = [f"resume={found[0].info.run_id}", "tracking.uri=sqlite:///mlflow.db"]
-    command.run(train.main)
+    return command.run(train.main)
 
 
 def _begun(run: mlflow.entities.Run) -> bool:
