@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from grpo_mlflow.config import Resolved, render
-from grpo_mlflow.errors import ConfigError, UserError
+from grpo_mlflow.errors import ConfigError, UserError, redact
+from grpo_mlflow.runtime import output
 from grpo_mlflow.runtime.interrupts import Interrupted
 
 
@@ -18,12 +19,13 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     0: done; 1: for what it met; 2: for a wrong setting, or a model that cannot be used; 128 + n: for a signal.
     """
+    output.guard()
     try:
         main(sys.argv[1:])
     except UserError as error:
         everywhere = isinstance(error, ConfigError) and os.environ.get("LOCAL_RANK", "0") != "0"
         if not (error.told or everywhere):  # else another process of the run tells it
-            for line in str(error).splitlines():
+            for line in redact(str(error)).splitlines():
                 print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Interrupted as stop:
@@ -66,4 +68,4 @@ def show(resolved: Resolved) -> None:
     """Print every setting with its origin, and on stderr what cannot act."""
     print(render(resolved), end="")
     for warning in resolved.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {redact(warning)}", file=sys.stderr)

@@ -13,6 +13,8 @@ from typing import Any
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # else one call to a store that is away takes minutes
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 os.environ.setdefault(_TIMEOUT, "10")
+# Else MLflow itself prints the store's address at the end of each run, with its password.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
 import requests

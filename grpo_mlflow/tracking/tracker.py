@@ -21,6 +21,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from pydantic_core import to_jsonable_python
 
+from grpo_mlflow import redaction
 from grpo_mlflow.errors import redact
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.files import write_whole
@@ -71,7 +72,7 @@ class MlflowTracker:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters that the run lacks; `mlflow run` has logged some of them in its own spelling."""
-        self._do(Params({key: redact(str(value)) for key, value in values.items()}))
+        self._do(Params({key: redact(str(redaction.without(value))) for key, value in values.items()}))
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._do(Tags({key: redact(value) for key, value in values.items()}))
@@ -115,7 +116,7 @@ class MlflowTracker:
         """
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         data = to_jsonable_python({"columns": list(columns), "data": rows}, inf_nan_mode="null", fallback=str)
-        write_whole(self.run_dir / name, json.dumps(data))
+        write_whole(self.run_dir / name, json.dumps(redaction.without(data)))
         self.publish(name)
         entry = {"path": name, "type": "table"}
         self._tables = [*(table for table in self._tables if table != entry), entry][-_TABLES:]
@@ -133,7 +134,7 @@ class MlflowTracker:
 
     def register(self, name: str, alias: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> None:
         """Make an artifact of a run the newest version of a registered model, and let the alias name it."""
-        self._do(Register(name, alias, run_id, artifact, dict(tags)))
+        self._do(Register(name, alias, run_id, artifact, redaction.without(dict(tags))))
 
     def settle(self, seconds: float) -> None:
         """Send what waits for the store, for so long at most."""
