@@ -8,7 +8,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -55,28 +55,29 @@ class Cases:
     """
 
     def __init__(self, folder: Path, address: str, seed: int) -> None:
-        self._folder, self._address, self._seed = folder, address, seed
+        self._folder, self.address, self.seed = folder, address, seed
         self._measured: dict[tuple[str, bool], Measured] = {}
 
-    def warm(self) -> None:
-        """Import in this process whatever a study needs."""
-        folder = Path(tempfile.mkdtemp(prefix="warm-", dir=self._folder)) / "c-0-0"
-        processes.wait(processes.fork(self._folder, "make.log", partial(self._new, folder, "study")))
-        processes.warm(folder, lambda: works.begin("study"))
+    def warm(self, kinds: Sequence[str]) -> None:
+        """Import in this process whatever such work needs."""
+        for work in kinds:
+            folder = Path(tempfile.mkdtemp(prefix="warm-", dir=self._folder)) / "c-0-0"
+            processes.wait(processes.fork(self._folder, "make.log", partial(self._new, folder, work)))
+            processes.warm(folder, partial(works.begin, work))
 
     def run(self, number: int, point: Point) -> Record:
         """Run case `number`; its folder stays where something is wrong."""
-        draws, began = random.Random(f"{self._seed}/{number}"), time.monotonic()
+        draws, began = random.Random(f"{self.seed}/{number}"), time.monotonic()
         number_of_signal = draws.choice(SIGNALS)
         sent = point.disk or number_of_signal.name
-        record, folder = Record(number, self._seed, point.name, sent), self._make(point, draws, f"c{number:06d}")
+        record, folder = Record(number, self.seed, point.name, sent), self._make(point, draws, f"c{number:06d}")
         if point.resumed:
             self._struck_at_random(folder, point, draws, record)
         self._strike(folder, point, draws, number_of_signal, record)
         if record.codes[-1] != 0:
             self._check_end(folder, record)
             self._go_on(folder, point, record)
-        found = processes.answer(folder, lambda: history.read(folder, self._address))
+        found = processes.answer(folder, lambda: history.read(folder, self.address))
         record.wrong += found["wrong"]
         expected = self.measured(point.work, resumed=False).history
         for part in ("runs", "study"):
@@ -102,7 +103,7 @@ class Cases:
             began = time.monotonic()
             moments = self._counted(folder if resumed else self._twin(folder, work), work, resumed, watch, disk)
             seconds = seconds or time.monotonic() - began
-            left = processes.answer(folder, lambda: history.read(folder, self._address))
+            left = processes.answer(folder, lambda: history.read(folder, self.address))
             if left["wrong"]:
                 raise RuntimeError(f"an undisturbed {work} is not as it should be: {left['wrong']}")
             self._measured[key] = Measured(left, moments, seconds)
@@ -137,14 +138,18 @@ class Cases:
         return found
 
     def _new(self, folder: Path, work: str) -> None:
-        works.make(folder, self._folder, work, self._address)
+        works.make(folder, self._folder, work, self.address)
 
     def _make(self, point: Point, draws: random.Random, name: str) -> Path:
         self.measured(point.work, resumed=False)  # before the case, as it takes longer
         first, count = (draws.randint(1, 12), draws.randint(1, 3)) if point.work == "spool" else (0, 0)
-        folder = self._folder / f"{name}-{first}-{count}"
+        return self.new(f"{name}-{first}-{count}", point.work)
+
+    def new(self, name: str, work: str) -> Path:
+        """Return the folder of a new case."""
+        folder = self._folder / name
         shutil.rmtree(folder, ignore_errors=True)
-        processes.wait(processes.fork(self._folder, "make.log", partial(self._new, folder, point.work)))
+        processes.wait(processes.fork(self._folder, "make.log", partial(self._new, folder, work)))
         return folder
 
     def _struck_at_random(self, folder: Path, point: Point, draws: random.Random, record: Record) -> None:
@@ -180,8 +185,9 @@ class Cases:
             record.wrong.append("ended in a traceback")
         if record.codes[-1] == -signal.SIGALRM:
             record.wrong.append("hung")
-        if record.codes[-1] in (128 + signal.SIGTERM, 128 + signal.SIGINT):
-            found = processes.answer(folder, lambda: history.read(folder, self._address))
+        kept = any(folder.rglob("spool.jsonl"))  # then the status waits with the rest
+        if record.codes[-1] in (128 + signal.SIGTERM, 128 + signal.SIGINT) and not kept:
+            found = processes.answer(folder, lambda: history.read(folder, self.address))
             record.wrong += [f"after a signal: {line}" for line in found["wrong"] if "RUNNING" in line]
 
     def _go_on(self, folder: Path, point: Point, record: Record) -> None:

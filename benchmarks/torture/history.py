@@ -85,6 +85,8 @@ def _compared(curves: Mapping[str, list[tuple[int, float]]]) -> dict[str, Any]:
 def _files(run: Run, folder: Path, address: str) -> dict[str, tuple[str, str]]:
     """Return of each artifact of a run its hash, and its text if it is a manifest."""
     root = Path(run.info.artifact_uri.removeprefix("file://"))
+    if run.info.artifact_uri.startswith("mlflow-artifacts:"):  # a real server keeps them beside its database
+        root = folder / "served" / run.info.artifact_uri.removeprefix("mlflow-artifacts:/")
     if not run.info.artifact_uri.startswith("http"):
         paths = [path for path in root.rglob("*") if path.is_file()]
         return {str(path.relative_to(root)): (_sha256(path), _text(path)) for path in paths}

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -19,18 +20,24 @@ _WARMED = (
     *("grpo_mlflow", "mlflow", "transformers", "accelerate", "torch", "optuna", "sqlalchemy", "alembic", "matplotlib"),
     *("scipy", "pandas", "numpy", "sqlite3", "requests", "urllib3", "http", "email"),
 )
+_WRITERS: list[subprocess.Popen[bytes]] = []  # of logs; each ends with its process
 _HANGS = 120.0  # seconds after which a process is taken for hung
 
 
 def fork(folder: Path, log: str, call: Callable[[], object]) -> int:
     """Call something in a forked process in that folder, its output in a log there; return its id."""
+    out, into = os.pipe()  # a limit on files, or a full disk, is none on what is said
+    with (folder / log).open("ab") as stream:
+        _WRITERS.append(subprocess.Popen(["cat"], stdin=out, stdout=stream))
+    os.close(out)
     if pid := os.fork():
+        os.close(into)
         return pid
     code = TRACEBACK
     try:
-        number = os.open(folder / log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(number, 1)
-        os.dup2(number, 2)
+        os.dup2(into, 1)
+        os.dup2(into, 2)
+        os.close(into)
         os.chdir(folder)
         call()
         code = 0
@@ -54,6 +61,7 @@ def wait(pid: int, strike: tuple[float, int] | None = None) -> int:
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
+            _WRITERS[:] = [writer for writer in _WRITERS if writer.poll() is None]
             return os.waitstatus_to_exitcode(status)
         passed = time.monotonic() - began
         if strike and passed >= strike[0]:

@@ -11,7 +11,7 @@ import mlflow
 
 from benchmarks.torture import artifacts
 from grpo_mlflow import tasks
-from grpo_mlflow.cli import command, optimize, train
+from grpo_mlflow.cli import command, optimize, train, upload
 from grpo_mlflow.config import resolve
 from grpo_mlflow.model import tiny
 from grpo_mlflow.tasks.settings import task_settings
@@ -29,7 +29,7 @@ _STUDY = (
     *("search.finalists=1", "search.confirm_num_ids=4", "search.confirm_replicates=2", "search.study_name=tortured"),
     *("search.storage=sqlite:///optuna.db", "search.k=1", "train.iterations=2", "eval.interval=1"),
 )
-REMOTE = "remote"
+REMOTE, _STORE = "remote", "sqlite:///mlflow.db"
 
 
 def prepare(folder: Path) -> None:
@@ -53,28 +53,34 @@ def make(folder: Path, template: Path, work: str, address: str) -> None:
         client.create_experiment(REMOTE, f"{address}/{folder.name}")
 
 
-def _words(work: str) -> list[str]:
-    words = [*_RUN, "tracking.uri=sqlite:///mlflow.db"]
+def _words(work: str, uri: str) -> list[str]:
+    words = [*_RUN, f"tracking.uri={uri}"]
     if work == "study":
         return [*words, *_STUDY]
     return [*words, f"tracking.experiment={REMOTE}"] if work in ("remote", "spool") else words
 
 
-def begin(work: str) -> None:
+def begin(work: str, uri: str = _STORE) -> None:
     """Be the command that begins the work."""
-    sys.argv[1:] = _words(work)
+    sys.argv[1:] = _words(work, uri)
     command.run(optimize.main if work == "study" else train.main)
 
 
-def go_on(work: str) -> None:
+def go_on(work: str, uri: str = _STORE) -> None:
     """Be the command that goes on with it: the study's own again, or a resume of its run, or without one the first."""
-    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    client = mlflow.MlflowClient(uri)
     experiments = [each.experiment_id for each in client.search_experiments()]
     found = client.search_runs(experiments, "tags.`grpo.kind` = 'train'", order_by=["attributes.start_time DESC"])
     if work == "study" or not found or (found[0].data.tags.get("grpo.ended") == "FAILED" and not _begun(found[0])):
-        return begin(work)
-    sys.argv[1:] = [f"resume={found[0].info.run_id}", "tracking.uri=sqlite:///mlflow.db"]
+        return begin(work, uri)
+    sys.argv[1:] = [f"resume={found[0].info.run_id}", f"tracking.uri={uri}"]
     return command.run(train.main)
+
+
+def send(uri: str) -> None:
+    """Be the command that sends what was kept while MLflow was away."""
+    sys.argv[1:] = ["--folder", ".", f"tracking.uri={uri}"]
+    command.run(upload.main)
 
 
 def _begun(run: mlflow.entities.Run) -> bool:
