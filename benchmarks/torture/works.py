@@ -29,7 +29,7 @@ _STUDY = (
     *("search.finalists=1", "search.confirm_num_ids=4", "search.confirm_replicates=2", "search.study_name=tortured"),
     *("search.storage=sqlite:///optuna.db", "search.k=1", "train.iterations=2", "eval.interval=1"),
 )
-REMOTE, _STORE = "remote", "sqlite:///mlflow.db"
+REMOTE, STORE = "remote", "sqlite:///mlflow.db"
 
 
 def prepare(folder: Path) -> None:
@@ -60,13 +60,13 @@ def _words(work: str, uri: str) -> list[str]:
     return [*words, f"tracking.experiment={REMOTE}"] if work in ("remote", "spool") else words
 
 
-def begin(work: str, uri: str = _STORE) -> None:
+def begin(work: str, uri: str = STORE) -> None:
     """Be the command that begins the work."""
     sys.argv[1:] = _words(work, uri)
     command.run(optimize.main if work == "study" else train.main)
 
 
-def go_on(work: str, uri: str = _STORE) -> None:
+def go_on(work: str, uri: str = STORE) -> None:
     """Be the command that goes on with it: the study's own again, or a resume of its run, or without one the first."""
     client = mlflow.MlflowClient(uri)
     experiments = [each.experiment_id for each in client.search_experiments()]
