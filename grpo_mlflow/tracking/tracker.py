@@ -44,7 +44,12 @@ from grpo_mlflow.tracking.upload import destination
 _FLUSH_SECONDS = 5.0  # a call to a store costs as much for one step as for many
 _SETTLE_SECONDS = 60.0  # for what waits at the end of a run; what takes longer is sent later
 _TABLES = 80  # that the UI lists: a tag takes 8000 characters
+_TELLING = ("train/loss_total", "eval/pass_at_1")  # one of them known, all of its step is
 log = logging.getLogger(__name__)
+
+
+def _is_remembered(key: str) -> bool:
+    return key in _TELLING or key.startswith("study/")
 
 
 class MlflowTracker:
@@ -82,9 +87,13 @@ class MlflowTracker:
 
         They are sent together with those of other steps, within seconds and before anything else is written.
         """
-        if any(item in self._logged.get(step, ()) for item in values.items()):
+        logged = self._logged.get(step, ())
+        if any(item in logged for item in values.items() if item[0] in _TELLING):
             return
-        allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
+        new = {name: value for name, value in values.items() if (name, value) not in logged}
+        if not new:
+            return
+        allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in new.items()}
         self._points.append((allowed, step, int(time.time() * 1000)))
         if time.monotonic() >= self._flush_at or self._outbox.waits():  # while the store is away, the disk is safer
             self.flush()
@@ -92,16 +101,15 @@ class MlflowTracker:
     def remember(self) -> None:
         """Take note of the curves that the run has, so that a resume that repeats steps gives one continuous curve.
 
-        Those that wait for the store count as well. Steps are recognised by their loss or pass@1; where repetition is
-        not exact both points are kept.
+        Those that wait for the store count as well. Steps are recognised by their loss or pass@1, and each result of a
+        study by itself; where repetition is not exact both points are kept.
         """
-        for key in ("train/loss_total", "eval/pass_at_1"):
+        for key in filter(_is_remembered, self._client.get_run(self.run_id).data.metrics):
             for point in self._client.get_metric_history(self.run_id, key):
                 self._logged.setdefault(point.step, set()).add((key, point.value))
-            for operation in self._outbox.waiting():
-                for values, step, _ in operation.points if isinstance(operation, Metrics) else ():
-                    if key in values:
-                        self._logged.setdefault(step, set()).add((key, values[key]))
+        for operation in self._outbox.waiting():
+            for values, step, _ in operation.points if isinstance(operation, Metrics) else ():
+                self._logged.setdefault(step, set()).update((k, v) for k, v in values.items() if _is_remembered(k))
 
     def text(self, name: str, content: str) -> None:
         """Write a file of the run and publish it."""
