@@ -98,8 +98,10 @@ def decide(model: Any, tried: Sequence[Trial], *, written_out: bool = True) -> S
         packed = _prepare(model)
         written = replace(packed, written_out=True)
         may = written_out and llama_pass.serves(model) and llama_pass.is_exact(model)
-        if may and _against_packed(model, tried, written) is None and _against_long(model, tried, packed) is None:
-            return written  # gradients are left to transformers where its modules are used
+        # Attention is the same in both, so each of its kernels is tried in one of them; where the model's modules are
+        # used, their gradients are left to transformers.
+        if may and _against_short(model, tried, written) is None and _against_long(model, tried, packed) is None:
+            return written
         if _against_packed(model, tried, packed) is None:
             return packed
         reason = against_packing(model, tried)
@@ -123,8 +125,11 @@ def is_right(model: Any, found: Scoring, tried: Sequence[Trial]) -> bool:
 
 def _against_packed(model: Any, tried: Sequence[Trial], packed: Scoring) -> str | None:
     """Return what is wrong with packed rows, None if nothing is."""
-    wrong = _wrong(model, tried, lambda each: _packed(model, each, packed))
-    return _against_long(model, tried, packed) if wrong is None else wrong
+    return _against_short(model, tried, packed) or _against_long(model, tried, packed)
+
+
+def _against_short(model: Any, tried: Sequence[Trial], packed: Scoring) -> str | None:
+    return _wrong(model, tried, lambda each: _packed(model, each, packed))
 
 
 def _against_long(model: Any, tried: Sequence[Trial], packed: Scoring) -> str | None:
