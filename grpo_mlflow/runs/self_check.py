@@ -19,14 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from grpo_mlflow.errors import ModelError, UserError, one_line
-from grpo_mlflow.forward import llama_pass, trial, ways
+from grpo_mlflow.forward import attention, llama_pass, trial, ways
 from grpo_mlflow.generation.local import ways as sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.model.tiny import cache_root
@@ -41,7 +41,7 @@ _NAMED = re.compile(
 )
 _SPLIT = re.compile("chunk_size")
 _STRETCHED = ("longrope", "dynamic", "'su'", "llama_4_scaling")  # angles or scores that go by the length of a text
-_KERNELS = ("flash_attn", "flash_attn_interface", "causal_conv1d", "mamba_ssm", "fla", "kernels", "xformers", "peft")
+_KERNELS = ("flash-attn", "causal-conv1d", "mamba-ssm", "flash-linear-attention", "kernels", "xformers", "peft")
 
 
 def prove(policy: Policy, most: int) -> tuple[Policy, float]:
@@ -161,9 +161,10 @@ def _lengths_in(config: Mapping[str, Any], names: Sequence[re.Pattern[str]]) -> 
 def _key(policy: Policy, most: int) -> str:
     """Return a hash of all that the outcome depends on."""
     config = {**policy.model.config.to_dict(), "_name_or_path": ""}
+    kind = policy.model.config._attn_implementation
     parts = [
         json.dumps(config, sort_keys=True, default=str),
-        policy.model.config._attn_implementation,
+        "sdpa" if kind == attention.NAME else kind,  # as it was before the model was first packed
         *_versions(),
         _code(),
         _source(type(policy.model)),
@@ -187,11 +188,11 @@ def _few(tensor: torch.Tensor) -> str:
     return f"{flat[:: max(1, len(flat) // 4)][:4].tolist()} {norm:.4g}"  # its last digits go by the number of threads
 
 
-def _versions() -> list[str]:
-    """Return the versions of the packages whose kernels a model may be computed with."""
-    known = packages_distributions()
-    names = {name for module in _KERNELS for name in known.get(module, ())}
-    return [f"{name} {version(name)}" for name in sorted({"torch", "transformers", *names})]
+def _versions() -> Iterator[str]:
+    """Yield the versions of the packages whose kernels a model may be computed with."""
+    for name in ("torch", "transformers", *_KERNELS):
+        with suppress(PackageNotFoundError):
+            yield f"{name} {version(name)}"
 
 
 def _processor(device: torch.device) -> str:
