@@ -45,7 +45,8 @@ class Secretive(Arithmetic):
 
 
 def run(folder: Path, command: str, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "HF_HUB_OFFLINE": "1"}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}  # not another's store
+    environment = {**own, **ENVIRONMENT, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "HF_HUB_OFFLINE": "1"}
     line = [
         sys.executable,
         "-m",
