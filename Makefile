@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: train smoke test test-all test-lowest test-server test-gpu check bench server doctor ui clean
+.PHONY: train smoke test test-all test-lowest test-server test-gpu check bench torture server doctor ui clean
 
 train: $(VENV)/.installed  ## the main job: the embedded model learns addition, tracked in MLflow
 	$(RUN) mlflow run . -e train --env-manager=local --experiment-name grpo $(ARGS)
@@ -39,6 +39,9 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed .venv-bench/.installed  ## one iteration against TRL's: seconds, memory; half an hour
 	$(RUN) python -m benchmarks.compare_trl $(ARGS)
+
+torture: $(VENV)/.installed  ## kill runs and studies at every point, and compare what they leave; adds to build/torture
+	OMP_NUM_THREADS=1 $(RUN) python -m benchmarks.torture $(ARGS)
 
 server: $(VENV)/.installed .venv-vllm/.installed  ## a vLLM server on this CPU at port 30000, for the embedded model
 	$(RUN) python -m entrypoints.server generation.server.device=cpu $(ARGS)

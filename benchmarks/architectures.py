@@ -1,7 +1,7 @@
 """Which architectures of transformers are computed right, in which way, and why not in a faster one.
 
     python -m benchmarks.architectures                               # all, a line each; some minutes on one core
-    python -m benchmarks.architectures --docs docs/architectures.md  # and the table of that page, by way and reason
+    python -m benchmarks.architectures --docs docs/models.md         # and the table of that page, by way and reason
 
 Every causal language model that transformers knows is made small, with random weights: flat, as they are initialised,
 and sharp, four times as large. Windows and chunks are shorter than the rows that are tried. The self-check of a run
@@ -195,7 +195,7 @@ def main() -> None:
     print("\n".join(left_out))
     if arguments.docs:
         text = arguments.docs.read_text()
-        start = text.index("| log-probabilities |")
+        start = text.index("| log-probabilities | sampling |")
         arguments.docs.write_text(text[:start] + "\n".join(grouped(rows)) + "\n")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from grpo_mlflow.redaction import redact as redact
 
 _MOST = 300  # characters of a message of somebody else's
 
@@ -65,16 +65,10 @@ class ConfigError(UserError):
     exit_code = 2
 
 
-def redact(text: str) -> str:
-    """Return the text with the user and password of addresses hidden."""
-    text = re.sub(r"(password=)[^&\s'\"]+", r"\1***", text)
-    return re.sub(r"://[^\s'\"]*@", "://***@", text)
-
-
 def one_line(error: BaseException) -> str:
     """Return what went wrong in at most 300 characters, and the whole remedy after it: a cut command does not work."""
     remedy = error.remedy if isinstance(error, ServerUnfit) else ""
     found = error.found if isinstance(error, ServerUnfit) else str(error)
     found = found.partition("[SQL: ")[0]  # what a database says comes first, and the statement is of no use
-    text = redact(" ".join(found.split()))[:_MOST]
+    text = " ".join(redact(found).split())[:_MOST]  # cut last: half a secret is not recognised
     return f"{text}. {redact(remedy)}" if remedy else text

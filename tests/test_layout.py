@@ -12,7 +12,19 @@ from tests.support.paths import ROOT
 PACKAGE, SHIMS = "grpo_mlflow", "entrypoints"
 # From the bottom up: each imports from itself and from those before it.
 FLOORS = (
-    *("serverside", "errors", "types", "seeding", "algorithm", "forward", "config", "runtime", "tasks", "tracking"),
+    *(
+        "serverside",
+        "redaction",
+        "errors",
+        "types",
+        "seeding",
+        "algorithm",
+        "forward",
+        "config",
+        "runtime",
+        "tasks",
+        "tracking",
+    ),
     *("model", "generation", "training", "runs", "search", "cli"),
 )
 # The one package that may import each of these libraries; elsewhere they are reached through it.

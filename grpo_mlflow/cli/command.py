@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from grpo_mlflow.config import Resolved, render
-from grpo_mlflow.errors import ConfigError, UserError, one_line
-from grpo_mlflow.runtime import failures
+from grpo_mlflow.errors import ConfigError, UserError, one_line, redact
+from grpo_mlflow.runtime import failures, output
 from grpo_mlflow.runtime.interrupts import Interrupted
 
 
@@ -19,12 +19,13 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     0: done; 1: for what it met; 2: for a wrong setting, or a model that cannot be used; 128 + n: for a signal.
     """
+    output.guard()
     try:
         main(sys.argv[1:])
     except UserError as error:
         everywhere = isinstance(error, ConfigError) and os.environ.get("LOCAL_RANK", "0") != "0"
         if not (error.told or everywhere):  # else another process of the run tells it
-            for line in str(error).splitlines():
+            for line in redact(str(error)).splitlines():
                 print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
@@ -39,7 +40,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def _unforeseen(error: Exception) -> None:
     """Tell what nothing below has told: a failure of the machine, or a mistake of the program with its traceback."""
     if (known := failures.told(error)) is not None:
-        print(f"error: {known}", file=sys.stderr)
+        print(f"error: {redact(str(known))}", file=sys.stderr)
         return
     try:
         place = failures.kept(error)
@@ -47,7 +48,7 @@ def _unforeseen(error: Exception) -> None:
         print(failures.log(error), file=sys.stderr)
         return
     what = f"{type(error).__name__}: {one_line(error)}"
-    print(f"error: {what}: a mistake of the program; its traceback is in {place}", file=sys.stderr)
+    print(f"error: {redact(what)}: a mistake of the program; its traceback is in {place}", file=sys.stderr)
 
 
 @contextmanager
@@ -84,4 +85,4 @@ def show(resolved: Resolved) -> None:
     """Print every setting with its origin, and on stderr what cannot act."""
     print(render(resolved), end="")
     for warning in resolved.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {redact(warning)}", file=sys.stderr)

@@ -5,12 +5,14 @@ With `--print-command` it starts nothing: it prints the command that starts one,
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_mlflow.cli.command import importing, run, show
 from grpo_mlflow.config import Resolved, layers, parse_arguments, resolve
+from grpo_mlflow.errors import redact
 
 _PORT, _URL = "generation.server.port", "generation.base_url"
 DEFAULTS = {"generation.backend": "vllm_server", "generation.server.manage": "true", _PORT: "30000"}
@@ -38,7 +40,8 @@ def main(argv: Sequence[str]) -> None:
         return
     gives_way = _chosen(resolved, _PORT) and not _chosen(resolved, _URL)  # a preset's address
     command, remark = serve.command(resolved.config, None if gives_way else resolved.config.generation.base_url)
-    print(command)
+    # A shell reads a variable outside single quotes only, in which the command has all words with a `$`.
+    print(re.sub(r"\$\{ENV:(\w+)\}", r"""'"$\1"'""", redact(command)))
     if remark:
         print(remark, file=sys.stderr)
 

@@ -53,7 +53,8 @@ class Traits:
         compared: it must be equal in all trials of a study, unless the search space varies it; a study that is
             continued with another value would mix trials that cannot be compared.
         varies: a search space may vary it. What decides how trials are measured or kept may not.
-        secret: its value may hold a credential.
+        secret: its value may hold a credential. What an environment variable puts into it is one (`references`); else
+            it is found by where it stands in the value (`redaction`), as in any other setting.
         evaluation: it decides what an evaluation measures: problems, prompts, sampling, length, judging, random draws.
             In a study that is the same for all trials: it may vary only where `eval` has a setting of the same name,
             which then holds for evaluations (`keys.OF_EVALUATION`).

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Container, Mapping
+from types import NoneType
 from typing import Any, get_args, get_origin
 
+from grpo_mlflow import redaction
 from grpo_mlflow.config.fields import Section
 from grpo_mlflow.config.schema import Config
 
@@ -74,13 +76,19 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def short(value: Any) -> str:
     """Return a value as error lines show it."""
-    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)  # null, true as typed
+    shown = redaction.without(value)
+    text = json.dumps(shown) if shown is None or isinstance(shown, bool) else repr(shown)  # null, true as typed
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def unknown_line(key: str, value: Any, origin: str) -> str:
-    """Return the line that refuses a key that is no setting, with what may have been meant."""
-    start = f"{key} = {short(value)} ({origin})"
+    """Return the line that refuses a key that is no setting, with what may have been meant.
+
+    The setting that was meant may be a secret one, so only a number, true, false or null is shown.
+    """
+    shows = isinstance(value, (int, float, bool, NoneType)) and not redaction.is_secret_name(key)
+    shows |= key.startswith("hydra.")
+    start = f"{key} = {short(value)} ({origin})" if shows else f"{key} ({origin})"
     if key in SECTIONS:
         return f"{start}: is a section; set a key in it: {', '.join(k for k in KEYS if k.startswith(f'{key}.'))}"
     if key.startswith("hydra."):

@@ -8,8 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from grpo_mlflow.config import methods, yaml12
-from grpo_mlflow.config.keys import flatten
+from grpo_mlflow import redaction
+from grpo_mlflow.config import methods, references, yaml12
+from grpo_mlflow.config.keys import TRAITS, flatten, short
 from grpo_mlflow.errors import ConfigError
 
 Layer = dict[str, tuple[Any, str]]  # dotted key -> (value, origin)
@@ -55,7 +56,14 @@ def read(name: str, named_by: str = "config", beside: Path = Path(), seen: tuple
     if base is not None and not isinstance(base, str):
         raise ConfigError(f"{where}: base = {base!r}: expected the name of a preset or a file")
     layer: Layer = read(base, f"{where}: base", path.parent, (*seen, path)) if base else {}
-    return layer | layer_of(flatten(content), origin)
+    values = flatten(content)
+    for key in values.keys() & {key for key, traits in TRAITS.items() if traits.secret}:
+        if redaction.HIDDEN in str(values[key]):  # a config that a run has stored
+            raise ConfigError(
+                f"{where}: {key} = {short(values[key])}: {redaction.HIDDEN} stands for a secret that was not written; "
+                "allowed: the value, or ${ENV:NAME} for that of an environment variable"
+            )
+    return layer | layer_of(references.expanded(values, where), origin)
 
 
 def layer_of(values: Mapping[str, Any], origin: str) -> Layer:

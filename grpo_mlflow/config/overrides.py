@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
-from grpo_mlflow.config import yaml12
-from grpo_mlflow.config.keys import TEXT, flatten, short
+from grpo_mlflow import redaction
+from grpo_mlflow.config import references, yaml12
+from grpo_mlflow.config.keys import KEYS, TEXT, TRAITS, flatten, short
 from grpo_mlflow.errors import ConfigError
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
@@ -19,7 +20,7 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
     """Turn `key=value` items into dotted keys; values are YAML (`5e-6`, `'[1,2]'`, `null`).
 
     Raises:
-        ConfigError: an item has no `=`, no key, or a value that is not YAML.
+        ConfigError: an item has no `=`, no key, a value that is not YAML, or a reference to what is not set.
     """
     found: dict[str, Any] = {}
     for item in items:
@@ -28,13 +29,24 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"override {short(item)}: holds bytes that are no UTF-8; allowed: text")
         key = key.strip()
         if not equals or not _KEY.fullmatch(key):
-            raise ConfigError(f"override {short(item)}: expected key=value, such as train.lr=5e-6")
+            raise ConfigError(f"override {short(redaction.redact(item))}: expected key=value, such as train.lr=5e-6")
         if key in TEXT:  # as it stands: a run id of digits is not a number, a colon no mapping
             value = None if text in ("", "~", "null") else text
         else:
-            value = yaml12.load(text, f"override {short(item)}")
+            value = yaml12.load(text, f"override {_shown(key, item)}")
         found |= flatten({key: value})
-    return found
+    return references.expanded(found, "override")
+
+
+def _shown(key: str, item: str) -> str:
+    """Return an override for a message: where it cannot be read, it is not known what in it is secret."""
+    return short(item) if _shows(key) else f"{key}=..."
+
+
+def _shows(key: str) -> bool:
+    """Return whether no secret belongs into a setting or section; one that is unknown may be a mistyped other."""
+    inside = [name for name in KEYS if name == key or name.startswith(f"{key}.")]
+    return bool(inside) and not any(TRAITS[name].secret for name in inside)
 
 
 def split_overrides(text: str) -> list[str]:
@@ -46,14 +58,15 @@ def split_overrides(text: str) -> list[str]:
     try:
         pieces = shlex.split(text)
     except ValueError as error:
-        raise ConfigError(f"overrides = {text!r}: {str(error).lower()}") from None
+        shows = all(map(_shows, (match[0][:-1] for match in _ITEM.finditer(text))))
+        raise ConfigError(f"overrides{f' = {text!r}' if shows else ''}: {str(error).lower()}") from None
     found: list[str] = []
     for piece in pieces:
         if found and _is_open(found[-1]) and not _ITEM.match(piece):
             found[-1] += f" {piece}"
             if found[-1] not in " ".join(text.split()):
                 raise ConfigError(
-                    f"overrides = {text!r}: {found[-1].partition('=')[0]}: a value with spaces and quotes needs quotes "
+                    f"overrides: {found[-1].partition('=')[0]}: a value with spaces and quotes needs quotes "
                     "of its own, such as data.mix='{arithmetic: 0.7, sat: 0.3}'"
                 )
         else:

@@ -14,12 +14,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from grpo_mlflow.config import adapt, checks, idle, layers, methods, model_defaults, yaml12
+from grpo_mlflow import redaction
+from grpo_mlflow.config import adapt, checks, idle, layers, methods, model_defaults, references, yaml12
 from grpo_mlflow.config.keys import KEYS, MAPPINGS, flatten, nest, short, unknown_line
 from grpo_mlflow.config.layers import Layer
 from grpo_mlflow.config.overrides import parse_overrides
 from grpo_mlflow.config.schema import Config
 from grpo_mlflow.errors import ConfigError
+
+_MOST_LINES = 20  # of unknown keys: what is near each is looked for, and a file of another kind has thousands
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,8 @@ class Resolved:
 
 
 def dump(config: Config) -> str:
-    """Return the config as YAML that `resolve` reads back to an equal one."""
-    return yaml12.dump(config.model_dump(mode="json"))
+    """Return the config as YAML that `resolve` reads back to an equal one, without secrets but by reference."""
+    return yaml12.dump(redaction.without(config.model_dump(mode="json")))
 
 
 def render(resolved: Resolved) -> str:
@@ -59,7 +62,7 @@ def render(resolved: Resolved) -> str:
                 text = yaml12.dump(value, flow=True).removesuffix("...\n").strip()
                 lines.append((f"{indent}{name}: {text}", resolved.origins[prefix + name]))
 
-    walk(resolved.config.model_dump(mode="json"), "", "")
+    walk(redaction.without(resolved.config.model_dump(mode="json")), "", "")
     width = max(len(text) for text, origin in lines if origin)
     return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines) + "\n"
 
@@ -93,9 +96,10 @@ def resolve(
     Raises:
         ConfigError: a key is unknown, a value has the wrong type or range, or values contradict each other.
     """
+    redaction.learn_environment()
     given = parse_overrides(overrides)
     if base is not None:
-        layer = layers.layer_of(flatten(base), origin)
+        layer = layers.layer_of(references.expanded(flatten(base), origin), origin)
     else:
         layer = layers.read(config) if config else model_defaults.start(given)
     layer |= layers.layer_of(given, "override")
@@ -107,9 +111,12 @@ def resolve(
 
 
 def _require_known(layer: Layer) -> None:
-    unknown = [unknown_line(key, value, where) for key, (value, where) in layer.items() if key not in KEYS]
+    unknown = [key for key in layer if key not in KEYS]
     if unknown:
-        raise ConfigError("\n".join(unknown))
+        lines = [unknown_line(key, *layer[key]) for key in unknown[:_MOST_LINES]]
+        if more := len(unknown) - len(lines):
+            lines.append(f"and {more} further unknown keys")
+        raise ConfigError("\n".join(lines))
 
 
 def _adapted(layer: Layer) -> tuple[Layer, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from grpo_mlflow import redaction
 from grpo_mlflow.config import yaml12
 from grpo_mlflow.config.command import Arguments
 from grpo_mlflow.config.keys import TEXT, TRAITS, flatten, short, summary
@@ -21,7 +22,7 @@ def changes(arguments: Arguments, stored: Mapping[str, Any]) -> tuple[str, ...]:
     """Return those overrides that may change something in a run whose config (nested) is `stored`.
 
     What else was given equals the run's own settings and is left out, so that a `train.method` that is repeated does
-    not lay its settings anew over what the run set beside it.
+    not lay its settings anew over what the run set beside it. Secrets are given again: the run has not stored them.
 
     Raises:
         ConfigError: a setting that cannot change has another value than in the run.
@@ -30,12 +31,12 @@ def changes(arguments: Arguments, stored: Mapping[str, Any]) -> tuple[str, ...]:
     given = parse_overrides(arguments.overrides)
     fixed = {key: value for key, value in given.items() if not _may_change(key)}
     for key, value in fixed.items():
-        if key not in own or own[key] != value:
+        if key not in own or own[key] not in (value, redaction.without(value)):
             allowed = ", ".join(name + ("*" if name.endswith(".") else "") for name in _ON_RESUME)
             known = f"the run has {short(own[key])}, which" if key in own else "it"
             raise ConfigError(f"{key} = {short(value)} (override): {known} cannot change on resume; allowed: {allowed}")
     _require_same(arguments, own)
-    return tuple(_item(key, value) for key, value in given.items() if key not in fixed)
+    return tuple(_item(key, value) for key, value in given.items() if key not in fixed or own[key] != value)
 
 
 def _require_same(arguments: Arguments, own: Mapping[str, Any]) -> None:

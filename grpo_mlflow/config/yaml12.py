@@ -7,11 +7,14 @@ keeps the last. This loader takes the scalar rules of YAML 1.2's core schema ins
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
 from grpo_mlflow.errors import ConfigError
+
+_MOST_VALUES = 20_000  # far more than any config has, and a second's work
 
 
 class _Dumper(yaml.SafeDumper):
@@ -19,15 +22,32 @@ class _Dumper(yaml.SafeDumper):
 
 
 class _Loader(yaml.SafeLoader):
+    _count = 0
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012, set below
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                mark = node.value[place][0].start_mark
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=mark)
+        seen = set[Any]()
+        for written, _ in node.value:
+            key = self.construct_object(written, deep=True)
+            if not isinstance(key, Hashable):
+                break  # refused below
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=written.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._count += 1
+        if self._count > _MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"more than {_MOST_VALUES} values", problem_mark=self.get_mark())
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _require_small(node)
+        return node
 
 
 def _add(tag: str, pattern: str, first: list[str]) -> None:
@@ -40,6 +60,30 @@ _add("int", r"^[-+]?[0-9]+$", list("-+0123456789"))
 _NUMBER = r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 _add("float", rf"{_NUMBER}|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$", list("-+.0123456789"))
 _add("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""])
+
+
+def _require_small(root: yaml.Node) -> None:
+    """Refuse a document that its aliases make huge: nine lines of nine aliases each stand for a billion values.
+
+    A shared value costs nothing here, but whatever walks through the config, compares it or writes it meets each copy.
+    """
+    sizes: dict[int, int] = {}
+    open_ones = set[int]()
+
+    def size(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) in open_ones:
+            raise yaml.MarkedYAMLError(problem="an alias of what it stands in", problem_mark=node.start_mark)
+        if id(node) not in sizes:
+            open_ones.add(id(node))
+            parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            sizes[id(node)] = 1 + sum(size(part) for part in parts)
+            open_ones.remove(id(node))
+        return sizes[id(node)]
+
+    if (found := size(root)) > _MOST_VALUES:
+        raise yaml.MarkedYAMLError(problem=f"its aliases make {found} values of it", problem_mark=root.start_mark)
 
 
 def _int(loader: _Loader, node: yaml.ScalarNode) -> int:

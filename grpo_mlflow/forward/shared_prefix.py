@@ -84,19 +84,20 @@ def logprobs(
     *,
     written_out: bool = False,
     sampled: int | None = None,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and entropies of completion tokens, both (R, T) in float32, zero where none is scored.
 
     See `padded.completion_logprobs`, which computes the same of padded rows. With `written_out` the pass of
     `llama_pass` stands in for the model's modules where it serves the model. Where the model's logits are a multiple of
-    what its output layer gives, the temperature is to be divided by it.
+    what its output layer gives, the temperature is to be divided by it; `cap` as in `token_logprobs`.
     """
     layer = output_layer(model)
     if written_out and llama_pass.serves(model):
         hidden = llama_pass.hidden_states(model, batch.ids, batch.positions, batch, batch.picks)
     else:
         hidden = _hidden_states(model, batch, layer)
-    found = token_logprobs(hidden, layer.weight, layer.bias, batch.targets, temperature, entropy_gradient, sampled)
+    found = token_logprobs(hidden, layer.weight, layer.bias, batch.targets, temperature, entropy_gradient, sampled, cap)
     chosen, entropy = (
         torch.zeros(batch.mask.shape, device=value.device).masked_scatter(batch.mask, value) for value in found
     )

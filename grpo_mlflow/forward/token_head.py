@@ -6,7 +6,8 @@ over slices of tokens; a backward pass computes a slice's logits again instead o
 budget. Nothing is approximated.
 
 With z = logits / temperature, p = softmax(z), H = -sum p log p:  d log p_y / dz = onehot(y) - p  and
-dH / dz = -p (log p + H).
+dH / dz = -p (log p + H). Some models (Gemma, Riviere et al. 2024, arXiv 2408.00118) cap logits x softly, to
+c tanh(x / c), whose slope is 1 - tanh(x / c)^2.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ def token_logprobs(
     temperature: float,
     entropy_gradient: bool = False,
     sampled: int | None = None,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log softmax((hidden @ weight.T + bias) / temperature) at the targets, and its entropy, both (N,) float32.
 
     `hidden` is (N, D), `weight` (V, D), `bias` (V,), `targets` (N,). Under autocast the output layer runs in its type.
-    The entropy has a gradient only where asked for. Only the first `sampled` tokens are possible; None: all.
+    The entropy has a gradient only where asked for. Only the first `sampled` tokens are possible; None: all. `cap` is
+    the c of logits that are capped softly; None: they are not.
     """
     apply: Any = _TokenLogprobs.apply
-    chosen, entropy = apply(hidden, weight, bias, targets, temperature, entropy_gradient, sampled)
+    chosen, entropy = apply(hidden, weight, bias, targets, temperature, entropy_gradient, sampled, cap)
     return chosen, entropy
 
 
@@ -46,14 +49,19 @@ def _slices(tokens: int, vocabulary: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, tokens, size)]
 
 
-def _logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, sampled: int | None) -> Tensor:
-    """Return (n, V) in float32."""
-    logits = functional.linear(hidden, weight, bias).float()
+def _logprobs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, sampled: int | None, cap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return log-probabilities (n, V) in float32, and the slope of capped logits, None where they are not."""
+    logits, slope = functional.linear(hidden, weight, bias).float(), None
+    if cap is not None:
+        bent = (logits / cap).tanh_()
+        logits, slope = bent * cap, 1 - bent.square_()
     if sampled is not None:
         logits[:, sampled:] = IMPOSSIBLE
     if temperature != 1.0:
         logits = logits / temperature
-    return logits.log_softmax(dim=-1)
+    return logits.log_softmax(dim=-1), slope
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -67,6 +75,7 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature: float,
         entropy_gradient: bool,
         sampled: int | None,
+        cap: float | None,
     ) -> tuple[Tensor, Tensor]:
         kind = hidden.device.type
         used = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -76,17 +85,17 @@ class _TokenLogprobs(torch.autograd.Function):
         tokens, vocabulary = len(hidden), len(weight)
         chosen = hidden.new_empty(tokens, dtype=torch.float32)
         entropy = torch.empty_like(chosen)
-        keeps = any(ctx.needs_input_grad) and tokens * vocabulary <= tuning.KEPT_LOGPROBS
+        keeps = any(ctx.needs_input_grad) and cap is None and tokens * vocabulary <= tuning.KEPT_LOGPROBS
         kept: list[Tensor] = []
         with torch.autocast(kind, enabled=False):
             for part in _slices(tokens, vocabulary):
-                logprobs = _logprobs(hidden[part], weight, bias, temperature, sampled)
+                logprobs, _ = _logprobs(hidden[part], weight, bias, temperature, sampled, cap)
                 chosen[part] = logprobs.gather(1, targets[part, None]).squeeze(1)
                 entropy[part] = _entropy(logprobs)
                 if keeps:
                     kept.append(logprobs)
         ctx.save_for_backward(hidden, weight, bias, targets, entropy, *kept)
-        ctx.temperature, ctx.sampled = temperature, sampled
+        ctx.temperature, ctx.sampled, ctx.cap = temperature, sampled, cap
         if not entropy_gradient:
             ctx.mark_non_differentiable(entropy)
         ctx.entropy_gradient = entropy_gradient
@@ -101,16 +110,22 @@ class _TokenLogprobs(torch.autograd.Function):
         to_weight: Tensor | None = None
         to_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for number, part in enumerate(_slices(len(hidden), len(weight))):
-            logprobs = kept[number] if kept else _logprobs(hidden[part], weight, bias, ctx.temperature, ctx.sampled)
+            slope = None
+            if kept:
+                logprobs = kept[number]
+            else:
+                logprobs, slope = _logprobs(hidden[part], weight, bias, ctx.temperature, ctx.sampled, ctx.cap)
             gradient = logprobs.exp()
             if ctx.entropy_gradient:
-                slope = (logprobs + entropy[part, None]) * -on_entropy[part, None]
-                gradient *= slope.sub_(on_chosen[part, None])
+                change = (logprobs + entropy[part, None]) * -on_entropy[part, None]
+                gradient *= change.sub_(on_chosen[part, None])
             else:
                 gradient *= -on_chosen[part, None]
             gradient.scatter_add_(1, targets[part, None], on_chosen[part, None])
             if ctx.temperature != 1.0:
                 gradient /= ctx.temperature
+            if slope is not None:
+                gradient *= slope
             typed = gradient.to(weight.dtype)
             if to_hidden is not None:
                 torch.mm(typed, weight, out=to_hidden[part])
@@ -132,10 +147,7 @@ class _TokenLogprobs(torch.autograd.Function):
             None if to_hidden is None else to_hidden.to(of_hidden),
             None if to_weight is None else to_weight.to(of_weight),
             None if to_bias is None else to_bias.to(of_weight),
-            None,
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
 
 

@@ -11,7 +11,7 @@ the plain pass (`trial`), and what differs is not used. A model that no way serv
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -36,12 +36,14 @@ class Scoring:
     """A right way.
 
     `written_out`: `llama_pass` gives the same, where it serves. `scale`: the model's logits over what its output layer
-    gives. `reason`: why prompts are not computed once; None where they are.
+    gives. `cap`: what the model caps them at, softly; None: it does not. `reason`: why prompts are not computed once;
+    None where they are.
     """
 
     way: Way
     written_out: bool = False
     scale: float = 1.0
+    cap: float | None = None
     reason: str | None = None
 
 
@@ -91,13 +93,17 @@ def decide(model: Any, tried: Sequence[Trial], *, written_out: bool = True) -> S
     Raises:
         Unfit: there is none.
     """
-    reason, scale = None, 1.0
+    reason = None
     try:
-        scale = _prepare(model)
-        if written_out and _can_be_written_out(model, tried, scale) and _against_long(model, tried, scale) is None:
-            return Scoring("packed", True, scale)  # gradients are left to transformers where its modules are used
-        if _against_packed(model, tried, scale) is None:
-            return Scoring("packed", False, scale)
+        packed = _prepare(model)
+        written = replace(packed, written_out=True)
+        may = written_out and llama_pass.serves(model) and llama_pass.is_exact(model)
+        # Attention is the same in both, so each of its kernels is tried in one of them; where the model's modules are
+        # used, their gradients are left to transformers.
+        if may and _against_short(model, tried, written) is None and _against_long(model, tried, packed) is None:
+            return written
+        if _against_packed(model, tried, packed) is None:
+            return packed
         reason = against_packing(model, tried)
     except Exception as error:  # a model may fail at this in any way of its own
         reason = said(error)
@@ -111,28 +117,25 @@ def decide(model: Any, tried: Sequence[Trial], *, written_out: bool = True) -> S
 def is_right(model: Any, found: Scoring, tried: Sequence[Trial]) -> bool:
     """Return whether all trials find a way right."""
     if found.way == "packed":
-        wrong = _against_packed(model, tried, found.scale, found.written_out)
+        wrong = _against_packed(model, tried, found)
     else:
         wrong = _wrong(model, tried, lambda each: _OF_ROWS[found.way](model, each))
     return wrong is None
 
 
-def _against_packed(model: Any, tried: Sequence[Trial], scale: float, written_out: bool = False) -> str | None:
+def _against_packed(model: Any, tried: Sequence[Trial], packed: Scoring) -> str | None:
     """Return what is wrong with packed rows, None if nothing is."""
-    wrong = _wrong(model, tried, lambda each: _packed(model, each, scale, written_out))
-    return _against_long(model, tried, scale, written_out) if wrong is None else wrong
+    return _against_short(model, tried, packed) or _against_long(model, tried, packed)
 
 
-def _against_long(model: Any, tried: Sequence[Trial], scale: float, written_out: bool = False) -> str | None:
+def _against_short(model: Any, tried: Sequence[Trial], packed: Scoring) -> str | None:
+    return _wrong(model, tried, lambda each: _packed(model, each, packed))
+
+
+def _against_long(model: Any, tried: Sequence[Trial], packed: Scoring) -> str | None:
     """Return what is wrong with log-probabilities of packed rows where they are computed as long ones are."""
     with tuning.set_to(trial.LONG_ROWS):
-        return _wrong(model, tried, lambda each: _packed(model, each, scale, written_out), differentiated=False)
-
-
-def _can_be_written_out(model: Any, tried: Sequence[Trial], scale: float) -> bool:
-    if not llama_pass.serves(model) or not llama_pass.is_exact(model):
-        return False
-    return _against_packed(model, tried, scale, written_out=True) is None
+        return _wrong(model, tried, lambda each: _packed(model, each, packed), differentiated=False)
 
 
 def _wrong(
@@ -155,9 +158,9 @@ def _wrong(
     return None
 
 
-def _packed(model: Any, examples: Examples, scale: float, written_out: bool) -> list[Tensor]:
+def _packed(model: Any, examples: Examples, packed: Scoring) -> list[Tensor]:
     batch = shared_prefix.Prefixes(examples.prompts, examples.completions, examples.owners, model.device)
-    chosen, _ = shared_prefix.logprobs(model, batch, 1.0 / scale, written_out=written_out)
+    chosen, _ = shared_prefix.logprobs(model, batch, 1.0 / packed.scale, written_out=packed.written_out, cap=packed.cap)
     return [row[: len(own)] for row, own in zip(chosen, examples.completions, strict=True)]
 
 
@@ -195,15 +198,37 @@ def require_packing(model: Any) -> None:
         raise NotImplementedError("its attention " + ("cannot be replaced" if kind == "sdpa" else f"is {kind}"))
 
 
-def _prepare(model: Any) -> float:
-    """Let the model be packed, and return the scale of its logits; raise NotImplementedError where it cannot be."""
+def _prepare(model: Any) -> Scoring:
+    """Let the model be packed, and say how its logits follow from its output layer's.
+
+    Raises:
+        NotImplementedError: it cannot be packed.
+    """
     require_packing(model)
-    return _scale(model, shared_prefix.output_layer(model))
+    given, wanted = _logits(model, shared_prefix.output_layer(model))
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    # The cap first: as long as logits are small, a multiple of 1 seems right, too.
+    for packed in (Scoring("packed", cap=cap), Scoring("packed", scale=_ratio(given, wanted))):
+        logits = given * packed.scale
+        if packed.cap is not None:
+            logits = (logits / packed.cap).tanh() * packed.cap
+        if float((logits - wanted).abs().max()) <= _SAME * float(wanted.abs().max()):
+            return packed
+    raise NotImplementedError(
+        "its logits are neither those of its output layer nor a multiple, nor capped by its config"
+    )
+
+
+def _ratio(given: Tensor, wanted: Tensor) -> float:
+    """Return what logits are to be multiplied with to be those wanted."""
+    scale = float((given * wanted).sum() / (given * given).sum())
+    return 1.0 if abs(scale - 1) < _SAME or not scale > 0 else scale
 
 
 @torch.no_grad()
-def _scale(model: Any, layer: nn.Linear) -> float:
-    """Return the model's logits over what its output layer gives; raise NotImplementedError if that is no number."""
+def _logits(model: Any, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Return what the output layer gives for a row, and the model's logits; raise NotImplementedError if these are of
+    other tokens."""
     given: list[Tensor] = []
     hook = layer.register_forward_hook(lambda _, __, output: given.append(output))
     try:
@@ -212,10 +237,9 @@ def _scale(model: Any, layer: nn.Linear) -> float:
     finally:
         hook.remove()
     own = given[0][0].float()
-    scale = float((own * logits).sum() / (own * own).sum()) if own.shape == logits.shape else 0.0
-    if not scale > 0 or float((scale * own - logits).abs().max()) > _SAME * float(logits.abs().max()):
-        raise NotImplementedError("its logits are not those of its output layer, or a multiple: a soft cap, say")
-    return 1.0 if abs(scale - 1) < _SAME else scale
+    if own.shape != logits.shape:
+        raise NotImplementedError("its logits are not those of its output layer")
+    return own, logits
 
 
 class _Counting(Packed):

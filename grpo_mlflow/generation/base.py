@@ -20,6 +20,11 @@ class Sampling:
     top_k: int = -1
     repetition_penalty: float = 1.0
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether tokens are drawn with the model's own probabilities."""
+        return (self.temperature, self.repetition_penalty) == (1.0, 1.0) and self.top_p >= 1 and self.top_k <= 0
+
 
 def training_sampling(config: GenerationConfig) -> Sampling:
     """Return how training completions are drawn."""

@@ -103,4 +103,9 @@ def _shards(folder: Path) -> list[str]:
         raise ModelError(
             f"model {str(folder)!r}: {_INDEX} has no weight_map; allowed: one that names the file of each tensor"
         )
-    return sorted(set(places.values()))
+    names = sorted(set(places.values()))
+    if outside := [name for name in names if Path(name).name != name or name in ("", "..")]:
+        raise ModelError(
+            f"model {str(folder)!r}: {_INDEX} leads outside it, to {outside[0]!r}; allowed: names of files in it"
+        )
+    return names

@@ -8,7 +8,7 @@ from importlib.metadata import version as version_of
 
 import torch
 
-from grpo_mlflow import __version__
+from grpo_mlflow import __version__, redaction
 from grpo_mlflow.config import Config, Resolved, dump, flatten
 from grpo_mlflow.tracking import Tracker
 
@@ -20,7 +20,8 @@ def describe(tracker: Tracker, resolved: Resolved, kind: str, resumed: bool) -> 
     tracker.tags(_versions())
     tracker.text("config/resolved.yaml", dump(described))
     if resumed:
-        changed = [f"{key}={flatten(described.model_dump())[key]}" for key in _overridden(resolved)]
+        flat = redaction.without(flatten(described.model_dump()))
+        changed = [f"{key}={flat[key]}" for key in _overridden(resolved)]
         tracker.tags({"grpo.resumed_with": " ".join(changed)})
 
 

@@ -129,4 +129,7 @@ def _resume_command(config: Config, tracker: Tracker) -> str:
 
 
 def _store(config: Config) -> str:
-    return f" tracking.uri={errors.redact(config.tracking.uri)}" if config.tracking.uri else ""
+    if not config.tracking.uri:
+        return ""
+    store = f"tracking.uri={errors.redact(config.tracking.uri)}"
+    return f" {shlex.quote(store) if '${ENV:' in store else store}"  # a shell would take a reference for its own

@@ -17,6 +17,7 @@ from grpo_mlflow.runs import messages, preflight, self_check
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes
+from grpo_mlflow.tasks import Task
 from grpo_mlflow.training.checkpoint import Checkpoint
 from grpo_mlflow.training.sources import Recording, open_recording
 
@@ -88,7 +89,7 @@ def load_measured(
     return found, source
 
 
-def meet(config: Config, actor: Policy, begun: int | None, recording: Recording | None = None) -> int:
+def meet(config: Config, task: Task, actor: Policy, begun: int | None, recording: Recording | None) -> int:
     """Let the model meet what the run gives it; return the most tokens that a row will have.
 
     Args:
@@ -98,7 +99,7 @@ def meet(config: Config, actor: Policy, begun: int | None, recording: Recording 
         ModelError: it does not go with that.
         ConfigError: what the settings ask for does not go with it.
     """
-    most = preflight.require(config, tasks.of(config), actor, begun)
+    most = preflight.require(config, task, actor, begun)
     return most if recording is None else max(most, preflight.require_recorded(config, actor, recording, begun or 0))
 
 
@@ -111,14 +112,15 @@ def _prove(
     recording: Recording | None = None,
 ) -> tuple[Policy, int]:
     """Let the model meet the run and prove its ways; return it and the most tokens that a row will have."""
-    most = processes.one_after_first(lambda: meet(config, actor, begun, recording))
+    task = tasks.of(config)
+    most = processes.one_after_first(lambda: meet(config, task, actor, begun, recording))
     actor, _ = processes.one_after_first(lambda: self_check.prove(actor, most))
     if begun is not None and processes.count > 1 and ways.scoring(actor.model).way == "alike":
         # each process would call the wrapped model another number of times, and wait for the others for ever
         raise ModelError(
             f"model {actor.name!r}: its rows cannot be padded, so processes cannot share a step; allowed: one process"
         )
-    idle = preflight.idle_arguments(config, tasks.of(config), actor, trains=begun is not None)
+    idle = preflight.idle_arguments(config, task, actor, trains=begun is not None)
     for line in (messages.sampled_how(config, actor), idle):
         if line:
             console.say(line)
@@ -154,7 +156,7 @@ def check(config: Config, source: str | Path) -> tuple[Policy, float]:
     """
     recording = open_recording(config)
     actor = loading.trained(config, source, choose_device(config.model.device))
-    most = meet(config, actor, 0, recording)
+    most = meet(config, tasks.of(config), actor, 0, recording)
     actor, seconds = self_check.prove(actor, most)
     _reference(config, actor, lambda: source, most)
     return actor, seconds

@@ -125,7 +125,8 @@ def _asked(config: Config, task: Task, begun: int | None) -> list[tuple[Split, S
         key = "generation.max_new_tokens" if config.eval.max_new_tokens is None else "eval.max_new_tokens"
         problems, _ = contents.evaluation_problems(task, config)
         asked.append(("eval", problems, evaluation_sampling(config).max_new_tokens, key))
-    if begun is not None and config.data.source == "live":  # recorded rollouts have their prompts: `require_recorded`
+    goes_on = begun is not None and begun < config.train.iterations
+    if begun is not None and goes_on and config.data.source == "live":  # of recorded ones, see `require_recorded`
         new = config.generation.max_new_tokens
         asked.append(("train", _training(config, task, begun), new, "generation.max_new_tokens"))
     return asked

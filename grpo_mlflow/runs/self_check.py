@@ -12,24 +12,24 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from grpo_mlflow.errors import ModelError, UserError, one_line
-from grpo_mlflow.forward import llama_pass, trial, ways
+from grpo_mlflow.forward import attention, llama_pass, trial, ways
 from grpo_mlflow.generation.local import ways as sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.model.tiny import cache_root
+from grpo_mlflow.runtime.files import write_whole
 
 _CHEAP = 5_000_000_000  # weights times tokens: less than a second
 _DIFFERENTIATED = 4 * _CHEAP  # a row up to this is compared with its gradients, too; beyond, they take much memory
@@ -41,7 +41,7 @@ _NAMED = re.compile(
 )
 _SPLIT = re.compile("chunk_size")
 _STRETCHED = ("longrope", "dynamic", "'su'", "llama_4_scaling")  # angles or scores that go by the length of a text
-_KERNELS = ("flash_attn", "flash_attn_interface", "causal_conv1d", "mamba_ssm", "fla", "kernels", "xformers", "peft")
+_KERNELS = ("flash-attn", "causal-conv1d", "mamba-ssm", "flash-linear-attention", "kernels", "xformers", "peft")
 
 
 def prove(policy: Policy, most: int) -> tuple[Policy, float]:
@@ -66,10 +66,7 @@ def prove(policy: Policy, most: int) -> tuple[Policy, float]:
     ways.know(policy.model, scoring)
     sampling.know(policy, sampler)
     with suppress(OSError):  # a cache that only others may write to
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        beside = kept.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps({"scoring": asdict(scoring), "sampling": asdict(sampler)}))
-        beside.replace(kept)
+        write_whole(kept, json.dumps({"scoring": asdict(scoring), "sampling": asdict(sampler)}))
     return proven, time.perf_counter() - began
 
 
@@ -141,8 +138,7 @@ def _next_switch(policy: Policy, most: int) -> int | None:
 def _switches_of(policy: Policy, *names: re.Pattern[str]) -> list[int]:
     """Return the lengths, ascending, at which the config says that the model changes what it computes."""
     config = policy.model.config.get_text_config().to_dict()
-    stretched = any(kind in str(config) for kind in _STRETCHED)
-    if stretched:
+    if any(kind in str(config) for kind in _STRETCHED):
         names = (*names, re.compile("original_max_position_embeddings"))
     if "dynamic" in str(config.get("rope_parameters") or config.get("rope_scaling")):
         names = (*names, re.compile("max_position_embeddings"))
@@ -161,9 +157,10 @@ def _lengths_in(config: Mapping[str, Any], names: Sequence[re.Pattern[str]]) -> 
 def _key(policy: Policy, most: int) -> str:
     """Return a hash of all that the outcome depends on."""
     config = {**policy.model.config.to_dict(), "_name_or_path": ""}
+    kind = policy.model.config._attn_implementation
     parts = [
         json.dumps(config, sort_keys=True, default=str),
-        policy.model.config._attn_implementation,
+        "sdpa" if kind == attention.NAME else kind,  # as it was before the model was first packed
         *_versions(),
         _code(),
         _source(type(policy.model)),
@@ -171,7 +168,15 @@ def _key(policy: Policy, most: int) -> str:
         f"{most} {policy.vocabulary} {policy.has_adapter} {policy.pad_id} {llama_pass.serves(policy.model)}",
         *(f"{name} {tuple(each.shape)} {_few(each)}" for name, each in _tensors(policy.model)),
     ]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+    return _digest("\n".join(parts).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _of_files(files: Iterable[Path]) -> str:
+    return _digest(b"".join(file.read_bytes() for file in sorted(files)))
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -187,11 +192,11 @@ def _few(tensor: torch.Tensor) -> str:
     return f"{flat[:: max(1, len(flat) // 4)][:4].tolist()} {norm:.4g}"  # its last digits go by the number of threads
 
 
-def _versions() -> list[str]:
-    """Return the versions of the packages whose kernels a model may be computed with."""
-    known = packages_distributions()
-    names = {name for module in _KERNELS for name in known.get(module, ())}
-    return [f"{name} {version(name)}" for name in sorted({"torch", "transformers", *names})]
+def _versions() -> Iterator[str]:
+    """Yield the versions of the packages whose kernels a model may be computed with."""
+    for name in ("torch", "transformers", *_KERNELS):
+        with suppress(PackageNotFoundError):
+            yield f"{name} {version(name)}"
 
 
 def _processor(device: torch.device) -> str:
@@ -204,13 +209,11 @@ def _source(kind: type) -> str:
     """Return a hash of the files that a model's class came with: they have no version."""
     if kind.__module__.startswith("transformers."):
         return ""
-    files = sorted(Path(inspect.getfile(kind)).parent.glob("*.py"))
-    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
+    return _of_files(Path(inspect.getfile(kind)).parent.glob("*.py"))
 
 
 @cache
 def _code() -> str:
     """Return a hash of the code that computes models, and of this."""
     root = Path(__file__).parent.parent
-    files = sorted([*root.glob("forward/*.py"), *root.glob("generation/local/*.py"), Path(__file__)])
-    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
+    return _of_files([*root.glob("forward/*.py"), *root.glob("generation/local/*.py"), Path(__file__)])

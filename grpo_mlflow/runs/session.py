@@ -14,7 +14,7 @@ from grpo_mlflow.model.policy import choose_device
 from grpo_mlflow.runs.description import describe
 from grpo_mlflow.runs.ending import Ending
 from grpo_mlflow.runs.stored import Stored
-from grpo_mlflow.runtime import allocator, interrupts
+from grpo_mlflow.runtime import allocator, interrupts, output
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes, join
 from grpo_mlflow.tracking import NullTracker, Tracker
@@ -69,6 +69,7 @@ def gathered(resolved: Resolved, kind: str, *, nested: bool = False) -> Iterator
     """Connect the processes of a run, and handle signals; `nested` ones say nothing on the console."""
     config = resolved.config
     allocator.keep_freed()
+    output.guard_logs()
     processes = join(config, choose_device(config.model.device))
     console = _console(resolved.warnings, processes.is_first, nested)
     ending = Ending(config, kind, processes, console)

@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from grpo_mlflow.errors import redact
+
 
 class Console:
     """Prints for one process; `quiet` for all but the first."""
@@ -25,13 +27,13 @@ class Console:
     def say(self, text: str) -> None:
         if not self._quiet:
             with _perhaps_unread():
-                tqdm.write(text, file=sys.stdout)
+                tqdm.write(redact(text), file=sys.stdout)
                 sys.stdout.flush()
 
     def warn(self, text: str) -> None:
         if not self._quiet:
             with _perhaps_unread():
-                tqdm.write(f"warning: {text}", file=sys.stderr)
+                tqdm.write(f"warning: {redact(text)}", file=sys.stderr)
 
     def start(self, title: str, total: int, done: int = 0) -> None:
         """Open a progress bar; nothing is drawn where the output is no terminal."""

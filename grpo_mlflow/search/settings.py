@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from grpo_mlflow import redaction
 from grpo_mlflow.config import OF_EVALUATION, TRAITS, Config, Resolved, flatten, nest, overlay, resolve, yaml12
 
 
@@ -26,9 +27,9 @@ def pinned(resolved: Resolved) -> Resolved:
 
 
 def comparable(config: Config) -> dict[str, str]:
-    """Return what must be the same for trials to be comparable, as text by dotted key."""
+    """Return what must be the same for trials to be comparable, as text by dotted key: stored, so without secrets."""
     flat = flatten(config.model_dump(mode="json"))
-    return {key: json.dumps(value) for key, value in flat.items() if TRAITS[key].compared}
+    return {key: json.dumps(redaction.without(value)) for key, value in flat.items() if TRAITS[key].compared}
 
 
 def digest(config: Config) -> str:
@@ -60,7 +61,7 @@ def of_run(resolved: Resolved, stored: Mapping[str, Any], varied: Collection[str
 def best_config(config: Config) -> str:
     """Return the config of a trial as a file to train with, without what belongs to its study."""
     kept = config.model_dump(mode="json", exclude={"search": True, "resume": True, "tracking": {"run_name"}})
-    return yaml12.dump(kept)
+    return yaml12.dump(redaction.without(kept))
 
 
 def pinned_then(begun: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -16,15 +16,16 @@ import numpy as np
 from grpo_mlflow.errors import UserError, one_line
 from grpo_mlflow.runtime.files import write_whole
 from grpo_mlflow.tasks.base import Task
+from grpo_mlflow.tasks.wrapped import Wrapped
 from grpo_mlflow.types import Problem, Split, Verdict
 
 
-class Judged(Task):
+class Judged(Wrapped):
     """`task`, called `name` in the config; texts that it cannot judge are kept in `folder`/unjudged, if it is given."""
 
     def __init__(self, task: Task, name: str, folder: Path | None) -> None:
-        self.name, self.phrases, self.reward_range = task.name, task.phrases, task.reward_range
-        self._task, self._called = task, name
+        super().__init__(task)
+        self._called = name
         self._folder = folder / "unjudged" if folder is not None else None
 
     def problem(self, split: Split, seed: int) -> Problem:
@@ -55,15 +56,6 @@ class Judged(Task):
         if wrong := objection(given):
             raise UserError(self._line(problem, text, wrong))
         return _plain(given)
-
-    def reference_answer(self, problem: Problem) -> str:
-        return self._task.reference_answer(problem)
-
-    def demonstration(self, problem: Problem, rng: np.random.Generator, error_rate: float) -> str:
-        return self._task.demonstration(problem, rng, error_rate)
-
-    def chance(self, problem: Problem) -> float:
-        return self._task.chance(problem)
 
     def _line(self, problem: Problem, text: str, what: str) -> str:
         start = f"data.task = {self._called!r}: verify of problem {problem.id!r} (seed {problem.seed}) {what}"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from grpo_mlflow.tasks.base import Task
+from grpo_mlflow.tasks.wrapped import Wrapped
 from grpo_mlflow.types import Completion, Problem, Split, Verdict
 
 
@@ -28,13 +27,12 @@ class Overlong:
         return replace(verdict, parts=parts, reward=math.fsum((verdict.reward, parts["overlong"])))
 
 
-class Posed(Task):
+class Posed(Wrapped):
     """`task` with another system prompt (None: as it is) and a length penalty that training applies (None: none)."""
 
     def __init__(self, task: Task, system_prompt: str | None = None, overlong: Overlong | None = None) -> None:
-        self.name, self.phrases, self.overlong = task.name, task.phrases, overlong
-        self.reward_range = task.reward_range
-        self._task, self._system_prompt = task, system_prompt
+        super().__init__(task)
+        self._system_prompt, self.overlong = system_prompt, overlong
 
     def problem(self, split: Split, seed: int) -> Problem:
         problem = self._task.problem(split, seed)
@@ -42,15 +40,3 @@ class Posed(Task):
             return problem
         others = tuple(message for message in problem.messages if message["role"] != "system")
         return replace(problem, messages=({"role": "system", "content": self._system_prompt}, *others))
-
-    def verify(self, problem: Problem, text: str) -> Verdict:
-        return self._task.verify(problem, text)
-
-    def reference_answer(self, problem: Problem) -> str:
-        return self._task.reference_answer(problem)
-
-    def demonstration(self, problem: Problem, rng: np.random.Generator, error_rate: float) -> str:
-        return self._task.demonstration(problem, rng, error_rate)
-
-    def chance(self, problem: Problem) -> float:
-        return self._task.chance(problem)

@@ -10,6 +10,7 @@ import mlflow
 from mlflow.entities import Run, RunStatus
 from mlflow.tracking.context.registry import resolve_tags
 
+from grpo_mlflow import redaction
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.errors import StoreAway, one_line, redact
 from grpo_mlflow.runtime.files import remove_parts
@@ -44,7 +45,7 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
             run = client.get_run(adopted)
         else:
             tags = {
-                **resolve_tags({}),
+                **redaction.without(resolve_tags({})),
                 **ownership.signature(),
                 _KIND: kind,
             }  # at once: one that is killed now can be told for ours, and ended
@@ -99,5 +100,6 @@ def _reopen(client: mlflow.MlflowClient, resume: str, adopted: str | None) -> Ru
 def _below(client: mlflow.MlflowClient, place: Place, kind: str) -> Run:
     parent_id, name, own = place
     parent = client.get_run(parent_id)
-    tags = {**resolve_tags({}), **own, **ownership.signature(), "mlflow.parentRunId": parent_id, _KIND: kind}
+    tags = redaction.without({**resolve_tags({}), **own})
+    tags |= {**ownership.signature(), "mlflow.parentRunId": parent_id, _KIND: kind}
     return client.create_run(parent.info.experiment_id, run_name=name, tags=tags)

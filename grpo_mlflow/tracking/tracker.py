@@ -21,6 +21,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from pydantic_core import to_jsonable_python
 
+from grpo_mlflow import redaction
 from grpo_mlflow.errors import redact
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.files import write_whole
@@ -43,7 +44,12 @@ from grpo_mlflow.tracking.upload import destination
 _FLUSH_SECONDS = 5.0  # a call to a store costs as much for one step as for many
 _SETTLE_SECONDS = 60.0  # for what waits at the end of a run; what takes longer is sent later
 _TABLES = 80  # that the UI lists: a tag takes 8000 characters
+_TELLING = ("train/loss_total", "eval/pass_at_1")  # one of them known, all of its step is
 log = logging.getLogger(__name__)
+
+
+def _is_remembered(key: str) -> bool:
+    return key in _TELLING or key.startswith("study/")
 
 
 class MlflowTracker:
@@ -71,7 +77,7 @@ class MlflowTracker:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters that the run lacks; `mlflow run` has logged some of them in its own spelling."""
-        self._do(Params({key: _sendable(str(value)) for key, value in values.items()}))
+        self._do(Params({key: _sendable(str(redaction.without(value))) for key, value in values.items()}))
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._do(Tags({key: _sendable(value) for key, value in values.items()}))
@@ -81,9 +87,13 @@ class MlflowTracker:
 
         They are sent together with those of other steps, within seconds and before anything else is written.
         """
-        if any(item in self._logged.get(step, ()) for item in values.items()):
+        logged = self._logged.get(step, ())
+        if any(item in logged for item in values.items() if item[0] in _TELLING):
             return
-        allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
+        new = {name: value for name, value in values.items() if (name, value) not in logged}
+        if not new:
+            return
+        allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in new.items()}
         self._points.append((allowed, step, int(time.time() * 1000)))
         if time.monotonic() >= self._flush_at or self._outbox.waits():  # while the store is away, the disk is safer
             self.flush()
@@ -91,16 +101,15 @@ class MlflowTracker:
     def remember(self) -> None:
         """Take note of the curves that the run has, so that a resume that repeats steps gives one continuous curve.
 
-        Those that wait for the store count as well. Steps are recognised by their loss or pass@1; where repetition is
-        not exact both points are kept.
+        Those that wait for the store count as well. Steps are recognised by their loss or pass@1, and each result of a
+        study by itself; where repetition is not exact both points are kept.
         """
-        for key in ("train/loss_total", "eval/pass_at_1"):
+        for key in filter(_is_remembered, self._client.get_run(self.run_id).data.metrics):
             for point in self._client.get_metric_history(self.run_id, key):
                 self._logged.setdefault(point.step, set()).add((key, point.value))
-            for operation in self._outbox.waiting():
-                for values, step, _ in operation.points if isinstance(operation, Metrics) else ():
-                    if key in values:
-                        self._logged.setdefault(step, set()).add((key, values[key]))
+        for operation in self._outbox.waiting():
+            for values, step, _ in operation.points if isinstance(operation, Metrics) else ():
+                self._logged.setdefault(step, set()).update((k, v) for k, v in values.items() if _is_remembered(k))
 
     def text(self, name: str, content: str) -> None:
         """Write a file of the run and publish it."""
@@ -115,7 +124,7 @@ class MlflowTracker:
         """
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         data = to_jsonable_python({"columns": list(columns), "data": rows}, inf_nan_mode="null", fallback=str)
-        write_whole(self.run_dir / name, json.dumps(data))
+        write_whole(self.run_dir / name, json.dumps(redaction.without(data)))
         self.publish(name)
         entry = {"path": name, "type": "table"}
         self._tables = [*(table for table in self._tables if table != entry), entry][-_TABLES:]
@@ -133,7 +142,7 @@ class MlflowTracker:
 
     def register(self, name: str, alias: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> None:
         """Make an artifact of a run the newest version of a registered model, and let the alias name it."""
-        self._do(Register(name, alias, run_id, artifact, dict(tags)))
+        self._do(Register(name, alias, run_id, artifact, redaction.without(dict(tags))))
 
     def settle(self, seconds: float) -> None:
         """Send what waits for the store, for so long at most."""

@@ -165,6 +165,7 @@ class CheckpointStore:
         checkpoints, best = self.all(), self.best()
         gone = [c for c in checkpoints[: -self._keep_last] if best is None or c.iteration != best.iteration]
         for checkpoint in gone:
+            (checkpoint.path / "manifest.json").unlink()  # first, or a kill would leave one that looks whole
             shutil.rmtree(checkpoint.path)
         return [checkpoint.path.name for checkpoint in gone]
 

@@ -74,6 +74,7 @@ class Scorer:
             entropy_gradient,
             written_out=self._policy.written_out and self._way.written_out,
             sampled=self._policy.priced,
+            cap=self._way.cap,
         )
         if len(numbers) == len(rows):
             return chosen, entropy

@@ -14,7 +14,7 @@ KINDS = {
     "mixtral": ("padded", "cache", "its attention has a window of 24 tokens, and rows are longer"),
     "cohere": ("packed", "packed", ""),  # logits are a multiple of what the output layer gives
     "granite": ("packed", "packed", ""),
-    "nanochat": ("padded", "packed", "a soft cap"),
+    "nanochat": ("packed", "packed", ""),
     "nemotron": ("padded", "cache", "in ways of their own"),
     "doge": ("padded", "cache", "depends on more than query, key and value"),  # right log-probs, wrong gradients
     "diffllama": ("packed", "cache", "depends on more than query, key and value"),

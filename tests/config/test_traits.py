@@ -26,7 +26,10 @@ MEASURED = (
     *("model.chat_template", "data.task", "data.system_prompt", "data.mix", "data.arithmetic.", "data.sat."),
     *("data.gsm8k.", "data.reasoning_gym", "data.settings"),
 )
-SECRET = ("generation.base_url", "generation.server.arguments", "eval.base_url", "tracking.uri", "search.storage")
+SECRET = (
+    *("generation.base_url", "generation.server.arguments", "eval.base_url", "tracking.uri", "search.storage"),
+    "data.settings",
+)
 EVALUATION = (
     *(*MEASURED, "seed", "generation.backend", "generation.max_new_tokens", "generation.temperature"),
     *("generation.top_", "generation.repetition_penalty", "eval.replicates", "eval.num_ids", "eval.id_seed_start"),

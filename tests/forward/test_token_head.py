@@ -58,6 +58,24 @@ def test_slices_change_nothing(temperature: float, with_bias: bool, entropy_grad
 
 
 @pytest.mark.usefixtures("sliced")
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_capped_logits_bend_their_gradient(temperature: float) -> None:
+    results = []
+    for sliced in (False, True):
+        hidden, weight, bias, targets = inputs()
+        if sliced:
+            found = list(token_logprobs(hidden, weight, bias, targets, temperature, True, cap=1.5))
+        else:
+            capped = 1.5 * torch.tanh(torch.nn.functional.linear(hidden, weight, bias) / 1.5)
+            logprobs = (capped / temperature).log_softmax(-1)
+            found = [logprobs.gather(1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)]
+        (found[0].sum() + found[1].square().sum()).backward()
+        results.append([*found, hidden.grad, weight.grad, bias.grad])
+    for expected, computed in zip(*results, strict=True):
+        torch.testing.assert_close(computed, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("sliced")
 def test_tokens_that_are_not_sampled_are_impossible() -> None:
     """The others' log-probabilities, entropy and gradients are those of a smaller vocabulary."""
     results = []

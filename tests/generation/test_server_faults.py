@@ -20,66 +20,11 @@ from grpo_mlflow import runs
 from grpo_mlflow.config import Resolved, parse_arguments, resolve
 from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.runs.stored import resolve_training
+from tests.support.answers import counted, finish, ids, logprobs, raising, status
 from tests.support.fake_server import DIALECTS, LOAD, SAMPLE, Answer, Dropped, FakeServer, Fault, Truncated
 from tests.support.small_runs import SMALL
 
 Undisturbed = tuple[str, list[dict[str, Any]]]  # dialect, metrics of each iteration
-Edit = Callable[[FakeServer, dict[str, Any]], None]
-
-
-def _status(status: int, content: Any = b"") -> Callable[[FakeServer, Answer], Answer]:
-    return lambda server, answer: (status, content)
-
-
-def _raising(error: type[Exception]) -> Callable[[FakeServer, Answer], Answer]:
-    def answer(server: FakeServer, right: Answer) -> Answer:
-        raise error
-
-    return answer
-
-
-def _edited(edit: Edit) -> Callable[[FakeServer, Answer], Answer]:
-    """Change the first completion of an answer."""
-
-    def answer(server: FakeServer, right: Answer) -> Answer:
-        edit(server, DIALECTS[server.dialect].completions(right[1])[0])
-        return right
-
-    return answer
-
-
-def _ids(change: Callable[[list[int]], Any]) -> Callable[[FakeServer, Answer], Answer]:
-    def edit(server: FakeServer, completion: dict[str, Any]) -> None:
-        key = DIALECTS[server.dialect].ids
-        completion[key] = change(completion[key])
-
-    return _edited(edit)
-
-
-def _logprobs(change: Callable[[list[float]], Any]) -> Callable[[FakeServer, Answer], Answer]:
-    def edit(server: FakeServer, completion: dict[str, Any]) -> None:
-        dialect = DIALECTS[server.dialect]
-        dialect.set_logprobs(completion, change(dialect.logprobs(completion)))
-
-    return _edited(edit)
-
-
-def _finish(reason: str) -> Callable[[FakeServer, Answer], Answer]:
-    def edit(server: FakeServer, completion: dict[str, Any]) -> None:
-        DIALECTS[server.dialect].set_finish(completion, reason)
-        if reason == "stop":  # and no end token
-            key = DIALECTS[server.dialect].ids
-            completion[key] = [8 if token == 1 else token for token in completion[key]]
-
-    return _edited(edit)
-
-
-def _counted(change: Callable[[list[Any]], list[Any]]) -> Callable[[FakeServer, Answer], Answer]:
-    def answer(server: FakeServer, right: Answer) -> Answer:
-        dialect = DIALECTS[server.dialect]
-        return 200, dialect.answer_with(change(dialect.completions(right[1])))
-
-    return answer
 
 
 def _slow(server: FakeServer, answer: Answer) -> Answer:
@@ -123,46 +68,46 @@ def _loses_weights(server: FakeServer, answer: Answer) -> Answer:
 
 S, L = "sample", "load"
 FAULTS: dict[str, tuple[str, Callable[[FakeServer, Answer], Answer]]] = {
-    "connection dropped": (S, _raising(Dropped)),
-    "body cut off": (S, _raising(Truncated)),
-    "JSON cut off": (S, _status(200, b'{"choices": [{"index": 0, ')),
-    "a proxy's page": (S, _status(200, b"<html>please log in</html>")),
-    "null": (S, _status(200, b"null")),
-    "a number": (S, _status(200, b"5")),
-    "408": (S, _status(408)),
-    "429": (S, _status(429)),
-    "500": (S, _status(500, {"error": {"message": "EngineCore died"}})),
-    "502": (S, _status(502, b"<html>Bad Gateway</html>")),
-    "503": (S, _status(503)),
+    "connection dropped": (S, raising(Dropped)),
+    "body cut off": (S, raising(Truncated)),
+    "JSON cut off": (S, status(200, b'{"choices": [{"index": 0, ')),
+    "a proxy's page": (S, status(200, b"<html>please log in</html>")),
+    "null": (S, status(200, b"null")),
+    "a number": (S, status(200, b"5")),
+    "408": (S, status(408)),
+    "429": (S, status(429)),
+    "500": (S, status(500, {"error": {"message": "EngineCore died"}})),
+    "502": (S, status(502, b"<html>Bad Gateway</html>")),
+    "503": (S, status(503)),
     "timeout": (S, _slow),
-    "no completions": (S, _counted(lambda found: [])),
-    "one too few": (S, _counted(lambda found: found[:-1])),
-    "one too many": (S, _counted(lambda found: [*found, found[0]])),
-    "NaN log-probability": (S, _logprobs(lambda values: [float("nan"), *values[1:]])),
-    "log-probability above 0": (S, _logprobs(lambda values: [0.5, *values[1:]])),
-    "null log-probability": (S, _logprobs(lambda values: [None, *values[1:]])),
-    "a log-probability short": (S, _logprobs(lambda values: values[:-1])),
-    "no log-probabilities": (S, _logprobs(lambda values: None)),
-    "no token ids": (S, _ids(lambda ids: None)),
-    "token outside the vocabulary": (S, _ids(lambda ids: [10**6, *ids[1:]])),
-    "empty completion": (S, _ids(lambda ids: [])),
-    "longer than asked for": (S, _ids(lambda ids: [5] * 50)),
-    "ended without its end": (S, _finish("stop")),
-    "aborted": (S, _finish("abort")),
+    "no completions": (S, counted(lambda found: [])),
+    "one too few": (S, counted(lambda found: found[:-1])),
+    "one too many": (S, counted(lambda found: [*found, found[0]])),
+    "NaN log-probability": (S, logprobs(lambda values: [float("nan"), *values[1:]])),
+    "log-probability above 0": (S, logprobs(lambda values: [0.5, *values[1:]])),
+    "null log-probability": (S, logprobs(lambda values: [None, *values[1:]])),
+    "a log-probability short": (S, logprobs(lambda values: values[:-1])),
+    "no log-probabilities": (S, logprobs(lambda values: None)),
+    "no token ids": (S, ids(lambda ids: None)),
+    "token outside the vocabulary": (S, ids(lambda ids: [10**6, *ids[1:]])),
+    "empty completion": (S, ids(lambda ids: [])),
+    "longer than asked for": (S, ids(lambda ids: [5] * 50)),
+    "ended without its end": (S, finish("stop")),
+    "aborted": (S, finish("abort")),
     "away, back with other weights": (S, _away),
     "restarted in a request": (S, _restart_dropping),
     "restarted between requests": (S, _restart_silently),
     "another model in its place": (S, _other_model),
     "another model's name": (S, _renamed),
-    "load fails": (L, _status(500)),
-    "load dropped": (L, _raising(Dropped)),
+    "load fails": (L, status(500)),
+    "load dropped": (L, raising(Dropped)),
     "load without effect": (L, _loses_weights),
-    "load answers null": (L, _status(200, b"null")),
-    "load answers a page": (L, _status(200, b"<html>please log in</html>")),
-    "label cut off": ("label", _status(200, b'{"weight_ver')),
-    "label null": ("label", _status(200, b"null")),
-    "label of another kind": ("label", _status(200, b"[]")),
-    "goes on after its end": (S, _ids(lambda ids: [*ids[:-1], 1, 5][-8:])),
+    "load answers null": (L, status(200, b"null")),
+    "load answers a page": (L, status(200, b"<html>please log in</html>")),
+    "label cut off": ("label", status(200, b'{"weight_ver')),
+    "label null": ("label", status(200, b"null")),
+    "label of another kind": ("label", status(200, b"[]")),
+    "goes on after its end": (S, ids(lambda ids: [*ids[:-1], 1, 5][-8:])),
 }
 
 

@@ -71,6 +71,15 @@ def test_it_is_waited_for_and_ends_with_all_its_processes(tmp_path: Path, mark: 
     assert gone(mark)
 
 
+def test_a_proxy_is_not_asked_whether_it_is_there(tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    server = ServerProcess(stub(mark), ServerConfig(start_seconds=10), tmp_path / "server.log", print)
+    server.start("model")
+    server.close()
+
+
 def test_what_a_server_that_died_left_behind_is_ended(tmp_path: Path, mark: str) -> None:
     server = ServerProcess(stub(mark), ServerConfig(), tmp_path / "server.log", print)
     server.start("model")

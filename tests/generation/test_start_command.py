@@ -13,7 +13,7 @@ import pytest
 from grpo_mlflow.cli import server as command_line
 from grpo_mlflow.config import Config, resolve
 from grpo_mlflow.config.engines import SERVERS
-from grpo_mlflow.generation.server.launch import launch_as, start_command
+from grpo_mlflow.generation.server.launch import Launch, launch_as, start_command
 from tests.support.paths import ROOT
 
 
@@ -151,6 +151,35 @@ def test_messages_show_it_without_secrets() -> None:
     shown, whole = (start_command(config, "vllm_server", None, "m", secrets=secrets) for secrets in (False, True))
     assert shown.endswith("--api-key '***' '--hf-token=***' --max-num-seqs 4")
     assert whole.endswith("--api-key sk-1 --hf-token=hf-2 --max-num-seqs 4")
+
+
+def test_a_reference_is_a_variable_of_the_shell(
+    capsys: pytest.CaptureFixture[str], small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANTED_NAME", "a s3cret 'of' mine")
+    words = json.dumps(["--api-key", "${ENV:PLANTED_NAME}", "--hf-token=${ENV:PLANTED_NAME}"])
+    command_line.main(["--print-command", f"model.train_id={small_model}", f"generation.server.arguments={words}"])
+    printed = capsys.readouterr().out
+    assert "s3cret" not in printed
+    given = printed.split("--api-key")[1].strip()
+    done = subprocess.run(["sh", "-c", f"printf '%s|' {given}"], capture_output=True, text=True, check=True)
+    assert done.stdout == "a s3cret 'of' mine|--hf-token=a s3cret 'of' mine|"
+
+
+def test_secrets_are_moved_from_the_command_line_to_the_environment() -> None:
+    options = {"--api-key": "VLLM_API_KEY", "--hf-token": "HF_TOKEN"}
+
+    def private(*words: str) -> tuple[list[str], dict[str, str]]:
+        return Launch(("python", *words), {"A": "b"}, "", options).private()
+
+    assert private("--api-key", "k", "--port", "1", "--hf-token=t") == (
+        ["python", "--port", "1"],
+        {"A": "b", "VLLM_API_KEY": "k", "HF_TOKEN": "t"},
+    )
+    assert private("--port", "1", "--api-key", "k") == (["python", "--port", "1"], {"A": "b", "VLLM_API_KEY": "k"})
+    assert private("--api-key", "old", "--api-key", "new")[1]["VLLM_API_KEY"] == "new"
+    assert private("--api-key", "one", "two", "--port") == (["python", "--api-key", "one", "two", "--port"], {"A": "b"})
+    assert private("--api-key") == (["python", "--api-key"], {"A": "b"})
 
 
 def test_it_is_printed_and_nothing_is_started(capsys: pytest.CaptureFixture[str], small_model: Path) -> None:

@@ -240,9 +240,10 @@ def test_workers_killed_in_the_middle_of_trials_leave_no_trace(commands: Command
     assert said.count("its process died; it is put back") == 3
     require_whole(store, study, len(rates))
     assert [len(trials) for trials in studies.slots(study).values()] == [1] * len(rates)
+    numbers = [trial.number for trial in killed]  # a trial that was put back may meet the next worker that is killed
     for trial in killed:  # they have gone on as they were, in the run that they had
         final = study.trials[trial.number]
-        assert final.user_attrs[studies.KILLED] == 1
+        assert final.user_attrs[studies.KILLED] == numbers.count(trial.number)
         assert final.user_attrs[studies.RUN_ID] == trial.user_attrs[studies.RUN_ID]
         assert final.intermediate_values.keys() == set(range(2, 61, 2))
     undisturbed = tmp_path / "undisturbed"

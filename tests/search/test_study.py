@@ -388,6 +388,14 @@ def test_own_settings_can_win_and_it_is_said() -> None:
     assert "within the noise of problems and training seeds" in report.summary(1, [], 0, seeds, None)
 
 
+def test_a_study_that_is_ended_again_logs_its_result_once(store: str, tmp_path: Path) -> None:
+    resolved = study_config(store, tmp_path, "search.space=train.lr=[1e-4]", "search.n_trials=1", "train.iterations=1")
+    for _ in range(2):
+        search(resolved)
+    found = curves(store, load(resolved).user_attrs["parent_run_id"])
+    assert [step for step, _ in found["study/confirmed_pass_at_1"]] == [1]
+
+
 def test_the_winner_is_registered_and_can_be_evaluated_by_its_alias(store: str, tmp_path: Path) -> None:
     (winner, *_) = search(study_config(store, tmp_path, "search.space=train.lr=[1e-3]", "search.n_trials=1"))
     uri = f"tracking.uri={store}"

@@ -133,6 +133,14 @@ MODELS: dict[str, tuple[Break, list[str]]] = {
         ["model-00002-of-00002.safetensors is missing"],
     ),
     "an index that is no JSON": (both(sharded, written(INDEX, b"{")), [INDEX, "cannot be read"]),
+    "an index of a file beside the folder": (
+        both(sharded, edited(INDEX, weight_map={"model.norm.weight": "../other/model.safetensors"})),
+        [INDEX, "leads outside", "../other/model.safetensors"],
+    ),
+    "an index of a file elsewhere": (
+        both(sharded, edited(INDEX, weight_map={"model.norm.weight": "/etc/hostname"})),
+        [INDEX, "leads outside", "/etc/hostname"],
+    ),
     "an index of nothing": (both(sharded, written(INDEX, b"{}")), [INDEX, "weight_map"]),
     # settings
     "settings that are no JSON": (written("config.json", b"{"), ["config.json cannot be read"]),

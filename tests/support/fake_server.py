@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,6 +34,7 @@ from tests.support.dialect import Answer as Answer
 from tests.support.dialect import Dialect, Refused
 from tests.support.fake_sglang import SGLang
 from tests.support.fake_vllm import VLLM
+from tests.support.raw_server import send
 
 DIALECTS: dict[str, Dialect] = {"vllm": VLLM(), "sglang": SGLang()}
 SAMPLE = {name: dialect.sample for name, dialect in DIALECTS.items()}
@@ -70,6 +72,14 @@ class Dropped(Exception):
 
 class Truncated(Exception):
     """The connection is closed in the middle of the body."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """As the content of an answer: what is sent instead, status line and all, with `pause` seconds after each byte."""
+
+    content: bytes
+    pause: float = 0.0
 
 
 @dataclass
@@ -241,6 +251,11 @@ class FakeServer:
         finally:
             with self._lock:
                 self.at_once -= path == SAMPLE[self.dialect]
+        if isinstance(content, Raw):
+            handler.close_connection = True
+            with suppress(OSError):  # a client that gave up
+                send(handler.connection, content.content, content.pause)
+            return
         raw = b'{"choices": [' if content is Truncated else content if isinstance(content, bytes) else _dumps(content)
         handler.send_response(status)
         handler.send_header("content-type", "application/json")

@@ -51,14 +51,20 @@ def running(model: Path, dtype: str, log: Path, *arguments: str, lora_rank: int 
 
 
 def kill_server_once(reached: Callable[[], bool]) -> list[int]:
-    """Kill the server that this process started as soon as `reached`; the list takes the ids of what was killed."""
+    """Kill the server that this process starts from now on as soon as `reached`; the list takes its id.
+
+    Those that stand already are other tests'.
+    """
     killed: list[int] = []
+    others = {process.pid for process in psutil.Process().children(recursive=True)}
 
     def kill() -> None:
         while not killed:
             time.sleep(0.1)
             if reached():
                 for process in psutil.Process().children(recursive=True):
+                    if process.pid in others:
+                        continue
                     if "api_server" in " ".join(process.cmdline()) and "warden.py" not in process.cmdline()[1]:
                         process.kill()
                         killed.append(process.pid)

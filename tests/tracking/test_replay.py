@@ -141,6 +141,7 @@ def _write_on(tracker: tracking.Tracker) -> None:
 
 def test_the_end_of_a_run_waits_for_a_while_only(config: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "_SETTLE_SECONDS", 5 * SECONDS)
+    monkeypatch.setattr(outbox, "_SLICE_SECONDS", 2 * SECONDS)  # of each write at the end
     tracker = _kept(config)
     tracker.finish("FINISHED")
     assert 2 <= len(Flaky.taken) < KEPT

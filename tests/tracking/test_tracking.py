@@ -226,6 +226,15 @@ def test_a_checkpoint_that_cannot_be_fetched_is_not_passed_over(
 
 
 @pytest.mark.slow
+def test_mlflow_does_not_print_the_address_with_its_password(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    tracker = tracking.start(TrackingConfig(uri=server.uri.replace("//", "//me:pl4nted-pw@")), "train")
+    tracker.finish("FINISHED")
+    run = mlflow.MlflowClient(server.uri).get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    printed = capfd.readouterr()
+    assert "pl4nted-pw" not in printed.out + printed.err + str(run.to_dictionary())
+
+
 def test_a_server_that_dies_loses_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tracker = tracking.start(TrackingConfig(uri=server.uri), "train")

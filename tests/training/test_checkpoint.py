@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.training.checkpoint import CheckpointStore, load_optimizer, read, save_optimizer
+from tests.support.signals import at_every_line
 
 
 def writes(text: str) -> Callable[[Path], None]:
@@ -33,6 +35,26 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert best is not None
     assert (best.iteration, best.score) == (2, 0.9)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["iter_002", "iter_1000", "iter_1001"]
+
+
+def test_what_is_left_of_a_checkpoint_that_was_being_deleted_does_not_pass_for_one(tmp_path: Path) -> None:
+    store, moments = CheckpointStore(tmp_path / "own", keep_last=1), 0
+    for iteration in (1, 2):
+        store.save(iteration, None, writes(str(iteration)))
+
+    def reached() -> None:  # what a process that is killed here leaves
+        nonlocal moments
+        moments += 1
+        if moments % 10 == 0:
+            shutil.copytree(store.root, tmp_path / str(moments))
+
+    with at_every_line(reached):
+        store.prune()
+    copies = [path for path in tmp_path.iterdir() if path != store.root]
+    assert len(copies) > 5
+    for copy in copies:
+        for checkpoint in CheckpointStore(copy, keep_last=1).all():
+            read(checkpoint.path)  # raises where a file of it is gone
 
 
 def test_a_crash_while_writing_leaves_the_checkpoints_as_they_were(tmp_path: Path) -> None:

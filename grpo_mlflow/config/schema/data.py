@@ -77,7 +77,7 @@ class DataConfig(Section, resume=False, compared=True, varies=True, secret=False
         {}, "settings of the generator, as a mapping", varies=False, evaluation=True
     )
     settings: dict[str, JsonValue] = setting(
-        {}, "keyword arguments of a python: task, as a mapping", varies=False, evaluation=True
+        {}, "keyword arguments of a python: task, as a mapping", varies=False, secret=True, evaluation=True
     )
 
     @property

@@ -70,7 +70,7 @@ class GenerationConfig(Section, resume=False, compared=True, varies=True, secret
         evaluation=False,
     )
     timeout: PositiveFloat = setting(
-        300.0, "seconds to wait for one answer of the server", resume=True, compared=False, evaluation=False
+        300.0, "seconds to wait for one complete answer of the server", resume=True, compared=False, evaluation=False
     )
     retry_seconds: NonNegativeFloat = setting(
         300.0,

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from grpo_mlflow.errors import one_line
+from grpo_mlflow.errors import one_line, redact
+from grpo_mlflow.generation.server.connection import open_client, proxy_of
 
 T = TypeVar("T")
 _MAY_PASS = (408, 409, 425, 429)
@@ -50,20 +50,19 @@ class Unfit(Refusal):
 
 
 class Client:
-    """Talks to the server at `base_url` (with or without a trailing /v1); use it inside one event loop."""
+    """Talks to the server at `base_url` (with or without a trailing /v1); use it inside one event loop.
+
+    `timeout` is how long a request may take, from its connection to the last byte of its answer, in seconds.
+
+    Raises:
+        UserError: the key or the proxy in the environment cannot be used.
+    """
 
     def __init__(self, base_url: str, timeout: float) -> None:
-        import openai
-
         self.root = base_url.rstrip("/").removesuffix("/v1")
-        patience = openai.Timeout(timeout, connect=min(5.0, timeout))
-        self._sdk = openai.AsyncOpenAI(
-            base_url=f"{self.root}/v1",
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            max_retries=0,
-            timeout=patience,
-            http_client=openai.DefaultAioHttpClient(timeout=patience),  # a third less CPU time than the default one
-        )
+        self._timeout, proxy = timeout, proxy_of(self.root)
+        self._through = f" (through the proxy {proxy})" if proxy else ""
+        self._sdk = open_client(self.root, timeout)
 
     async def get(self, path: str) -> Any:
         """Return the JSON answer.
@@ -72,7 +71,7 @@ class Client:
             Fault: no or no whole answer, or a status that may pass.
             Refusal: any other status than success.
         """
-        return await self._decoded(path, self._sdk.get(f"{self.root}{path}", cast_to=str))
+        return await self._decoded(path, self._sdk.get(f"{self.root}{path}", cast_to=bytes))
 
     async def post(
         self, path: str, body: Any = None, query: dict[str, object] | None = None, last: bool = False
@@ -84,36 +83,47 @@ class Client:
         options: Any = {"params": query} if query else {}
         if last:
             options["headers"] = {"Connection": "close"}
-        return await self._decoded(path, self._sdk.post(f"{self.root}{path}", cast_to=str, body=body, options=options))
+        return await self._decoded(
+            path, self._sdk.post(f"{self.root}{path}", cast_to=bytes, body=body, options=options)
+        )
 
     async def close(self) -> None:
         await self._sdk.close()
 
-    async def _decoded(self, path: str, answer: Coroutine[Any, Any, str]) -> Any:
+    async def _decoded(self, path: str, answer: Coroutine[Any, Any, bytes]) -> Any:
+        content = await self._content(f"{path}{self._through}", answer)
+        if not content:
+            return None
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            text = content.decode(errors="replace")
+            if text.lstrip().startswith(("{", "[")):
+                what = "JSON nested too deeply" if isinstance(error, RecursionError) else "a body that ends too early"
+                raise Fault(f"{path}{self._through} answers with {what}", answered=False) from None
+            return text
+
+    async def _content(self, path: str, answer: Coroutine[Any, Any, bytes]) -> bytes:
+        """Return the bytes of an answer: this is where the libraries' exceptions are sorted, and they end here."""
         import openai
 
         try:
-            text = await answer
+            # The SDK's timeout is for each read: a byte now and then would keep the request open forever.
+            return await asyncio.wait_for(answer, self._timeout)
         except openai.APIStatusError as error:
-            status, message = error.status_code, f"{path} answers {error.status_code}: {_message(error.response.text)}"
+            status, message = (
+                error.status_code,
+                f"{path} answers {error.status_code}: {_message(error.response.content)}",
+            )
             if (status >= 500 and status != _NEVER) or status in _MAY_PASS:
                 raise Fault(message, _seconds(error.response.headers.get("retry-after"))) from error
             raise Refusal(message, status) from error
-        except openai.APITimeoutError as error:
-            cause = _innermost(error)  # the transport calls every failure to connect a timeout
-            if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
-                raise Fault(f"{path}: cannot connect: {_named(cause)}", answered=False) from error
+        except asyncio.TimeoutError as error:
             raise Fault(f"{path} does not answer in time", answered=False) from error
-        except openai.APIConnectionError as error:
-            raise Fault(f"{path}: {_named(_innermost(error))}", answered=False) from error
-        if not text:
-            return None
-        try:
-            return json.loads(text)
-        except ValueError:
-            if text.lstrip().startswith(("{", "[")):
-                raise Fault(f"{path} answers with a body that ends too early", answered=False) from None
-            return text
+        except Exception as error:
+            # Not all of them are the SDK's: aiohttp's for a malformed header or chunk pass it as they are, and a
+            # status line in another encoding is a UnicodeError.
+            raise Fault(f"{path}{_failure(error)}", answered=False) from error
 
 
 class Loop:
@@ -184,15 +194,24 @@ async def all_of(work: Sequence[Awaitable[T]]) -> list[T]:
         raise
 
 
-def _message(body: str) -> str:
+def _message(body: bytes) -> str:
     """Return what an error body says, in one line; the servers wrap it differently."""
+    content: Any
     try:
         content = json.loads(body)
-    except ValueError:
-        content = body
+    except (ValueError, RecursionError):
+        content = body.decode(errors="replace")
     while isinstance(content, dict):
         content = next((content[key] for key in ("error", "message", "detail") if key in content), str(content))
-    return " ".join(str(content).split())[:300] or "no reason given"
+    return " ".join(redact(str(content)).split())[:300] or "no reason given"
+
+
+def _failure(error: Exception) -> str:
+    """Return what kept a request from being answered. The transport calls every end of a connection a timeout."""
+    cause = _innermost(error)
+    if isinstance(cause, TimeoutError):
+        return " does not answer in time"
+    return f": cannot connect: {_named(cause)}" if isinstance(cause, OSError) else f": {_named(cause)}"
 
 
 def _innermost(error: BaseException) -> BaseException:

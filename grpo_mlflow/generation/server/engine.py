@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -69,7 +69,8 @@ class Remedies:
     """What a person can do about a server of one kind, as parts of messages; empty: nothing particular to the kind.
 
     `install` makes its environment, `run` starts one, `old_weights` says when new weights do not arrive, `seeds` when
-    it ignores seeds, `context` is the option for a longer context. Every other option is part of the start command
+    it ignores seeds, `context` is the option for a longer context, `variables` are those of the environment that it
+    takes in the place of options that hold secrets. Every other option is part of the start command
     (`launch.start_command`), which messages end with.
     """
 
@@ -78,6 +79,7 @@ class Remedies:
     run: str = ""
     old_weights: str = ""
     seeds: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 class EngineClass(Protocol):
@@ -171,13 +173,16 @@ async def adapter_label(client: Client, adapter: str) -> str:
     return adapter if any(entry["id"] == adapter for entry in served) else ""
 
 
-def draw_of(token_ids: Any, logprobs: Any, finish_reason: Any, ask: Ask) -> Draw:
-    """Return a draw from what an answer holds.
+def draw_of(token_ids: Any, logprobs: Any, finish_reason: Any, ask: Ask, *, prompt: Any = None) -> Draw:
+    """Return a draw from what an answer holds; `prompt` is what it says it continues, if it does.
 
     Raises:
         Incapable: it holds no token ids or log-probabilities.
-        Fault: a part is malformed.
+        Fault: a part is malformed, or it continues another prompt: mixed up by a gateway, it would be judged as an
+            answer to this one.
     """
+    if prompt is not None and prompt != list(ask.token_ids):
+        raise Fault("completions of another prompt than the one asked for")
     if token_ids is None:
         raise Incapable("it gives text without token ids, and text is never tokenised again for training")
     if logprobs is None and ask.logprobs:
@@ -186,11 +191,15 @@ def draw_of(token_ids: Any, logprobs: Any, finish_reason: Any, ask: Ask) -> Draw
         )
     if finish_reason not in ("stop", "length"):
         raise Fault(f"a completion ended with finish_reason {finish_reason!r}")
-    try:
-        values = tuple(map(float, logprobs)) if ask.logprobs else None
-        return Draw(tuple(map(int, token_ids)), values, finish_reason)
-    except (TypeError, ValueError):
-        raise Fault("a completion holds tokens or log-probabilities that are not numbers") from None
+    # int() would make a token of 3.7, "3" and true, and the rollout would hold a token that nobody drew.
+    if not (_holds(token_ids, int) and (not ask.logprobs or _holds(logprobs, int, float))):
+        raise Fault("a completion holds tokens or log-probabilities that are not numbers")
+    return Draw(tuple(token_ids), tuple(map(float, logprobs)) if ask.logprobs else None, finish_reason)
+
+
+def _holds(values: Any, *kinds: type) -> bool:
+    """Return whether a JSON value is a list of numbers of these types; true and false are none."""
+    return isinstance(values, list) and all(type(value) in kinds for value in values)
 
 
 def check(draws: Sequence[Draw], ask: Ask, vocabulary: int, longer_context: str) -> None:

@@ -7,7 +7,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from grpo_mlflow import seeding
+from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.generation.base import Sampling
+from grpo_mlflow.generation.server.copies import copied
 from grpo_mlflow.generation.server.engine import Ask, Draw
 from grpo_mlflow.generation.server.policy_server import PolicyServer
 from grpo_mlflow.generation.server.recompute import behaviour_logprobs
@@ -86,10 +88,16 @@ class ServerGenerator:
         return _Begun(self, asks, self.server.version, self.server.start(asks, self._batch_size))
 
     def completions(self, ask: Ask, draws: Sequence[Draw], version: int) -> list[Completion]:
-        """Return one prompt's draws as completions, with text decoded from the token ids."""
+        """Return one prompt's draws as completions, with text decoded from the token ids.
+
+        Raises:
+            ServerFailed: the server gave one draw several times.
+        """
         ids = [draw.token_ids for draw in draws]
         if self._pricing is not None:
             logprobs = behaviour_logprobs(self._pricing(), ask.token_ids, ids, ask.sampling)
+            if ask.sampling.temperature and (found := copied(ids, logprobs)):
+                raise ServerFailed(f"the server at {self.server.url}: {found}")
         else:
             logprobs = [draw.logprobs or () for draw in draws]
         return [

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import pkgutil
-import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,19 +17,43 @@ from grpo_mlflow.config import Config, ServerConfig
 from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.generation.server.engine import EngineClass, Start
 from grpo_mlflow.generation.server.sync import SYNCS
+from grpo_mlflow.redaction import is_secret_name
 
 _PORT = 30000  # where neither an address nor generation.server.port says one
 EVERYWHERE = {4: "0.0.0.0", 6: "::"}  # all addresses of a machine, by the version of the protocol
-_SECRET = re.compile("(key|token|password|secret)$", re.IGNORECASE)  # an option such as --api-key
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A command with what it adds to the environment; `install` says how its program is installed."""
+    """A command with what it adds to the environment; `install` says how its program is installed.
+
+    `variables` are those that its program takes in the place of options that hold secrets.
+    """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
     install: str
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def private(self) -> tuple[list[str], dict[str, str]]:
+        """Return command and environment with secrets in the environment: every user of a machine sees command lines.
+
+        An option with several values stays, since a variable holds one.
+        """
+        words, environment = list(self.command), dict(self.environment)
+        for option, variable in self.variables.items():
+            for place in [i for i, word in enumerate(words) if word.partition("=")[0] == option][::-1]:
+                _, equals, value = words[place].partition("=")
+                after = words[place + 1 : place + 3]
+                if equals:
+                    del words[place]
+                elif after and all(word.startswith("-") for word in after[1:]):
+                    value = after[0]
+                    del words[place : place + 2]
+                else:
+                    continue
+                environment.setdefault(variable, value)  # of a repeated option the last one counts
+        return words, environment
 
     def in_shell(self, secrets: bool = True) -> str:
         """Return the command as one line for a POSIX shell in the current folder; for messages without `secrets`."""
@@ -46,9 +69,9 @@ def _without_secrets(words: Sequence[str]) -> list[str]:
     found: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
         name, equals, _ = word.partition("=")
-        if before.startswith("-") and _SECRET.search(before):
+        if before.startswith("-") and is_secret_name(before):
             word = "***"
-        elif equals and name.startswith("-") and _SECRET.search(name):
+        elif equals and name.startswith("-") and is_secret_name(name):
             word = f"{name}=***"
         found.append(word)
     return found
@@ -84,7 +107,7 @@ def launch(
     start = Start(str(model), port, dtype, on_cpu, settings.memory, lora_rank, host, trust_remote_code)
     own = engine.command(start)
     command = (settings.python or SERVERS[backend].python, *own.arguments, *settings.arguments)
-    return Launch(command, {**environment, **own.environment}, engine.remedies.install)
+    return Launch(command, {**environment, **own.environment}, engine.remedies.install, engine.remedies.variables)
 
 
 def launch_as(config: Config, backend: str, model: str | Path, port: int, host: str = "127.0.0.1") -> Launch:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from grpo_mlflow.errors import ServerFailed
+from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.server.checksums import WeightSums
 from grpo_mlflow.generation.server.client import Fault
+from grpo_mlflow.generation.server.copies import copied
 from grpo_mlflow.generation.server.engine import Ask, Draw, Engine, check, shaped
 from grpo_mlflow.generation.server.process import ServerProcess
 from grpo_mlflow.generation.server.retries import Retries
@@ -24,7 +26,8 @@ class Link:
     """Asks one server, with retries; a dead server of our own is started again, a restarted one gets its weights back.
 
     `given` are the weights that the server is to have, None where it is sent none. `loads` counts what may have changed
-    the weights that it samples from, `restarts` what of that was a start.
+    the weights that it samples from, `restarts` what of that was a start. `priced` is a way to draw whose
+    log-probabilities are known to be right, apart from the plain one, with which they always are.
 
     Args:
         engine: how to speak to it.
@@ -40,6 +43,7 @@ class Link:
         self._look: asyncio.Future[str | None] | None = None
         self._told_end: str | None = None
         self.given: Package | None = None
+        self.priced: Sampling | None = None
         self.loads = self.restarts = 0
 
     @property
@@ -66,6 +70,10 @@ class Link:
         """Return completions that can be those asked for; one try."""
         draws = await shaped(self.engine.complete(ask))
         check(draws, ask, self.vocabulary, self.engine.remedies.context)
+        if ask.logprobs and (ask.sampling == self.priced or ask.sampling.is_plain):
+            found = copied([draw.token_ids for draw in draws], [draw.logprobs or () for draw in draws])
+            if found:
+                raise Fault(found)
         return draws
 
     async def score(self, token_ids: Sequence[int]) -> list[float]:

@@ -164,6 +164,7 @@ class PolicyServer:
         except pricing.WrongLogprobs as wrong:
             remedy = self.remedy("generation.behaviour_logprobs=recompute")
             raise pricing.WrongLogprobs(f"the server at {self.url}: {wrong}", remedy) from None
+        self._link.priced = self._priced_sampling
 
     def remedy(self, instead: str = "") -> str:
         """Return a sentence that ends with the command that starts the right server, or settings `instead` of that.

@@ -10,16 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 
 import psutil
 
 from grpo_mlflow.config import ServerConfig
-from grpo_mlflow.errors import ServerFailed, UserError
+from grpo_mlflow.errors import ServerFailed, UserError, redact
 from grpo_mlflow.generation.server.engine import SERVERSIDE
 from grpo_mlflow.generation.server.launch import Launch
 
@@ -27,6 +27,7 @@ _NEWS_SECONDS = 15.0
 _STOP_SECONDS = 20.0
 _END_SECONDS = 1.0  # from the end of a server to that of its warden
 _DEATH_SECONDS = 0.1  # from the loss of its connections to where it shows as dead
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not reach this machine's ports
 
 
 class ServerProcess:
@@ -74,10 +75,11 @@ class ServerProcess:
             )
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._say(f"server: starts at {self.url}, log in {self.log}")
+        command, environment = launched.private()
         with self.log.open("ab") as stream:
             self._child = subprocess.Popen(
-                [sys.executable, str(SERVERSIDE / "warden.py"), *launched.command],
-                env={**os.environ, **launched.environment},
+                [sys.executable, str(SERVERSIDE / "warden.py"), *command],
+                env={**os.environ, **environment},
                 stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=stream,
@@ -124,6 +126,14 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+        self._clean_log()
+
+    def _clean_log(self) -> None:
+        """Take known secrets out of the log of a server that has ended: servers log what they were started with."""
+        with suppress(OSError):
+            written = self.log.read_bytes().decode(errors="surrogateescape")
+            if (clean := redact(written)) != written:
+                self.log.write_bytes(clean.encode(errors="surrogateescape"))
 
     def _await_health(self) -> None:
         began = time.monotonic()
@@ -148,9 +158,9 @@ class ServerProcess:
 
     def _healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+            with _DIRECT.open(f"{self.url}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
+        except (OSError, HTTPException):
             return False
 
     def _answers(self) -> bool:
@@ -166,7 +176,7 @@ class ServerProcess:
                 found = stream.read().decode(errors="replace").splitlines()
         except OSError:
             return ""
-        return "\n".join(line for line in found[-lines:])
+        return redact("\n".join(line for line in found[-lines:]))
 
 
 def _free_port() -> int:

@@ -89,6 +89,8 @@ class SGLang:
         draws = []
         for answer in answers:
             meta = answer.get("meta_info") or {}
+            if meta.get("prompt_tokens") not in (None, len(ask.token_ids)):  # it says no more of the prompt
+                raise Fault("completions of another prompt than the one asked for")
             triples = meta.get("output_token_logprobs")
             draws.append(
                 draw_of(

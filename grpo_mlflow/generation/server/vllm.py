@@ -42,8 +42,6 @@ _PACKED = (
 )
 _CPU_CACHE_GIB = 1.0
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be
-
-
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +57,7 @@ class VLLM:
         "for a CPU `make server`",
         context="--max-model-len",
         run="`make server` starts one on a CPU",
+        variables={"--api-key": "VLLM_API_KEY", "--hf-token": "HF_TOKEN"},
         old_weights="vLLM on a CPU with tied embeddings, started without our worker extension (docs/servers.md)",
     )
 
@@ -132,6 +131,7 @@ class VLLM:
                 (choice.get("logprobs") or {}).get("token_logprobs"),
                 choice.get("finish_reason"),
                 ask,
+                prompt=choice.get("prompt_token_ids"),
             )
             for choice in choices
         ]

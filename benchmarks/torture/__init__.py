@@ -1,0 +1,1 @@
+"""Kills real runs and studies at named points, goes on with them, and compares what they leave."""

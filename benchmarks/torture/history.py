@@ -1,0 +1,145 @@
+"""What a run or a study has left, in a form that can be compared with that of an undisturbed one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import urllib.request
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+from mlflow.entities import Run
+
+from benchmarks.torture.works import artifact_files
+from grpo_mlflow import tracking
+
+_LEFT = re.compile(r"(^|/)\.(writing|replaced|making)-|\.part$|(^|/)(spool|refused)\.jsonl$")
+_TIMED = ("perf/", "system/")  # their steps are compared, not their values
+_RESULT = ("model.safetensors", "optimizer.safetensors")
+_URI = "sqlite:///mlflow.db"
+
+
+def read(folder: Path, address: str) -> dict[str, Any]:
+    """Return what the case in a folder has left: its runs by name, what is wrong with them, its study."""
+    client = tracking.connect(_URI)
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    runs = sorted(client.search_runs(experiments), key=lambda run: run.info.start_time)
+    wrong: list[str] = []
+    found: dict[str, Any] = {}
+    for run in runs:
+        name, files = _name(run), _files(run, folder, address)
+        if run.info.status == "RUNNING":
+            wrong.append(f"{name} is left RUNNING")
+        curves = _curves(client, run.info.run_id)
+        wrong += [f"{name}: {key} has step {step} {n} times" for key, step, n in _doubled(curves)]
+        wrong += _unreadable(name, files)
+        if run.info.status == "FINISHED" or name not in found:
+            found[name] = {"status": run.info.status, "curves": _compared(curves), "files": _kept(files)}
+            found[name]["result"] = {k: h for k, (h, _) in files.items() if k.endswith(_RESULT)}
+    wrong += [f"{path} is left" for path in _left_over(folder)]
+    return {"runs": found, "wrong": wrong, "study": _study(client, runs) if (folder / "optuna.db").exists() else {}}
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
+    """Return where two histories differ: `one` is that of the undisturbed run."""
+    lines = []
+    for key in sorted({*one, *other}, key=str):
+        place = f"{where}/{key}"
+        if key not in other or key not in one:
+            lines.append(f"{place}: {'lost' if key in one else 'not in the undisturbed'}")
+        elif isinstance(one[key], Mapping) and isinstance(other[key], Mapping):
+            lines += differences(one[key], other[key], place)
+        elif one[key] != other[key]:
+            lines.append(f"{place}: {other[key]} instead of {one[key]}"[:400])
+    return lines
+
+
+def _name(run: Run) -> str:
+    parent = "mlflow.parentRunId" in run.data.tags
+    return str(run.info.run_name) if parent else str(run.data.tags.get("grpo.kind", "run"))
+
+
+def _curves(client: mlflow.MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    keys = client.get_run(run_id).data.metrics
+    return {key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key)) for key in keys}
+
+
+def _doubled(curves: Mapping[str, list[tuple[int, float]]]) -> list[tuple[str, int, int]]:
+    counted = {key: Counter(step for step, _ in points) for key, points in curves.items() if "system/" not in key}
+    return [(key, step, n) for key, steps in counted.items() for step, n in steps.items() if n > 1]
+
+
+def _compared(curves: Mapping[str, list[tuple[int, float]]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, points in curves.items():
+        timed = key.startswith(_TIMED)
+        found[key] = [step for step, _ in points] if timed else [[step, value] for step, value in points]
+    return found
+
+
+def _files(run: Run, folder: Path, address: str) -> dict[str, tuple[str, str]]:
+    """Return of each artifact of a run its hash, and its text if it is a manifest."""
+    root = Path(run.info.artifact_uri.removeprefix("file://"))
+    if run.info.artifact_uri.startswith("mlflow-artifacts:"):  # a real server keeps them beside its database
+        root = folder / "served" / run.info.artifact_uri.removeprefix("mlflow-artifacts:/")
+    if not run.info.artifact_uri.startswith("http"):
+        paths = [path for path in root.rglob("*") if path.is_file()]
+        return {str(path.relative_to(root)): (_sha256(path), _text(path)) for path in paths}
+    with urllib.request.urlopen(artifact_files(address, folder.name)) as stream:
+        every = json.load(stream)
+    prefix = f"{run.info.run_id}/artifacts/"
+    return {name.removeprefix(prefix): tuple(each) for name, each in every.items() if name.startswith(prefix)}
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.name == "manifest.json" else ""
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _unreadable(name: str, files: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Compare the files of each checkpoint with its manifest; one without is as unreadable as one that differs."""
+    wrong = []
+    folders = {match[0] for file in files if (match := re.match(r"checkpoints/iter_\d+", file))}
+    for folder in sorted(folders):
+        text = files.get(f"{folder}/manifest.json", ("", ""))[1]
+        if not text:
+            wrong.append(f"{name}: {folder} has no manifest")
+            continue
+        listed = json.loads(text)["files"]
+        wrong += [
+            f"{name}: {folder}/{file} differs from its manifest"
+            for file, entry in listed.items()
+            if files.get(f"{folder}/{file}", ("", ""))[0] != entry["sha256"]
+        ]
+    return wrong
+
+
+def _kept(files: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in files if not name.startswith("checkpoints/abandoned-"))
+
+
+def _left_over(folder: Path) -> list[str]:
+    paths = (str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return sorted(path for path in paths if _LEFT.search(path))
+
+
+def _study(client: mlflow.MlflowClient, runs: list[Run]) -> dict[str, Any]:
+    """Return the trials that have ended, and the champion by the name of its run."""
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    study = optuna.load_study(study_name="tortured", storage="sqlite:///optuna.db")
+    trials = {str(t.number): [t.state.name, t.values, t.params, t.intermediate_values] for t in study.trials}
+    versions = client.search_model_versions("name = 'tortured'")
+    try:
+        champion = client.get_model_version_by_alias("tortured", "champion")
+    except mlflow.MlflowException:
+        return {"trials": json.loads(json.dumps(trials)), "champion": None, "versions": len(versions)}
+    source = [names[champion.run_id], champion.source.rpartition("/")[2], sorted(champion.tags)]
+    return {"trials": json.loads(json.dumps(trials)), "champion": source, "versions": len(versions)}

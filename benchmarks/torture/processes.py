@@ -1,0 +1,101 @@
+"""Processes forked from this warm one, which has everything imported: a kill costs a second, not ten."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+TRACEBACK = 70  # the exit code of a process that ended in a traceback
+_WARMED = (
+    *("grpo_mlflow", "mlflow", "transformers", "accelerate", "torch", "optuna", "sqlalchemy", "alembic", "matplotlib"),
+    *("scipy", "pandas", "numpy", "sqlite3", "requests", "urllib3", "http", "email"),
+)
+_WRITERS: list[subprocess.Popen[bytes]] = []  # of logs; each ends with its process
+_HANGS = 120.0  # seconds after which a process is taken for hung
+
+
+def fork(folder: Path, log: str, call: Callable[[], object]) -> int:
+    """Call something in a forked process in that folder, its output in a log there; return its id."""
+    out, into = os.pipe()  # a limit on files, or a full disk, is none on what is said
+    with (folder / log).open("ab") as stream:
+        _WRITERS.append(subprocess.Popen(["cat"], stdin=out, stdout=stream))
+    os.close(out)
+    if pid := os.fork():
+        os.close(into)
+        return pid
+    code = TRACEBACK
+    try:
+        os.dup2(into, 1)
+        os.dup2(into, 2)
+        os.close(into)
+        os.chdir(folder)
+        call()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a full disk: what it said is lost, not how it ended
+                stream.flush()
+        os._exit(code)
+
+
+def wait(pid: int, strike: tuple[float, int] | None = None) -> int:
+    """Wait for a process; return its exit code, or minus the signal that ended it, -SIGALRM if it hung.
+
+    `strike` is a time in seconds after which it is sent a signal.
+    """
+    began = time.monotonic()
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            _WRITERS[:] = [writer for writer in _WRITERS if writer.poll() is None]
+            return os.waitstatus_to_exitcode(status)
+        passed = time.monotonic() - began
+        if strike and passed >= strike[0]:
+            os.kill(pid, strike[1])
+            strike = None
+        if passed > _HANGS:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return -signal.SIGALRM
+        time.sleep(0.005)
+
+
+def answer(folder: Path, call: Callable[[], Any]) -> Any:
+    """Return what a call returns in a forked process, by way of JSON.
+
+    Raises:
+        RuntimeError: it raised; the text is in `answer.log` of the folder.
+    """
+    path = folder / "answer.json"
+    code = wait(fork(folder, "answer.log", lambda: path.write_text(json.dumps(call()))))
+    if code:
+        raise RuntimeError(f"{folder / 'answer.log'}: ended with {code}")
+    return json.loads(path.read_text())
+
+
+def warm(folder: Path, call: Callable[[], object]) -> None:
+    """Import here what a call has imported in a forked process, so that later ones need not."""
+
+    def imported() -> list[str]:
+        with suppress(SystemExit):
+            call()
+        return sorted(sys.modules)
+
+    for name in answer(folder, imported):
+        if name not in sys.modules and name.startswith(_WARMED):
+            with suppress(Exception):  # a module that only its own package can import
+                importlib.import_module(name)

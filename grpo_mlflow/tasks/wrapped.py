@@ -1,0 +1,31 @@
+"""A task that is another one in all that it does not change."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from grpo_mlflow.tasks.base import Task
+from grpo_mlflow.types import Problem, Split, Verdict
+
+
+class Wrapped(Task):
+    """Does what `task` does."""
+
+    def __init__(self, task: Task) -> None:
+        self.name, self.phrases, self.reward_range = task.name, task.phrases, task.reward_range
+        self._task = task
+
+    def problem(self, split: Split, seed: int) -> Problem:
+        return self._task.problem(split, seed)
+
+    def verify(self, problem: Problem, text: str) -> Verdict:
+        return self._task.verify(problem, text)
+
+    def reference_answer(self, problem: Problem) -> str:
+        return self._task.reference_answer(problem)
+
+    def demonstration(self, problem: Problem, rng: np.random.Generator, error_rate: float) -> str:
+        return self._task.demonstration(problem, rng, error_rate)
+
+    def chance(self, problem: Problem) -> float:
+        return self._task.chance(problem)
