@@ -65,8 +65,7 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
         tracker.tags({_KIND: kind, **places.of_this_process(tracker.run_dir)})
         if config.system_metrics:
             tracker.watch_system()
-        if resume is not None:
-            tracker.settle(_SETTLE_SECONDS)
+        tracker.settle(_SETTLE_SECONDS)  # so that others see at once what the run is and where
         tracker.hold()
     return tracker
 
