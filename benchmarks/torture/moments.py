@@ -11,6 +11,7 @@ import inspect
 import os
 import resource
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +35,12 @@ def _codes(functions: Sequence[Function]) -> frozenset[CodeType]:
 
 
 class _Watched:
-    """How deep the process is in a region, and how many moments have passed there."""
+    """How deep a thread is in a region."""
 
     def __init__(self, name: str, region: Region) -> None:
         self.name, self.inside, self.outside = name, _codes(region.inside), _codes(region.outside)
         self.entered: FrameType | None = None
         self.muted: FrameType | None = None
-        self.moments = 0
 
     @property
     def active(self) -> bool:
@@ -62,37 +62,44 @@ class _Watched:
             self.entered = None
 
 
+class _Thread(threading.local):
+    """Where a thread is: each has a stack of its own."""
+
+    def __init__(self, regions: Mapping[str, Region]) -> None:
+        self.watched = [_Watched(name, region) for name, region in regions.items()]
+        self.active: list[_Watched] = []
+
+
 class Watch:
-    """Counts the moments of each region in the main thread; `reached` is told of each."""
+    """Counts the moments of each region, in the main thread and in those begun after it; `reached` is told of each."""
 
     def __init__(self, regions: Mapping[str, Region], reached: Callable[[str, int], None]) -> None:
-        self._watched = [_Watched(name, region) for name, region in regions.items()]
-        self._ends = frozenset().union(*(each.inside | each.outside for each in self._watched))
-        self._active: list[_Watched] = []
+        self._here = _Thread(regions)
+        self._ends = frozenset().union(*(each.inside | each.outside for each in self._here.watched))
+        self.moments = dict.fromkeys(regions, 0)
         self._reached = reached
 
     def start(self) -> None:
+        threading.settrace(self._trace)
         sys.settrace(self._trace)
 
-    @property
-    def moments(self) -> dict[str, int]:
-        return {each.name: each.moments for each in self._watched}
-
     def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        here = self._here
         if frame.f_code not in self._ends:
-            return self._local if self._active else None
-        heard = [each.called(frame) for each in self._watched]
-        self._active = [each for each in self._watched if each.active]
+            return self._local if here.active else None
+        heard = [each.called(frame) for each in here.watched]
+        here.active = [each for each in here.watched if each.active]
         return self._local if any(heard) else None
 
     def _local(self, frame: FrameType, event: str, argument: Any) -> Any:
-        for each in self._active:
-            each.moments += 1
-            self._reached(each.name, each.moments)
+        here = self._here
+        for each in here.active:
+            self.moments[each.name] += 1
+            self._reached(each.name, self.moments[each.name])
         if event == "return" and frame.f_code in self._ends:
-            for each in self._watched:
+            for each in here.watched:
                 each.returned(frame)
-            self._active = [each for each in self._watched if each.active]
+            here.active = [each for each in here.watched if each.active]
         return self._local
 
 
