@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,24 +17,10 @@ from typing import Any
 from benchmarks.torture import history, processes, works
 from benchmarks.torture.moments import Disk, Watch
 from benchmarks.torture.points import POINTS, Point
+from benchmarks.torture.records import Record
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _TRIES = 3  # times that the work is gone on with: the first may say that there is nothing to go on with
-
-
-@dataclass(slots=True)
-class Record:
-    """What happened in a case, as a line of the results."""
-
-    number: int
-    seed: int
-    point: str
-    signal: str
-    struck: bool = False
-    codes: list[int] = field(default_factory=list)
-    differences: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +41,14 @@ class Cases:
     """
 
     def __init__(self, folder: Path, address: str, seed: int) -> None:
-        self._folder, self.address, self.seed = folder, address, seed
+        self.folder, self.address, self.seed = folder, address, seed
         self._measured: dict[tuple[str, bool], Measured] = {}
 
     def warm(self, kinds: Sequence[str]) -> None:
         """Import in this process whatever such work needs."""
         for work in kinds:
-            folder = Path(tempfile.mkdtemp(prefix="warm-", dir=self._folder)) / "c-0-0"
-            processes.wait(processes.fork(self._folder, "make.log", partial(self._new, folder, work)))
+            folder = Path(tempfile.mkdtemp(prefix="warm-", dir=self.folder)) / "c-0-0"
+            processes.wait(processes.fork(self.folder, "make.log", partial(self._new, folder, work)))
             processes.warm(folder, partial(works.begin, work))
 
     def run(self, number: int, point: Point) -> Record:
@@ -74,8 +60,11 @@ class Cases:
         if point.resumed:
             self._struck_at_random(folder, point, draws, record)
         self._strike(folder, point, draws, number_of_signal, record)
-        if record.codes[-1] != 0:
-            self._check_end(folder, record)
+        ended = record.codes[-1]
+        self._check_end(folder, record)
+        if ended == 0 or draws.random() < 0.5:
+            self._send(folder, record)
+        if ended != 0:
             self._go_on(folder, point, record)
         found = processes.answer(folder, lambda: history.read(folder, self.address))
         record.wrong += found["wrong"]
@@ -91,8 +80,8 @@ class Cases:
         """Return what the work leaves undisturbed; `resumed`: with its moments after a kill halfway."""
         key = (work, resumed)
         if key not in self._measured:
-            folder = Path(tempfile.mkdtemp(prefix=f"whole-{work}-", dir=self._folder)) / "c-0-0"
-            processes.wait(processes.fork(self._folder, "make.log", partial(self._new, folder, work)))
+            folder = Path(tempfile.mkdtemp(prefix=f"whole-{work}-", dir=self.folder)) / "c-0-0"
+            processes.wait(processes.fork(self.folder, "make.log", partial(self._new, folder, work)))
             if resumed:
                 half = self.measured(work, resumed=False).seconds * 0.6
                 processes.wait(processes.fork(folder, "1.log", lambda: works.begin(work)), (half, signal.SIGKILL))
@@ -118,7 +107,7 @@ class Cases:
     def _twin(self, folder: Path, work: str) -> Path:
         """Return a further folder for the same work: one is timed and compared, in the other moments are counted."""
         twin = folder.parent / "c-3-2" if work == "spool" else folder.parent / "c-1-0"
-        processes.wait(processes.fork(self._folder, "make.log", partial(self._new, twin, work)))
+        processes.wait(processes.fork(self.folder, "make.log", partial(self._new, twin, work)))
         return twin
 
     def _counted(self, folder: Path, work: str, resumed: bool, watch: Watch, disk: Disk) -> dict[str, int]:
@@ -138,7 +127,7 @@ class Cases:
         return found
 
     def _new(self, folder: Path, work: str) -> None:
-        works.make(folder, self._folder, work, self.address)
+        works.make(folder, self.folder, work, self.address)
 
     def _make(self, point: Point, draws: random.Random, name: str) -> Path:
         self.measured(point.work, resumed=False)  # before the case, as it takes longer
@@ -147,9 +136,9 @@ class Cases:
 
     def new(self, name: str, work: str) -> Path:
         """Return the folder of a new case."""
-        folder = self._folder / name
+        folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
-        processes.wait(processes.fork(self._folder, "make.log", partial(self._new, folder, work)))
+        processes.wait(processes.fork(self.folder, "make.log", partial(self._new, folder, work)))
         return folder
 
     def _struck_at_random(self, folder: Path, point: Point, draws: random.Random, record: Record) -> None:
@@ -163,7 +152,7 @@ class Cases:
         mark, watch = folder / "struck.log", None
         if point.disk:
             start = draws.randint(1, measured.moments["files"])
-            watch = Disk(folder, start, limited=point.disk == "limited")
+            watch = Disk(folder, start, limited=point.disk == "limited", mark=mark)
         elif point.region is not None:
             moment = draws.randint(1, max(1, measured.moments[point.name]))
             watch = Watch({point.name: point.region}, _strike_at(moment, number, mark))
@@ -185,22 +174,43 @@ class Cases:
             record.wrong.append("ended in a traceback")
         if record.codes[-1] == -signal.SIGALRM:
             record.wrong.append("hung")
-        kept = any(folder.rglob("spool.jsonl"))  # then the status waits with the rest
-        if record.codes[-1] in (128 + signal.SIGTERM, 128 + signal.SIGINT) and not kept:
-            found = processes.answer(folder, lambda: history.read(folder, self.address))
-            record.wrong += [f"after a signal: {line}" for line in found["wrong"] if "RUNNING" in line]
+        if record.codes[-1] in (0, 128 + signal.SIGTERM, 128 + signal.SIGINT):
+            record.wrong += [f"ended with {record.codes[-1]}: {line}" for line in self._running(folder)]
+            if any(folder.rglob("spool.jsonl")) and "entrypoints.upload" not in (folder / "1.log").read_text():
+                record.wrong.append(f"ended with {record.codes[-1]} without a word on what sends the rest")
+
+    def _running(self, folder: Path) -> list[str]:
+        """Return which runs are left RUNNING, but for those whose last status waits for the store."""
+        waits = {path.parent.name for path in folder.rglob("spool.jsonl") if _has_status(path)}
+        waits |= {path.parent.parent.name for path in folder.rglob("artifacts/spool.jsonl") if _has_status(path)}
+        found: list[str] = processes.answer(folder, partial(history.running, waits))
+        return found
+
+    def _send(self, folder: Path, record: Record) -> None:
+        """Send what waits for the store, and see that each run has its status then."""
+        for number in range(_TRIES):
+            if not any(folder.rglob("spool.jsonl")):
+                return
+            record.codes.append(processes.wait(processes.fork(folder, f"upload-{number}.log", _upload)))
+            if record.codes[-1] == 0:
+                record.wrong += [f"after upload: {line}" for line in self._running(folder)]
+            elif record.codes[-1] != 1:  # the store is away again
+                record.wrong.append(f"upload ended with {record.codes[-1]}")
 
     def _go_on(self, folder: Path, point: Point, record: Record) -> None:
         for number in range(2, 2 + _TRIES):
             code = processes.wait(processes.fork(folder, f"{number}.log", lambda: works.go_on(point.work)))
             record.codes.append(code)
             if code == 0:
-                if any(folder.rglob("spool.jsonl")):  # the store was away again: it said what sends the rest
-                    record.codes.append(processes.wait(processes.fork(folder, "upload.log", _upload)))
+                self._send(folder, record)  # the store was away again: it said what sends the rest
                 return
             if code in (processes.TRACEBACK, -signal.SIGALRM):
                 record.wrong.append(f"going on ended with {code}")
         record.wrong.append("it could not be gone on with")
+
+
+def _has_status(spool: Path) -> bool:
+    return any(line.startswith('["status"') for line in spool.read_text().splitlines())
 
 
 def _upload() -> None:

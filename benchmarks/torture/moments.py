@@ -106,12 +106,12 @@ class Watch:
 class Disk:
     """Counts the files that the process opens for writing below a folder; from number `full_from` on there is no room.
 
-    Where `limited`, files may grow to 4 KB only, those of other libraries and of the store as well; else no further
-    file can be opened for writing, which is how Python's own writing meets a full disk.
+    `mark` is made when it is reached. Where `limited`, files may grow to 4 KB only, those of other libraries and of the
+    store as well; else no further file can be opened for writing, which is how Python's own writing meets a full disk.
     """
 
-    def __init__(self, folder: Path, full_from: int = 0, *, limited: bool = False) -> None:
-        self._folder, self._full_from, self._limited = f"{folder}/", full_from, limited
+    def __init__(self, folder: Path, full_from: int = 0, *, limited: bool = False, mark: Path | None = None) -> None:
+        self._folder, self._full_from, self._limited, self._mark = f"{folder}/", full_from, limited, mark
         self.opened = 0
 
     def start(self) -> None:
@@ -124,6 +124,8 @@ class Disk:
             return
         self.opened += 1
         if self._full_from and self.opened >= self._full_from:
+            if self._mark is not None:
+                self._mark.touch()  # its name ends in .log: it is not counted
             if not self._limited:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), arguments[0])
             resource.setrlimit(resource.RLIMIT_FSIZE, (_LIMIT, resource.RLIM_INFINITY))

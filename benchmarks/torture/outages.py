@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.torture import history, processes, works
-from benchmarks.torture.cases import Cases, Record
+from benchmarks.torture.cases import Cases
 from benchmarks.torture.moments import Region, Watch
+from benchmarks.torture.records import Record
 from grpo_mlflow.search.trials import Search
 from grpo_mlflow.tracking.tracker import MlflowTracker
 

@@ -21,7 +21,7 @@ _WARMED = (
     *("scipy", "pandas", "numpy", "sqlite3", "requests", "urllib3", "http", "email"),
 )
 _WRITERS: list[subprocess.Popen[bytes]] = []  # of logs; each ends with its process
-_HANGS = 120.0  # seconds after which a process is taken for hung
+_HANGS = 120.0
 
 
 def fork(folder: Path, log: str, call: Callable[[], object]) -> int:
@@ -52,10 +52,10 @@ def fork(folder: Path, log: str, call: Callable[[], object]) -> int:
         os._exit(code)
 
 
-def wait(pid: int, strike: tuple[float, int] | None = None) -> int:
+def wait(pid: int, strike: tuple[float, int] | None = None, hangs: float = _HANGS) -> int:
     """Wait for a process; return its exit code, or minus the signal that ended it, -SIGALRM if it hung.
 
-    `strike` is a time in seconds after which it is sent a signal.
+    `strike` is a time in seconds after which it is sent a signal; after `hangs` seconds it is taken for hung.
     """
     began = time.monotonic()
     while True:
@@ -67,7 +67,7 @@ def wait(pid: int, strike: tuple[float, int] | None = None) -> int:
         if strike and passed >= strike[0]:
             os.kill(pid, strike[1])
             strike = None
-        if passed > _HANGS:
+        if passed > hangs:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return -signal.SIGALRM

@@ -16,7 +16,7 @@ from grpo_mlflow.config import resolve
 from grpo_mlflow.model import tiny
 from grpo_mlflow.tasks.settings import task_settings
 
-_RUN = (
+RUN = (
     *("--config", "tiny", "model.tiny.hidden_size=32", "model.tiny.layers=1", "model.tiny.heads=2"),
     *("model.tiny.steps=150", "model.tiny.lr=3e-3", "model.device=cpu", "data.arithmetic.digits=1"),
     *("data.problems_per_iteration=4", "data.rollouts_per_problem=4", "train.iterations=4", "train.batch_size=16"),
@@ -34,7 +34,7 @@ REMOTE, STORE = "remote", "sqlite:///mlflow.db"
 
 def prepare(folder: Path) -> None:
     """Make the model, and an empty store to copy, once for all cases."""
-    config = resolve(_RUN[1], list(_RUN[2:])).config
+    config = resolve(RUN[1], list(RUN[2:])).config
     tiny.ensure(config.model.tiny, tasks.of(config), task_settings(config))
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
@@ -54,7 +54,7 @@ def make(folder: Path, template: Path, work: str, address: str) -> None:
 
 
 def _words(work: str, uri: str) -> list[str]:
-    words = [*_RUN, f"tracking.uri={uri}"]
+    words = [*RUN, f"tracking.uri={uri}"]
     if work == "study":
         return [*words, *_STUDY]
     return [*words, f"tracking.experiment={REMOTE}"] if work in ("remote", "spool") else words

@@ -56,3 +56,16 @@ def test_anchors_that_save_a_few_lines_are_taken() -> None:
     found = yaml12.load(text, "here")
     assert found["one"] == found["base"]
     assert found["two"] == {"b": found["base"], "z": 3}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["!!int x", "!!float x", "!!bool x", "!!map x", "!!seq x", "!!timestamp 1", "!!set {a}", "!!binary aaaa", "!!merge x"],
+)
+def test_a_tag_that_does_not_fit_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"here, line 1: not valid YAML: .+"):
+        yaml12.load(text, "here")
+
+
+def test_a_tag_that_fits_is_taken() -> None:
+    assert yaml12.load("[!!int '5', !!float 1, !!bool true, !!str 1, !!null x]", "here") == [5, 1.0, True, "1", None]
