@@ -33,7 +33,7 @@ AT_ONCE = 250  # mutations of one process
 _HANGS = 20  # seconds that one may take
 _MOST_LINES, _MOST_CHARACTERS = 60, 100_000  # of what a command says of its mistakes
 _DEFAULTS = flatten(Config().model_dump(mode="json"))
-_COMMANDS = {"train": train.checked, "optimize": optimize.checked}
+COMMANDS = {"train": train.checked, "optimize": optimize.checked}
 
 
 class Hung(BaseException):
@@ -102,7 +102,7 @@ def faults(name: str, words: Sequence[str]) -> Iterator[str]:
     taken: list[Resolved] = []
 
     def main(argv: Sequence[str]) -> None:
-        if found := _COMMANDS[name](argv):
+        if found := COMMANDS[name](argv):
             taken.append(found[0])
 
     code: object = 0

@@ -74,6 +74,11 @@ def wait(pid: int, strike: tuple[float, int] | None = None, hangs: float = _HANG
         time.sleep(0.005)
 
 
+def alive(pid: int) -> bool:
+    """Return whether a process that was forked here has not ended."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
 def answer(folder: Path, call: Callable[[], Any]) -> Any:
     """Return what a call returns in a forked process, by way of JSON.
 
