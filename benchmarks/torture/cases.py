@@ -58,13 +58,12 @@ class Cases:
         number_of_signal = draws.choice(SIGNALS)
         sent = point.disk or number_of_signal.name
         record, folder = Record(number, self.seed, point.name, sent), self._make(point, draws, f"c{number:06d}")
-        if point.resumed:
-            self._struck_at_random(folder, point, draws, record)
+        killed = self._struck_at_random(folder, point, draws, record) if point.resumed else 0
         self._strike(folder, point, draws, number_of_signal, record)
         ended = record.codes[-1]
-        self._check_end(folder, record)
+        self._check_end(folder, record, killed)
         if ended == 0 or draws.random() < 0.5:
-            self._send(folder, record)
+            self._send(folder, record, killed)
         if ended != 0:
             self._go_on(folder, point, record)
         found = processes.answer(folder, lambda: history.read(folder, self.address))
@@ -143,10 +142,12 @@ class Cases:
         processes.wait(processes.fork(self.folder, "make.log", partial(self._new, folder, work)))
         return folder
 
-    def _struck_at_random(self, folder: Path, point: Point, draws: random.Random, record: Record) -> None:
+    def _struck_at_random(self, folder: Path, point: Point, draws: random.Random, record: Record) -> int:
+        """Kill the work after a random time, and return the process."""
         seconds = self.measured(point.work, resumed=False).seconds * draws.uniform(0.3, 0.95)
         pid = processes.fork(folder, "0.log", lambda: works.begin(point.work))
         record.codes.append(processes.wait(pid, (seconds, signal.SIGKILL)))
+        return pid
 
     def _strike(self, folder: Path, point: Point, draws: random.Random, number: int, record: Record) -> None:
         act = works.go_on if point.resumed else works.begin
@@ -170,32 +171,32 @@ class Cases:
         record.codes.append(code)
         record.struck = mark.exists() or code != 0
 
-    def _check_end(self, folder: Path, record: Record) -> None:
+    def _check_end(self, folder: Path, record: Record, killed: int) -> None:
         """Who ends by a signal that it can handle ends its run as well; nobody ends in a traceback, or not at all."""
         if record.codes[-1] == processes.TRACEBACK:
             record.wrong.append("ended in a traceback")
         if record.codes[-1] == -signal.SIGALRM:
             record.wrong.append("hung")
         if record.codes[-1] in (0, 128 + signal.SIGTERM, 128 + signal.SIGINT):
-            record.wrong += [f"ended with {record.codes[-1]}: {line}" for line in self._running(folder)]
+            record.wrong += [f"ended with {record.codes[-1]}: {line}" for line in self._running(folder, killed)]
             if any(folder.rglob("spool.jsonl")) and "entrypoints.upload" not in (folder / "1.log").read_text():
                 record.wrong.append(f"ended with {record.codes[-1]} without a word on what sends the rest")
 
-    def _running(self, folder: Path) -> list[str]:
+    def _running(self, folder: Path, killed: int) -> list[str]:
         """Return which runs are left RUNNING, but for those whose last status waits for the store."""
         waits = {path.parent.name for path in folder.rglob("spool.jsonl") if _has_status(path)}
         waits |= {path.parent.parent.name for path in folder.rglob("artifacts/spool.jsonl") if _has_status(path)}
-        found: list[str] = processes.answer(folder, partial(history.running, waits))
+        found: list[str] = processes.answer(folder, partial(history.running, waits, killed))
         return found
 
-    def _send(self, folder: Path, record: Record) -> None:
+    def _send(self, folder: Path, record: Record, killed: int = 0) -> None:
         """Send what waits for the store, and see that each run has its status then."""
         for number in range(_TRIES):
             if not any(folder.rglob("spool.jsonl")):
                 return
             record.codes.append(processes.wait(processes.fork(folder, f"upload-{number}.log", _upload)))
             if record.codes[-1] == 0:
-                record.wrong += [f"after upload: {line}" for line in self._running(folder)]
+                record.wrong += [f"after upload: {line}" for line in self._running(folder, killed)]
             elif record.codes[-1] != 1:  # the store is away again
                 record.wrong.append(f"upload ended with {record.codes[-1]}")
 

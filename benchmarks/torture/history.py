@@ -50,12 +50,22 @@ def read(folder: Path, address: str) -> dict[str, Any]:
     return {"runs": found, "wrong": wrong, "study": _study(client, runs) if (folder / "optuna.db").exists() else {}}
 
 
-def running(but: Collection[str]) -> list[str]:
-    """Return a line for each run in the store of this folder that shows as running, but for some by their ids."""
+def running(but: Collection[str], killed: int) -> list[str]:
+    """Return a line for each run in the store of this folder that shows as running.
+
+    Args:
+        but: the ids of those that may: their status waits.
+        killed: a process that could not end its runs; those that nobody has taken since may, too.
+    """
     client = tracking.connect(_URI)
     experiments = [each.experiment_id for each in client.search_experiments()]
     runs = client.search_runs(experiments, "attributes.status = 'RUNNING'")
-    return [f"{_name(run)} is left RUNNING" for run in runs if run.info.run_id not in but]
+    left = [run for run in runs if run.info.run_id not in but and _owner(run) != killed]
+    return [f"{_name(run)} is left RUNNING" for run in left]
+
+
+def _owner(run: Run) -> int:
+    return int(json.loads(run.data.tags.get("grpo.owner", "{}")).get("pid", -1))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
