@@ -60,7 +60,17 @@ def test_anchors_that_save_a_few_lines_are_taken() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["!!int x", "!!float x", "!!bool x", "!!map x", "!!seq x", "!!timestamp 1", "!!set {a}", "!!binary aa", "!!merge x"],
+    [
+        "!!int x",
+        "!!float x",
+        "!!bool x",
+        "!!map x",
+        "!!seq x",
+        "!!timestamp 1",
+        "!!set {a}",
+        "!!binary aa",
+        "!!merge x",
+    ],
 )
 def test_a_tag_that_does_not_fit_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"here, line 1: not valid YAML: .+"):
