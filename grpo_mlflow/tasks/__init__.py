@@ -78,8 +78,10 @@ def of(config: Config, folder: Path | None = None) -> Task:
     for task in made.values():
         if isinstance(task, Gsm8k):
             _require_rows(task, config)
-    if folder is not None:
-        made = {name: Judged(task, name, folder) for name, task in made.items()}
+    made = {
+        name: Judged(task, name, folder) if folder is not None or name.startswith("python:") else task
+        for name, task in made.items()
+    }
     task = Mix(made, data.mix) if data.task == "mix" else made[data.task]
     if data.system_prompt is None and data.overlong_buffer == 0:
         return task

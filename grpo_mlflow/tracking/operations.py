@@ -12,7 +12,8 @@ import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-from grpo_mlflow.tracking.store import register, transfer
+from grpo_mlflow.tracking.registry import register
+from grpo_mlflow.tracking.store import transfer
 
 
 @dataclass(frozen=True, slots=True)
