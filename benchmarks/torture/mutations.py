@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.torture import processes
+from benchmarks.torture.processes import MISTAKE
 from benchmarks.torture.records import Record
 from benchmarks.torture.wild import DIMENSIONS, VALUES, WORDS, Draws, mutated
 from grpo_mlflow.cli import command, optimize, train
@@ -124,8 +125,9 @@ def faults(name: str, words: Sequence[str]) -> Iterator[str]:
         yield f"ended with {code}"
     if code and not any(line.startswith("error: ") and line.strip() != "error:" for line in said):
         yield f"ended with {code} and without a line: {said[:3]}"
-    if any("Traceback" in line for line in said):
-        yield "said a traceback"
+    for line in said:
+        if "Traceback" in line or MISTAKE in line:
+            yield f"said {line[:300]}"
     if len(said) > _MOST_LINES or sum(map(len, said)) > _MOST_CHARACTERS:
         yield f"said {len(said)} lines of {sum(map(len, said))} characters"
     yield from _written(taken)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 TRACEBACK = 70  # the exit code of a process that ended in a traceback
+MISTAKE = "a mistake of the program"  # what a command says of an error that it did not expect
 _WARMED = (
     *("grpo_mlflow", "mlflow", "transformers", "accelerate", "torch", "optuna", "sqlalchemy", "alembic", "matplotlib"),
     *("scipy", "pandas", "numpy", "sqlite3", "requests", "urllib3", "http", "email"),
@@ -77,6 +78,12 @@ def wait(pid: int, strike: tuple[float, int] | None = None, hangs: float = _HANG
 def alive(pid: int) -> bool:
     """Return whether a process that was forked here has not ended."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def mistakes(folder: Path) -> list[str]:
+    """Return what the processes of a case have said of errors that they did not expect."""
+    logs = sorted(folder.glob("*.log"))
+    return [line for log in logs for line in log.read_text(errors="replace").splitlines() if MISTAKE in line]
 
 
 def answer(folder: Path, call: Callable[[], Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -45,13 +46,17 @@ def _count(region: Region) -> int:
     try:
         _outer()
         _inner()
+        thread = threading.Thread(target=_inner)
+        thread.start()
+        thread.join()
     finally:
+        threading.settrace(None)
         sys.settrace(before)
     return watch.moments["here"]
 
 
 def test_moments_are_those_of_a_region_and_of_what_it_calls() -> None:
-    assert _count(Region([_inner])) == 4  # a line and a return, twice
+    assert _count(Region([_inner])) == 6  # a line and a return, thrice, once in a thread
     assert _count(Region([_outer])) == 4  # its own, and those of the one that it calls
     assert _count(Region([_outer], [_inner])) == 2
 
@@ -65,7 +70,7 @@ def test_a_command_that_ends_as_it_should_has_no_fault(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("ends", "fault"),
     [
-        (ValueError("a bug"), "ValueError: a bug"),
+        (ValueError("a bug"), "said error: ValueError: a bug: a mistake of the program"),
         (SystemExit(1), "ended with 1 and without a line"),
         (SystemExit(7), "ended with 7"),
         (mutations.Hung(), "took more than 20 seconds"),
