@@ -20,6 +20,7 @@ from benchmarks.torture.points import POINTS, Point
 from benchmarks.torture.records import Record
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+_ENDED = (0, 128 + signal.SIGTERM, 128 + signal.SIGINT)  # of processes that can give their runs a status
 _LONG = 1200.0  # seconds that the longest work may take
 _TRIES = 3  # times that the work is gone on with: the first may say that there is nothing to go on with
 
@@ -63,7 +64,9 @@ class Cases:
         ended = record.codes[-1]
         self._check_end(folder, record, killed)
         if ended == 0 or draws.random() < 0.5:
-            self._send(folder, record, killed)
+            self._send(folder, record)
+            if ended in _ENDED:
+                record.wrong += [f"after upload: {line}" for line in self._running(folder, killed)]
         if ended != 0:
             self._go_on(folder, point, record)
         found = processes.answer(folder, lambda: history.read(folder, self.address))
@@ -177,7 +180,7 @@ class Cases:
             record.wrong.append("ended in a traceback")
         if record.codes[-1] == -signal.SIGALRM:
             record.wrong.append("hung")
-        if record.codes[-1] in (0, 128 + signal.SIGTERM, 128 + signal.SIGINT):
+        if record.codes[-1] in _ENDED:
             record.wrong += [f"ended with {record.codes[-1]}: {line}" for line in self._running(folder, killed)]
             if any(folder.rglob("spool.jsonl")) and "entrypoints.upload" not in (folder / "1.log").read_text():
                 record.wrong.append(f"ended with {record.codes[-1]} without a word on what sends the rest")
@@ -189,15 +192,13 @@ class Cases:
         found: list[str] = processes.answer(folder, partial(history.running, waits, killed))
         return found
 
-    def _send(self, folder: Path, record: Record, killed: int = 0) -> None:
-        """Send what waits for the store, and see that each run has its status then."""
+    def _send(self, folder: Path, record: Record) -> None:
+        """Send what waits for the store."""
         for number in range(_TRIES):
             if not any(folder.rglob("spool.jsonl")):
                 return
             record.codes.append(processes.wait(processes.fork(folder, f"upload-{number}.log", _upload)))
-            if record.codes[-1] == 0:
-                record.wrong += [f"after upload: {line}" for line in self._running(folder, killed)]
-            elif record.codes[-1] != 1:  # the store is away again
+            if record.codes[-1] not in (0, 1):  # 1: the store is away again
                 record.wrong.append(f"upload ended with {record.codes[-1]}")
 
     def _go_on(self, folder: Path, point: Point, record: Record) -> None:
