@@ -14,10 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.torture import history, processes, works
 from benchmarks.torture.moments import Disk, Watch
 from benchmarks.torture.points import POINTS, Point
 from benchmarks.torture.records import Record
+from grpo_mlflow.training import throughput
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _ENDED = (0, 128 + signal.SIGTERM, 128 + signal.SIGINT)  # of processes that can give their runs a status
@@ -52,6 +55,7 @@ class Cases:
             folder = Path(tempfile.mkdtemp(prefix="warm-", dir=self.folder)) / "c-0-0"
             processes.wait(processes.fork(self.folder, "make.log", partial(self._new, folder, work)))
             processes.warm(folder, partial(works.begin, work))
+        throughput.gemm_peak(torch.device("cpu"), torch.float32)  # measured once per process
 
     def run(self, number: int, point: Point) -> Record:
         """Run case `number`; its folder stays where something is wrong."""

@@ -43,7 +43,7 @@ def read(folder: Path, address: str) -> dict[str, Any]:
         wrong += _unreadable(name, files)
         if run.info.status == "FINISHED" or name not in found:
             found[name] = {"status": run.info.status, "curves": _compared(curves), "files": _kept(files)}
-            found[name]["tags"] = _tags(run, names)
+            found[name]["tags"] = _tags(run, {**names, str(folder): "."})
             found[name]["params"] = {k: v for k, v in run.data.params.items() if k not in _OWN_PARAMS}
             found[name]["result"] = {k: h for k, (h, _) in files.items() if k.endswith(_RESULT)}
     wrong += [f"{path} is left" for path in _left_over(folder)]
@@ -88,10 +88,10 @@ def _name(run: Run) -> str:
 
 
 def _tags(run: Run, names: Mapping[str, str]) -> dict[str, str]:
-    """Return what is said of a run, with other runs by their names."""
+    """Return what is said of a run, with other runs, and the folder, by their names."""
     found = {key: value for key, value in run.data.tags.items() if key.startswith(("grpo.", "optuna."))}
-    for run_id, name in names.items():
-        found = {key: value.replace(run_id, name) for key, value in found.items()}
+    for own, name in names.items():
+        found = {key: value.replace(own, name) for key, value in found.items()}
     return {key: value for key, value in found.items() if not key.startswith(_OWN_TAGS)}
 
 

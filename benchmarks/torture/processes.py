@@ -19,7 +19,8 @@ TRACEBACK = 70  # the exit code of a process that ended in a traceback
 MISTAKE = "a mistake of the program"  # what a command says of an error that it did not expect
 _WARMED = (
     *("grpo_mlflow", "mlflow", "transformers", "accelerate", "torch", "optuna", "sqlalchemy", "alembic", "matplotlib"),
-    *("scipy", "pandas", "numpy", "sqlite3", "requests", "urllib3", "http", "email"),
+    *("scipy", "pandas", "numpy", "sqlite3", "requests", "urllib3", "http", "email", "netrc"),
+    *("git", "gitdb", "smmap", "PIL"),
 )
 _WRITERS: dict[int, subprocess.Popen[bytes]] = {}  # of the logs of processes; each ends with its own
 _LAST = 2.0  # seconds for the end of a log

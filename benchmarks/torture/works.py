@@ -21,7 +21,13 @@ from grpo_mlflow.tasks.settings import task_settings
 
 RUN = (
     *("--config", "tiny", "model.tiny.hidden_size=32", "model.tiny.layers=1", "model.tiny.heads=2"),
-    *("model.tiny.steps=150", "model.tiny.lr=3e-3", "model.device=cpu", "data.arithmetic.digits=1"),
+    *(
+        "model.tiny.steps=150",
+        "model.tiny.lr=3e-3",
+        "model.device=cpu",
+        "data.arithmetic.digits=1",
+        "data.num_train_seeds=64",
+    ),
     *("data.problems_per_iteration=4", "data.rollouts_per_problem=4", "train.iterations=4", "train.batch_size=16"),
     *("train.grad_accum_steps=1", "train.lr_warmup_steps=0", "train.lr=1e-3", "generation.max_new_tokens=4"),
     *("eval.num_ids=8", "eval.replicates=2", "eval.ks=[1,2]", "eval.interval=2"),
