@@ -150,14 +150,15 @@ def _meet(folder: Path, outage: Outage, draws: random.Random, server: Server, ur
     if outage.returns:
         time.sleep(_AWAY)
         record.struck = processes.alive(pid)  # it lived to see the end of the outage, and wrote in it
+        record.figures["seconds_away"] = round(time.monotonic() - began, 1)
         back()
     record.codes.append(processes.wait(pid, hangs=_LONG))
     if not outage.returns:
         record.struck = time.monotonic() - began >= _AWAY
+        record.figures["seconds_away"] = round(time.monotonic() - began, 1)
         back()
     elif outage.work == "study":
         record.struck = mark.exists()  # a study may end while its store is away
-    record.figures["seconds_away"] = round(time.monotonic() - began, 1)
 
 
 def _until_trial_end(mark: Path, moment: int, uri: str) -> None:
