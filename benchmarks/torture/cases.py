@@ -14,12 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.torture import history, processes, works
 from benchmarks.torture.moments import Disk, Watch
 from benchmarks.torture.points import POINTS, Point
 from benchmarks.torture.records import Record
+from grpo_mlflow.training import throughput
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+_ENDED = (0, 128 + signal.SIGTERM, 128 + signal.SIGINT)  # of processes that can give their runs a status
+_LONG = 1200.0  # seconds that the longest work may take
 _TRIES = 3  # times that the work is gone on with: the first may say that there is nothing to go on with
 
 
@@ -50,6 +55,7 @@ class Cases:
             folder = Path(tempfile.mkdtemp(prefix="warm-", dir=self.folder)) / "c-0-0"
             processes.wait(processes.fork(self.folder, "make.log", partial(self._new, folder, work)))
             processes.warm(folder, partial(works.begin, work))
+        throughput.gemm_peak(torch.device("cpu"), torch.float32)  # measured once per process
 
     def run(self, number: int, point: Point) -> Record:
         """Run case `number`; its folder stays where something is wrong."""
@@ -57,17 +63,18 @@ class Cases:
         number_of_signal = draws.choice(SIGNALS)
         sent = point.disk or number_of_signal.name
         record, folder = Record(number, self.seed, point.name, sent), self._make(point, draws, f"c{number:06d}")
-        if point.resumed:
-            self._struck_at_random(folder, point, draws, record)
+        killed = self._struck_at_random(folder, point, draws, record) if point.resumed else 0
         self._strike(folder, point, draws, number_of_signal, record)
         ended = record.codes[-1]
-        self._check_end(folder, record)
+        self._check_end(folder, record, killed)
         if ended == 0 or draws.random() < 0.5:
             self._send(folder, record)
+            if ended in _ENDED:
+                record.wrong += [f"after upload: {line}" for line in self._running(folder, killed)]
         if ended != 0:
             self._go_on(folder, point, record)
         found = processes.answer(folder, lambda: history.read(folder, self.address))
-        record.wrong += found["wrong"]
+        record.wrong += found["wrong"] + processes.mistakes(folder)
         expected = self.measured(point.work, resumed=False).history
         for part in ("runs", "study"):
             record.differences += history.differences(expected[part], found[part], part)
@@ -86,11 +93,12 @@ class Cases:
                 half = self.measured(work, resumed=False).seconds * 0.6
                 processes.wait(processes.fork(folder, "1.log", lambda: works.begin(work)), (half, signal.SIGKILL))
             regions = {p.name: p.region for p in POINTS if p.work == work and p.resumed == resumed and p.region}
-            watch, disk = Watch(regions, lambda name, moment: None), Disk(folder)
-            began = time.monotonic()
+            watch = Watch(regions, lambda name, moment: None)
             seconds = self._timed(folder, work) if not resumed else 0.0
             began = time.monotonic()
-            moments = self._counted(folder if resumed else self._twin(folder, work), work, resumed, watch, disk)
+            moments = dict[str, int]()
+            if work != "slow":
+                moments = self._counted(folder if resumed else self._twin(folder, work), work, resumed, watch)
             seconds = seconds or time.monotonic() - began
             left = processes.answer(folder, lambda: history.read(folder, self.address))
             if left["wrong"]:
@@ -100,7 +108,7 @@ class Cases:
 
     def _timed(self, folder: Path, work: str) -> float:
         began = time.monotonic()
-        if code := processes.wait(processes.fork(folder, "1.log", lambda: works.begin(work))):
+        if code := processes.wait(processes.fork(folder, "1.log", lambda: works.begin(work)), hangs=_LONG):
             raise RuntimeError(f"{folder}/1.log: an undisturbed {work} ended with {code}")
         return time.monotonic() - began
 
@@ -110,7 +118,7 @@ class Cases:
         processes.wait(processes.fork(self.folder, "make.log", partial(self._new, twin, work)))
         return twin
 
-    def _counted(self, folder: Path, work: str, resumed: bool, watch: Watch, disk: Disk) -> dict[str, int]:
+    def _counted(self, folder: Path, work: str, resumed: bool, watch: Watch) -> dict[str, int]:
         disk = Disk(folder)
 
         def count() -> dict[str, int]:
@@ -141,10 +149,12 @@ class Cases:
         processes.wait(processes.fork(self.folder, "make.log", partial(self._new, folder, work)))
         return folder
 
-    def _struck_at_random(self, folder: Path, point: Point, draws: random.Random, record: Record) -> None:
+    def _struck_at_random(self, folder: Path, point: Point, draws: random.Random, record: Record) -> int:
+        """Kill the work after a random time, and return the process."""
         seconds = self.measured(point.work, resumed=False).seconds * draws.uniform(0.3, 0.95)
         pid = processes.fork(folder, "0.log", lambda: works.begin(point.work))
         record.codes.append(processes.wait(pid, (seconds, signal.SIGKILL)))
+        return pid
 
     def _strike(self, folder: Path, point: Point, draws: random.Random, number: int, record: Record) -> None:
         act = works.go_on if point.resumed else works.begin
@@ -168,33 +178,31 @@ class Cases:
         record.codes.append(code)
         record.struck = mark.exists() or code != 0
 
-    def _check_end(self, folder: Path, record: Record) -> None:
+    def _check_end(self, folder: Path, record: Record, killed: int) -> None:
         """Who ends by a signal that it can handle ends its run as well; nobody ends in a traceback, or not at all."""
         if record.codes[-1] == processes.TRACEBACK:
             record.wrong.append("ended in a traceback")
         if record.codes[-1] == -signal.SIGALRM:
             record.wrong.append("hung")
-        if record.codes[-1] in (0, 128 + signal.SIGTERM, 128 + signal.SIGINT):
-            record.wrong += [f"ended with {record.codes[-1]}: {line}" for line in self._running(folder)]
+        if record.codes[-1] in _ENDED:
+            record.wrong += [f"ended with {record.codes[-1]}: {line}" for line in self._running(folder, killed)]
             if any(folder.rglob("spool.jsonl")) and "entrypoints.upload" not in (folder / "1.log").read_text():
                 record.wrong.append(f"ended with {record.codes[-1]} without a word on what sends the rest")
 
-    def _running(self, folder: Path) -> list[str]:
+    def _running(self, folder: Path, killed: int) -> list[str]:
         """Return which runs are left RUNNING, but for those whose last status waits for the store."""
         waits = {path.parent.name for path in folder.rglob("spool.jsonl") if _has_status(path)}
         waits |= {path.parent.parent.name for path in folder.rglob("artifacts/spool.jsonl") if _has_status(path)}
-        found: list[str] = processes.answer(folder, partial(history.running, waits))
+        found: list[str] = processes.answer(folder, partial(history.running, waits, killed))
         return found
 
     def _send(self, folder: Path, record: Record) -> None:
-        """Send what waits for the store, and see that each run has its status then."""
+        """Send what waits for the store."""
         for number in range(_TRIES):
             if not any(folder.rglob("spool.jsonl")):
                 return
             record.codes.append(processes.wait(processes.fork(folder, f"upload-{number}.log", _upload)))
-            if record.codes[-1] == 0:
-                record.wrong += [f"after upload: {line}" for line in self._running(folder)]
-            elif record.codes[-1] != 1:  # the store is away again
+            if record.codes[-1] not in (0, 1):  # 1: the store is away again
                 record.wrong.append(f"upload ended with {record.codes[-1]}")
 
     def _go_on(self, folder: Path, point: Point, record: Record) -> None:

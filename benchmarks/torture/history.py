@@ -20,7 +20,7 @@ from grpo_mlflow import tracking
 
 _LEFT = re.compile(r"(^|/)\.(writing|replaced|making)-|\.part$|(^|/)(spool|refused)\.jsonl$")
 _TIMED = ("perf/", "system/")  # their steps are compared, not their values
-_OWN_TAGS = ("grpo.folder", "grpo.host", "grpo.owner", "grpo.claim.")
+_OWN_TAGS = ("grpo.folder", "grpo.host", "grpo.owner", "grpo.claim.", "grpo.resumed_with")
 _OWN_PARAMS = ("tracking.uri",)
 _RESULT = ("model.safetensors", "optimizer.safetensors")
 _URI = "sqlite:///mlflow.db"
@@ -43,19 +43,29 @@ def read(folder: Path, address: str) -> dict[str, Any]:
         wrong += _unreadable(name, files)
         if run.info.status == "FINISHED" or name not in found:
             found[name] = {"status": run.info.status, "curves": _compared(curves), "files": _kept(files)}
-            found[name]["tags"] = _tags(run, names)
+            found[name]["tags"] = _tags(run, {**names, str(folder): "."})
             found[name]["params"] = {k: v for k, v in run.data.params.items() if k not in _OWN_PARAMS}
             found[name]["result"] = {k: h for k, (h, _) in files.items() if k.endswith(_RESULT)}
     wrong += [f"{path} is left" for path in _left_over(folder)]
     return {"runs": found, "wrong": wrong, "study": _study(client, runs) if (folder / "optuna.db").exists() else {}}
 
 
-def running(but: Collection[str]) -> list[str]:
-    """Return a line for each run in the store of this folder that shows as running, but for some by their ids."""
+def running(but: Collection[str], killed: int) -> list[str]:
+    """Return a line for each run in the store of this folder that shows as running.
+
+    Args:
+        but: the ids of those that may: their status waits.
+        killed: a process that could not end its runs; those that nobody has taken since may, too.
+    """
     client = tracking.connect(_URI)
     experiments = [each.experiment_id for each in client.search_experiments()]
     runs = client.search_runs(experiments, "attributes.status = 'RUNNING'")
-    return [f"{_name(run)} is left RUNNING" for run in runs if run.info.run_id not in but]
+    left = [run for run in runs if run.info.run_id not in but and _owner(run) != killed]
+    return [f"{_name(run)} is left RUNNING" for run in left]
+
+
+def _owner(run: Run) -> int:
+    return int(json.loads(run.data.tags.get("grpo.owner", "{}")).get("pid", -1))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
@@ -78,10 +88,10 @@ def _name(run: Run) -> str:
 
 
 def _tags(run: Run, names: Mapping[str, str]) -> dict[str, str]:
-    """Return what is said of a run, with other runs by their names."""
+    """Return what is said of a run, with other runs, and the folder, by their names."""
     found = {key: value for key, value in run.data.tags.items() if key.startswith(("grpo.", "optuna."))}
-    for run_id, name in names.items():
-        found = {key: value.replace(run_id, name) for key, value in found.items()}
+    for own, name in names.items():
+        found = {key: value.replace(own, name) for key, value in found.items()}
     return {key: value for key, value in found.items() if not key.startswith(_OWN_TAGS)}
 
 

@@ -34,8 +34,8 @@ def _codes(functions: Sequence[Function]) -> frozenset[CodeType]:
     return frozenset(inspect.unwrap(function).__code__ for function in functions)
 
 
-class _Watched:
-    """How deep a thread is in a region."""
+class _Watched(threading.local):
+    """How deep each thread is in a region."""
 
     def __init__(self, name: str, region: Region) -> None:
         self.name, self.inside, self.outside = name, _codes(region.inside), _codes(region.outside)
@@ -62,21 +62,21 @@ class _Watched:
             self.entered = None
 
 
-class _Thread(threading.local):
-    """Where a thread is: each has a stack of its own."""
+class _Active(threading.local):
+    """The regions that each thread is in."""
 
-    def __init__(self, regions: Mapping[str, Region]) -> None:
-        self.watched = [_Watched(name, region) for name, region in regions.items()]
-        self.active: list[_Watched] = []
+    def __init__(self) -> None:
+        self.regions: list[_Watched] = []
 
 
 class Watch:
-    """Counts the moments of each region, in the main thread and in those begun after it; `reached` is told of each."""
+    """Counts the moments of each region in this thread and in those that it starts; `reached` is told of each."""
 
     def __init__(self, regions: Mapping[str, Region], reached: Callable[[str, int], None]) -> None:
-        self._here = _Thread(regions)
-        self._ends = frozenset().union(*(each.inside | each.outside for each in self._here.watched))
-        self.moments = dict.fromkeys(regions, 0)
+        self._watched = [_Watched(name, region) for name, region in regions.items()]
+        self._ends = frozenset().union(*(each.inside | each.outside for each in self._watched))
+        self._active = _Active()
+        self.moments = {each.name: 0 for each in self._watched}
         self._reached = reached
 
     def start(self) -> None:
@@ -84,22 +84,20 @@ class Watch:
         sys.settrace(self._trace)
 
     def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        here = self._here
         if frame.f_code not in self._ends:
-            return self._local if here.active else None
-        heard = [each.called(frame) for each in here.watched]
-        here.active = [each for each in here.watched if each.active]
+            return self._local if self._active.regions else None
+        heard = [each.called(frame) for each in self._watched]
+        self._active.regions = [each for each in self._watched if each.active]
         return self._local if any(heard) else None
 
     def _local(self, frame: FrameType, event: str, argument: Any) -> Any:
-        here = self._here
-        for each in here.active:
+        for each in self._active.regions:
             self.moments[each.name] += 1
             self._reached(each.name, self.moments[each.name])
         if event == "return" and frame.f_code in self._ends:
-            for each in here.watched:
+            for each in self._watched:
                 each.returned(frame)
-            here.active = [each for each in here.watched if each.active]
+            self._active.regions = [each for each in self._watched if each.active]
         return self._local
 
 

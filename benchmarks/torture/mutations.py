@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.torture import processes
+from benchmarks.torture.processes import MISTAKE
 from benchmarks.torture.records import Record
 from benchmarks.torture.wild import DIMENSIONS, VALUES, WORDS, Draws, mutated
 from grpo_mlflow.cli import command, optimize, train
@@ -33,7 +34,7 @@ AT_ONCE = 250  # mutations of one process
 _HANGS = 20  # seconds that one may take
 _MOST_LINES, _MOST_CHARACTERS = 60, 100_000  # of what a command says of its mistakes
 _DEFAULTS = flatten(Config().model_dump(mode="json"))
-_COMMANDS = {"train": train.checked, "optimize": optimize.checked}
+COMMANDS = {"train": train.checked, "optimize": optimize.checked}
 
 
 class Hung(BaseException):
@@ -102,7 +103,7 @@ def faults(name: str, words: Sequence[str]) -> Iterator[str]:
     taken: list[Resolved] = []
 
     def main(argv: Sequence[str]) -> None:
-        if found := _COMMANDS[name](argv):
+        if found := COMMANDS[name](argv):
             taken.append(found[0])
 
     code: object = 0
@@ -124,8 +125,9 @@ def faults(name: str, words: Sequence[str]) -> Iterator[str]:
         yield f"ended with {code}"
     if code and not any(line.startswith("error: ") and line.strip() != "error:" for line in said):
         yield f"ended with {code} and without a line: {said[:3]}"
-    if any("Traceback" in line for line in said):
-        yield "said a traceback"
+    for line in said:
+        if "Traceback" in line or MISTAKE in line:
+            yield f"said {line[:300]}"
     if len(said) > _MOST_LINES or sum(map(len, said)) > _MOST_CHARACTERS:
         yield f"said {len(said)} lines of {sum(map(len, said))} characters"
     yield from _written(taken)

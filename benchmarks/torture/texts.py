@@ -55,7 +55,8 @@ def run(folder: Path, number: int, seed: int, name: str, count: int) -> Record:
     here.mkdir(parents=True)
     try:
         found = processes.answer(here, partial(_judged, here, name, f"{seed}/{number}", count))
-        record.wrong, record.figures = found["wrong"], {"slowest": round(found["slowest"], 2)}
+        record.wrong = found["wrong"]
+        record.figures = {"right": found["right"], "slowest": round(found["slowest"], 2)}
     except RuntimeError as error:
         record.wrong.append(f"{error}; the text is in at.txt")
     record.codes.append(int(bool(record.wrong)))
@@ -81,7 +82,8 @@ def task_of(name: str, folder: Path) -> Task:
 
 def _judged(folder: Path, name: str, seed: str, count: int) -> dict[str, object]:
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    task, wrong, slowest, draws = task_of(name, folder), list[str](), 0.0, Draws(seed)
+    task, wrong, draws = task_of(name, folder), list[str](), Draws(seed)
+    slowest, right = 0.0, 0
     problems = [task.problem("train", draws.randrange(100)) for _ in range(8)]
     for each in range(count):
         problem = draws.choice(problems)
@@ -89,7 +91,9 @@ def _judged(folder: Path, name: str, seed: str, count: int) -> dict[str, object]
         (folder / "at.txt").write_bytes(text.encode(errors="surrogatepass"))  # if it ends the process, it is kept
         began = time.process_time()
         try:
-            what = objection(task.verify(problem, text))
+            verdict = task.verify(problem, text)
+            what = objection(verdict)
+            right += verdict.success
         except BaseException as error:
             what = f"raised {type(error).__name__}: {error}"[:300]
         seconds = time.process_time() - began
@@ -101,7 +105,7 @@ def _judged(folder: Path, name: str, seed: str, count: int) -> dict[str, object]
         if what:
             wrong.append(f"{each}: {problem.id}: {what}: {text[:200]!r}")
             shutil.copyfile(folder / "at.txt", folder / f"wrong-{each}.txt")
-    return {"wrong": wrong, "slowest": slowest}
+    return {"wrong": wrong, "right": int(right), "slowest": slowest}
 
 
 def _answer(task: Task, problem: Problem) -> str:

@@ -115,6 +115,8 @@ def _models(config: Config) -> Iterator[str]:
 def unsearchable(config: Config) -> list[str]:
     """Return one line per setting that a study cannot work with."""
     search, lines = config.search, []
+    if config.resume is not None:
+        lines.append(f"resume = {config.resume!r}: a study goes on with its own command; allowed: null")
     if not config.eval.enabled:
         lines.append("eval.enabled = false: a study compares trials by their evaluations; allowed: true")
     if search.sampler == "nsga2" and search.pruner != "none":

@@ -68,7 +68,7 @@ def test_anchors_that_save_a_few_lines_are_taken() -> None:
         "!!seq x",
         "!!timestamp 1",
         "!!set {a}",
-        "!!binary aaaa",
+        "!!binary aa",
         "!!merge x",
     ],
 )
