@@ -128,9 +128,8 @@ class Learner:
         config = self._config
         active = self._own([i for i in indices if rows[i].teaches])
         batches = self._policy.split(rows, active, config.batch_size)
-        # Processes must run backward equally often; and a step without signal still is one, for Adam's momentum.
         most = torch.tensor([len(batches)], device=self._accelerator.device)
-        needed = max(1, int(self._accelerator.gather(most).max()))
+        needed = int(self._accelerator.gather(most).max())  # processes must run backward equally often
         return Plan(
             batches=[*batches, *[[indices[0]]] * (needed - len(batches))],
             counted=len(batches),
@@ -140,7 +139,16 @@ class Learner:
         )
 
     def _accumulate(self, plan: Plan, rows: Sequence[Row], frozen: Frozen, totals: Totals) -> None:
-        """Add up the step's gradient in the model, and what is measured beside it in `totals`."""
+        """Add up the step's gradient in the model, and what is measured beside it in `totals`.
+
+        A step whose groups are all flat, in every process, has the gradient 0 without a pass. It still is one, for
+        Adam's momentum.
+        """
+        if not plan.batches:
+            silent = self._loss.unweighted(self.kl_coef, with_reference=frozen.reference is not None)
+            totals.add(silent, torch.zeros(()), counts=False)
+            for parameter in self._model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         for number, chosen in enumerate(plan.batches):
             last, counts = number + 1 == len(plan.batches), number < plan.counted
             with nullcontext() if last else self._accelerator.no_sync(self._model):

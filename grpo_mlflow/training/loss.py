@@ -38,6 +38,10 @@ class Loss:
         adapted = {"kl_coef": kl_coef} if "kl_coef" in self._options else {}
         return self._function(inputs, **self._options | adapted)
 
+    def unweighted(self, kl_coef: float, *, with_reference: bool) -> LossParts:
+        """Return the parts of an example that weighs nothing: their names are those of any micro-batch."""
+        return self(_example(0.0, with_reference), kl_coef)
+
 
 def load(config: TrainConfig) -> Loss:
     """Return the loss that the config names.

@@ -110,6 +110,22 @@ def test_only_flat_groups_give_an_exactly_zero_gradient() -> None:
     assert made.step == 1
 
 
+def test_a_step_on_flat_groups_alone_is_one_of_adam_with_the_gradient_zero() -> None:
+    policy = fresh()
+    made = learner(policy, 12, lr=1e-2)
+    made.update(make_groups(3), 0, 0)
+    states = [dict(made.optimizer.state[p]) for p in policy.model.parameters()]
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    moments = [(s["exp_avg"].clone(), s["exp_avg_sq"].clone()) for s in states]
+    made.update(make_groups(3, flat=(0, 1, 2)), 0, 1)
+    (group,) = made.optimizer.param_groups
+    beta, gamma = group["betas"]
+    for now, was, (mean, square) in zip(policy.model.parameters(), before, moments, strict=True):
+        mean, root = beta * mean / (1 - beta**2), (gamma * square / (1 - gamma**2)).sqrt()
+        expected = was * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * mean / (root + group["eps"])
+        torch.testing.assert_close(now.detach(), expected, atol=1e-7, rtol=1e-5)
+
+
 def test_an_update_makes_good_completions_likelier_and_bad_ones_less_likely() -> None:
     groups, policy = make_groups(4), fresh()
 
