@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import replace
 
@@ -49,7 +50,8 @@ def side(workload: Workload, folder: str, threads: int, iterations: int, dtype: 
     sampler = replace(actor, eos_ids=()) if workload.fixed else actor
     generator, task = LocalGenerator(sampler, workload.prompts), Hashes(workload)
     costs, all_groups = Costs.of(actor.model), list[Group]()
-    phases, floors = {"generate": 0.0, "update": 0.0}, {"generate": 0.0, "update": 0.0}
+    phases: dict[str, list[float]] = {"generate": [], "update": []}
+    floors = dict.fromkeys(phases, 0.0)
     for iteration, turn in enumerate(workloads.turns()):
         began = time.perf_counter()
         numbers = range(iteration * workload.prompts, (iteration + 1) * workload.prompts)
@@ -62,15 +64,15 @@ def side(workload: Workload, folder: str, threads: int, iterations: int, dtype: 
         ended = time.perf_counter()
         turn.done()
         if iteration:  # the first one is not counted
-            phases["generate"] += sampled - began
-            phases["update"] += ended - sampled
+            phases["generate"].append(sampled - began)
+            phases["update"].append(ended - sampled)
             floors["generate"] += costs.forward(groups)
             floors["update"] += 4 * costs.forward(group for group in groups if not group.is_flat)
             all_groups += groups
     counted = len(all_groups) // workload.prompts
     lengths = [len(r.completion.token_ids) for group in all_groups for r in group.rollouts]
     workloads.leave(
-        phases={name: seconds / counted for name, seconds in phases.items()},
+        phases={name: statistics.median(seconds) for name, seconds in phases.items()},  # as the turns are
         useful_gflop={name: flops / counted / 1e9 for name, flops in floors.items()},
         peak_gflops=gemm_peak(device, actor.dtype) / 1e9,
         tokens=sum(lengths) / counted,
