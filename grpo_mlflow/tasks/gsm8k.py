@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from grpo_mlflow.errors import ConfigError
@@ -21,6 +22,7 @@ from grpo_mlflow.types import Problem, Split, Verdict
 
 WEIGHTS = {"correct": 0.9, "tags": 0.05, "only_number": 0.05}
 HUB = "openai/gsm8k:main"
+_INNER = "main"  # in the whole repository; `socratic` beside it holds the same questions
 _INSTRUCTION = "\n\nThink step by step, then give the number alone inside <SOLUTION></SOLUTION>."
 
 
@@ -66,12 +68,17 @@ class Gsm8k(Task):
 
 
 def load(path: str | None) -> splits.Splits[Row]:
-    """Return the rows of both splits.
+    """Return the rows of both splits; files that have not changed are read once.
 
     Raises:
         ConfigError: the path holds no such rows.
         UserError: the hub gives none.
     """
+    return _loaded(path, None if path is None else places.stamp(path, _INNER))
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: str | None, stamp: object) -> splits.Splits[Row]:
     if path is None:
         source = _source("data.gsm8k.path = null", HUB)
         return splits.of_parts(source, _row, *places.apart(places.hub_parts(source.key, HUB)))
@@ -79,8 +86,7 @@ def load(path: str | None) -> splits.Splits[Row]:
 
 
 def _source(key: str, path: str) -> splits.Source:
-    # in the whole repository the folder `main` is the data set; `socratic` beside it holds the same questions
-    return splits.Source(key=key, path=path, name="gsm8k", suffixes=(".parquet", ".jsonl"), inner="main")
+    return splits.Source(key=key, path=path, name="gsm8k", suffixes=(".parquet", ".jsonl"), inner=_INNER)
 
 
 def _row(record: Any, where: str) -> splits.Asked[Row]:

@@ -6,11 +6,9 @@ its first rows would be one of a single kind. So as many seeds as rows, whatever
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 from grpo_mlflow import seeding
@@ -22,6 +20,7 @@ from grpo_mlflow.tasks.tables.fields import ANSWER, Form, Unfit, as_text
 from grpo_mlflow.types import Problem, Split, Verdict
 
 PATH, EVAL_PATH = "data.rows.path", "data.rows.eval_path"
+_INNER = "data"  # where the files of a data set of the hub lie
 SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
@@ -89,7 +88,7 @@ def load(settings: RowsConfig) -> splits.Splits[bytes]:
         ConfigError: there are no such rows.
         UserError: the hub gives none.
     """
-    stamps = tuple(_stamp(path) for path in (settings.path, settings.eval_path) if path)
+    stamps = tuple(places.stamp(path, _INNER) for path in (settings.path, settings.eval_path) if path)
     return _loaded(settings, stamps)
 
 
@@ -102,7 +101,7 @@ def _loaded(settings: RowsConfig, stamps: tuple[object, ...]) -> splits.Splits[b
         path=settings.path,
         name="rows",
         suffixes=tuple(records.READERS),
-        inner="data",
+        inner=_INNER,
         eval_key=EVAL_PATH,
         eval_path=settings.eval_path,
         share=settings.eval_share,
@@ -133,13 +132,3 @@ class _Parse:
 
 def _line(message: Mapping[str, str]) -> str:
     return f"{message['role']}: {message['content']}"
-
-
-def _stamp(path: str) -> object:
-    """Return what changes when the files at a path do."""
-    place = places.local(path)
-    if not place.exists():
-        return path
-    files: list[Path] = [place] if place.is_file() else [*place.glob("*"), *place.glob("data/*")]
-    found = [(str(file), os.stat(file)) for file in sorted(files) if file.exists()]
-    return str(place.absolute()), tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)

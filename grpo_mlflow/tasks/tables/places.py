@@ -115,3 +115,12 @@ def _of_hub(start: str, rows: Iterable[Any]) -> Numbered:
             yield f"{start}: row {row}", records.plain(record)
         except records.Unreadable as error:
             raise ConfigError(f"{start}: row {row} cannot be read: {error}") from None
+
+
+def stamp(path: str, inner: str) -> object:
+    """Return what changes when the files at a path do."""
+    place = local(path)
+    if not place.exists():
+        return path
+    files = [place] if place.is_file() else sorted([*place.glob("*"), *(place / inner).glob("*")])
+    return str(place.absolute()), tuple((str(file), (at := file.stat()).st_mtime_ns, at.st_size) for file in files)
