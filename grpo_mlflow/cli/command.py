@@ -49,11 +49,15 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
-def require_task(resolved: Resolved) -> None:
-    """Make the task, so that what only the task can refuse is refused before anything heavy is imported."""
+def with_task(resolved: Resolved) -> Resolved:
+    """Make the task, so that what only the task can refuse is refused before anything heavy is imported.
+
+    Returns:
+        The config with sizes that the task sets limits to.
+    """
     from grpo_mlflow import tasks
 
-    tasks.of(resolved.config)
+    return tasks.fitted(resolved)
 
 
 def require_loss(resolved: Resolved) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grpo_mlflow.cli.command import importing, require_loss, require_task, run, show
+from grpo_mlflow.cli.command import importing, require_loss, run, show, with_task
 from grpo_mlflow.config import parse_arguments, resolve
 
 OPTIONS = {
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
         return
     resolved.require_trainable()
     resolved.require_searchable()
-    require_task(resolved)
+    resolved = with_task(resolved)
     require_loss(resolved)
     with importing():
         from grpo_mlflow.search import settings, space_file

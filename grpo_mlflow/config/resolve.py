@@ -8,8 +8,8 @@ presets and defaults that contradict what was set give way (`adapt`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -119,21 +119,46 @@ def _require_known(layer: Layer) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def _adapted(layer: Layer) -> tuple[Layer, list[str]]:
-    """Return the layer with values that gave way to what was set, and a line for each."""
+def _adapted(layer: Layer, first: Iterable[adapt.Change] = ()) -> tuple[Layer, list[str]]:
+    """Return the layer with values that gave way to what was set, and a line for each; those of `first` stay."""
     layer, told = dict(layer), []
+    settled: set[str] = set()
 
     def free(key: str) -> bool:
-        origin = _origin(layer, key)
-        return origin == "default" or origin.startswith("preset ")
+        return key not in settled and is_free(_origin(layer, key))
 
-    for rule in adapt.RULES:
-        config = _validate(layer)
-        for change in rule(config, free):
+    def settle(config: Config, changes: Iterable[adapt.Change]) -> None:
+        for change in changes:
             old, origin = flatten(config.model_dump(mode="json"))[change.key], _origin(layer, change.key)
             layer[change.key] = (change.value, f"adapted from {short(old)} ({origin})")
             told.append(f"{change.key} = {short(change.value)}, not {short(old)} ({origin}): {change.why}")
+
+    first = list(first)
+    settle(_validate(layer), first)
+    settled |= {change.key for change in first}
+    for rule in adapt.RULES:
+        config = _validate(layer)
+        settle(config, rule(config, free))
     return layer, told
+
+
+def is_free(origin: str) -> bool:
+    """Return whether nobody chose a value of this origin."""
+    return origin == "default" or origin.startswith("preset ")
+
+
+def fitted(resolved: Resolved, changes: Sequence[adapt.Change]) -> Resolved:
+    """Return the config with values that gave way to what only a task knows, and what gives way to them in turn.
+
+    Raises:
+        ConfigError: what was set contradicts them.
+    """
+    if not changes:
+        return resolved
+    known = flatten(resolved.config.model_dump(mode="json"))
+    layer, told = _adapted({key: (value, resolved.origins[key]) for key, value in known.items()}, changes)
+    found = _finish(layer, told)
+    return replace(found, warnings=tuple(dict.fromkeys([*resolved.warnings, *found.warnings])))
 
 
 def _origin(layer: Layer, key: str) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from grpo_mlflow.config.schema import TASK_NAMES, Config, TaskName
+from grpo_mlflow.config.schema import TASK_NAMES, Config, RowsConfig, TaskName
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _EXAMPLE = "data.mix='{arithmetic: 0.7, sat: 0.3}'"
 
 
@@ -33,6 +35,8 @@ def errors(config: Config) -> Iterator[str]:
         )
     if "gsm8k" in data.tasks:
         yield from _gsm8k(data.gsm8k.path)
+    if "rows" in data.tasks:
+        yield from _rows(data.rows)
     limit = config.generation.max_new_tokens
     if data.overlong_buffer > limit:
         yield (
@@ -44,7 +48,7 @@ def errors(config: Config) -> Iterator[str]:
 def idle(config: Config, keys: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """Yield the keys of each task that no problem comes from."""
     tasks = config.data.tasks
-    sections = {name: f"data.{name}." for name in ("arithmetic", "sat", "gsm8k") if name not in tasks}
+    sections = {name: f"data.{name}." for name in ("arithmetic", "sat", "gsm8k", "rows") if name not in tasks}
     for prefix in sections.values():
         yield tuple(key for key in keys if key.startswith(prefix))
     for key, prefix in (("data.reasoning_gym", "reasoning_gym/"), ("data.settings", "python:")):
@@ -63,3 +67,20 @@ def _gsm8k(path: str | None) -> Iterator[str]:
             )
     elif not Path(os.path.expanduser(path)).exists():
         yield f"data.gsm8k.path = {path!r}: no such folder or file; allowed: one with parquet or jsonl, or null"
+
+
+def _rows(rows: RowsConfig) -> Iterator[str]:
+    if rows.path is None:
+        yield "data.rows.path = null: data.task = 'rows' needs rows; allowed: a file, a folder or a hub id (ORG/NAME)"
+    for key, path in (("data.rows.path", rows.path), ("data.rows.eval_path", rows.eval_path)):
+        if path is None or Path(os.path.expanduser(path)).exists():
+            continue
+        if not _HUB_ID.fullmatch(path):
+            yield (
+                f"{key} = {path!r}: no such folder or file; allowed: one with jsonl, json, csv or parquet, or a hub id"
+            )
+        elif find_spec("datasets") is None:
+            yield (
+                f"{key} = {path!r}: no such folder or file; a data set of the hub needs the package datasets, which is "
+                "not installed; allowed: a folder or file, or after pip install datasets a hub id"
+            )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from grpo_mlflow.config import Config
-from grpo_mlflow.errors import ConfigError
+from grpo_mlflow.config import Config, Resolved
+from grpo_mlflow.config import fitted as fit
+from grpo_mlflow.config.schema import RowsConfig
+from grpo_mlflow.tasks import sizes
 from grpo_mlflow.tasks.arithmetic import Arithmetic
 from grpo_mlflow.tasks.base import Task, draw, split_of, tagged, untagged
 from grpo_mlflow.tasks.gsm8k import Gsm8k
@@ -16,6 +18,7 @@ from grpo_mlflow.tasks.mix import Mix, member_of
 from grpo_mlflow.tasks.own import load as load_own
 from grpo_mlflow.tasks.posed import Overlong, Posed
 from grpo_mlflow.tasks.sat import Sat
+from grpo_mlflow.tasks.table import Rows
 
 __all__ = [
     "TASKS",
@@ -25,10 +28,12 @@ __all__ = [
     "Overlong",
     "Posed",
     "ReasoningGym",
+    "Rows",
     "Sat",
     "Task",
     "create",
     "draw",
+    "fitted",
     "member_of",
     "of",
     "settings_of",
@@ -53,6 +58,8 @@ def create(name: str, settings: dict[str, Any]) -> Task:
         return load_own(name, settings)
     if name == "gsm8k":
         return Gsm8k(**settings)
+    if name == "rows":
+        return Rows(RowsConfig(**settings))
     return TASKS[name](**settings)
 
 
@@ -67,6 +74,20 @@ def settings_of(config: Config, name: str) -> dict[str, Any]:
     return settings
 
 
+def fitted(resolved: Resolved) -> Resolved:
+    """Return the config with sizes that fit the rows that its task has.
+
+    Raises:
+        ConfigError: as `of`.
+    """
+    name = resolved.config.data.task
+    if name in ("gsm8k", "rows"):
+        changes = sizes.changes(create(name, settings_of(resolved.config, name)), resolved)
+        resolved = fit(resolved, [*changes])
+    of(resolved.config)
+    return resolved
+
+
 def of(config: Config, folder: Path | None = None) -> Task:
     """Return the task that a run with this config has; texts that it cannot judge are kept in `folder`, the run's.
 
@@ -75,9 +96,8 @@ def of(config: Config, folder: Path | None = None) -> Task:
     """
     data = config.data
     made: dict[str, Task] = {name: create(name, settings_of(config, name)) for name in data.tasks}
-    for task in made.values():
-        if isinstance(task, Gsm8k):
-            _require_rows(task, config)
+    if data.task in made:  # a mix repeats rows in any case: its seeds draw the task
+        sizes.require(made[data.task], config)
     if folder is not None:
         made = {name: Judged(task, name, folder) for name, task in made.items()}
     task = Mix(made, data.mix) if data.task == "mix" else made[data.task]
@@ -85,17 +105,3 @@ def of(config: Config, folder: Path | None = None) -> Task:
         return task
     limit, buffer = config.generation.max_new_tokens, data.overlong_buffer
     return Posed(task, data.system_prompt, Overlong(limit, buffer) if buffer else None)
-
-
-def _require_rows(task: Gsm8k, config: Config) -> None:
-    """Raise ConfigError where two seeds would name the same row: problems would count twice."""
-    train, held_out = (len(task.splits[split]) for split in ("train", "eval"))
-    if config.data.num_train_seeds > train:
-        raise ConfigError(
-            f"data.num_train_seeds = {config.data.num_train_seeds}: gsm8k has {train} training rows; allowed: 1 to "
-            f"{train}"
-        )
-    if config.eval.enabled and config.eval.num_ids > held_out:
-        raise ConfigError(
-            f"eval.num_ids = {config.eval.num_ids}: gsm8k has {held_out} evaluation rows; allowed: 2 to {held_out}"
-        )

@@ -85,10 +85,15 @@ def folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+def place_of(task: str, content: str) -> int:
+    """Return the place of a problem's content among 2^64, by its hash; case and white space make no difference."""
+    digest = hashlib.blake2b(f"{task}:{folded(content)}".encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
 def split_of(task: str, content: str) -> Split:
     """Return the one split that a problem's content belongs to; case and white space make no difference."""
-    digest = hashlib.blake2b(f"{task}:{folded(content)}".encode(errors="surrogatepass"), digest_size=8).digest()
-    return "eval" if int.from_bytes(digest, "little") / 2**64 < EVAL_SHARE else "train"
+    return "eval" if place_of(task, content) / 2**64 < EVAL_SHARE else "train"
 
 
 def draw(

@@ -25,7 +25,7 @@ VARIES = ("seed", "model.", "generation.", "train.", "data.")
 SERVED = ("generation.base_url", "generation.server.")
 MEASURED = (
     *("model.chat_template", "data.task", "data.system_prompt", "data.mix", "data.arithmetic.", "data.sat."),
-    *("data.gsm8k.", "data.reasoning_gym", "data.settings", "data.rewards", "data.success"),
+    *("data.gsm8k.", "data.rows.", "data.reasoning_gym", "data.settings", "data.rewards", "data.success"),
 )
 SECRET = (
     *("generation.base_url", "generation.server.arguments", "eval.base_url", "tracking.uri", "search.storage"),

@@ -1,0 +1,134 @@
+"""Rows of the user's own: what they ask comes from a column, what an answer is worth from rewards.
+
+A seed names a row, modulo their number, in an order that is shuffled once: a file may be sorted, and an evaluation of
+its first rows would be one of a single kind. So as many seeds as rows, whatever the first, name each row once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+from grpo_mlflow import seeding
+from grpo_mlflow.config.schema import RowsConfig
+from grpo_mlflow.errors import ConfigError
+from grpo_mlflow.tasks.base import Task, folded, untagged
+from grpo_mlflow.tasks.tables import places, records, splits
+from grpo_mlflow.tasks.tables.fields import ANSWER, Form, Unfit, as_text
+from grpo_mlflow.types import Problem, Split, Verdict
+
+PATH, EVAL_PATH = "data.rows.path", "data.rows.eval_path"
+_INNER = "data"  # where the files of a data set of the hub lie
+SPLITS: tuple[Split, ...] = ("train", "eval")
+
+
+class Rewards(Protocol):
+    """Judges texts in batches."""
+
+    def judge(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]: ...
+
+
+class Exact:
+    """1 for the right answer, in the one pair of tags or as the whole text; case and white space make no difference."""
+
+    def judge(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
+        return [self._verdict(problem.payload["answer"], text) for problem, text in zip(problems, texts, strict=True)]
+
+    def _verdict(self, answer: Any, text: str) -> Verdict:
+        given = untagged(text)
+        right = {folded(as_text(each)) for each in (answer if isinstance(answer, list) else [answer])}
+        success = given is not None and folded(given) in right
+        return Verdict(float(success), {"exact": float(success)}, success, given)
+
+
+class Rows(Task):
+    """Problems from rows, judged by `rewards`."""
+
+    name = "rows"
+
+    def __init__(self, settings: RowsConfig, rewards: Rewards | None = None) -> None:
+        self.table = load(settings)
+        self._form = Form(settings.prompt, settings.answer)
+        self._rewards = rewards or Exact()
+        self._orders = {
+            split: seeding.stream(0, self.name, split).permutation(len(self.table.rows[split])) for split in SPLITS
+        }
+
+    def problem(self, split: Split, seed: int) -> Problem:
+        order = self._orders[split]
+        row = records.unpack(self.table.rows[split][order[seed % len(order)]])
+        messages, conversational = self._form.messages(row)
+        payload = {"columns": row, "answer": self._form.answer(row), "conversational": conversational}
+        return Problem(f"{self.name}/{split}/{seed}", seed, messages, payload)
+
+    def verify(self, problem: Problem, text: str) -> Verdict:
+        return self._rewards.judge([problem], [text])[0]
+
+    def reference_answer(self, problem: Problem) -> str:
+        """Return the right answer, the first where several are accepted.
+
+        Raises:
+            ConfigError: the rows have none.
+        """
+        answer = problem.payload["answer"]
+        if answer is None:
+            raise ConfigError(
+                f"{ANSWER} = null: the rows have no answers to warm the embedded model up with; allowed: the column "
+                "with the right answer, or another model.train_id"
+            )
+        return as_text(answer[0] if isinstance(answer, list) else answer)
+
+
+def load(settings: RowsConfig) -> splits.Splits[bytes]:
+    """Return the rows of both splits, each as JSON; files that have not changed are read once.
+
+    Raises:
+        ConfigError: there are no such rows.
+        UserError: the hub gives none.
+    """
+    stamps = tuple(places.stamp(path, _INNER) for path in (settings.path, settings.eval_path) if path)
+    return _loaded(settings, stamps)
+
+
+@lru_cache(maxsize=2)
+def _loaded(settings: RowsConfig, stamps: tuple[object, ...]) -> splits.Splits[bytes]:
+    if settings.path is None:
+        raise ConfigError(f"{PATH} = null: data.task = 'rows' needs rows; allowed: a file, a folder or a hub id")
+    source = splits.Source(
+        key=PATH,
+        path=settings.path,
+        name="rows",
+        suffixes=tuple(records.READERS),
+        inner=_INNER,
+        eval_key=EVAL_PATH,
+        eval_path=settings.eval_path,
+        share=settings.eval_share,
+    )
+    return splits.load(source, _Parse(Form(settings.prompt, settings.answer)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parse:
+    """Makes of a record what is compared and kept of it."""
+
+    form: Form
+
+    def __call__(self, record: Any, where: str) -> splits.Asked[bytes]:
+        """Return the question, the answer, and the record as JSON; raise ConfigError where it is none to ask."""
+        try:
+            messages, _ = self.form.messages(record)
+            answer = self.form.answer(record)
+            packed = records.pack(record)
+        except Unfit as error:
+            file = where.partition(": ")[2]
+            raise ConfigError(f"{error.start}: {file}: {error.what}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{where}: cannot be kept: {error}") from None
+        question = messages[0]["content"] if len(messages) == 1 else "\n".join(map(_line, messages))
+        return splits.Asked(question, repr(answer), packed)
+
+
+def _line(message: Mapping[str, str]) -> str:
+    return f"{message['role']}: {message['content']}"
