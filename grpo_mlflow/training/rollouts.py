@@ -11,10 +11,9 @@ from grpo_mlflow import seeding
 from grpo_mlflow.algorithm.advantages import completed, group_advantages, normalized_then_summed
 from grpo_mlflow.algorithm.names import MultiObjective, Scale
 from grpo_mlflow.errors import PromptTooLong, TextUntried, UserError
-from grpo_mlflow.generation import Generator, Sampling
+from grpo_mlflow.generation import Generator, Sampling, Streaming
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.runtime import interrupts
-from grpo_mlflow.tasks import Posed, Task
+from grpo_mlflow.tasks import Pending, Posed, Task
 from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout, Verdict
 
 
@@ -52,7 +51,15 @@ def collect(
         PromptTooLong: the model has too few positions for one of them.
     """
     prompts = render(policy, problems, sampling.max_new_tokens)
-    return judge(task, problems, prompts, generator.generate(prompts, k, sampling, seed, key), training)
+    if not isinstance(generator, Streaming):
+        return judge(task, problems, prompts, generator.generate(prompts, k, sampling, seed, key), training)
+    sampled: list[list[Completion]] = []
+    pending: list[Pending] = []
+    for batch in generator.stream(prompts, k, sampling, seed, key):
+        # judged while the next ones are sampled
+        pending.append(begin(task, problems[len(sampled) : len(sampled) + len(batch)], batch))
+        sampled += batch
+    return _judged(task, prompts, sampled, lambda: [v for wait in pending for v in wait()], training)
 
 
 def render(policy: Policy, problems: Sequence[Problem], new: int) -> list[Prompt]:
@@ -114,16 +121,32 @@ def judge(
 
     With `training` a completion that runs too long costs what the run's task asks for that.
     """
-    overlong = task.overlong if training and isinstance(task, Posed) else None
+    return _judged(task, prompts, sampled, begin(task, problems, sampled), training)
 
-    def verdict(problem: Problem, completion: Completion) -> Verdict:
-        with interrupts.deferred():  # a judge may catch whatever is raised in it, and go on
-            judged = task.verify(problem, completion.text)
-        return overlong.penalise(judged, completion) if overlong else judged
+
+def begin(task: Task, problems: Sequence[Problem], sampled: Sequence[Sequence[Completion]]) -> Pending:
+    """Begin to judge the completions of each problem; what is returned waits for the verdicts on all, in order."""
+    asked = [problem for problem, row in zip(problems, sampled, strict=True) for _ in row]
+    return task.begin(asked, [completion for row in sampled for completion in row])
+
+
+def _judged(
+    task: Task,
+    prompts: Sequence[Prompt],
+    sampled: Sequence[Sequence[Completion]],
+    pending: Pending,
+    training: bool,
+) -> list[list[Rollout]]:
+    overlong = task.overlong if training and isinstance(task, Posed) else None
+    verdicts = iter(pending())
+
+    def rollout(prompt: Prompt, completion: Completion) -> Rollout:
+        verdict = next(verdicts)
+        return Rollout(prompt, completion, overlong.penalise(verdict, completion) if overlong else verdict)
 
     return [
-        [Rollout(prompt, completion, verdict(problem, completion)) for completion in completions]
-        for problem, prompt, completions in zip(problems, prompts, sampled, strict=True)
+        [rollout(prompt, completion) for completion in completions]
+        for prompt, completions in zip(prompts, sampled, strict=True)
     ]
 
 
