@@ -14,7 +14,7 @@ from grpo_mlflow import tracking
 from grpo_mlflow.config import Arguments, Config, Resolved, flatten, parse_overrides, resolve, resuming, yaml12
 from grpo_mlflow.config.command import run_id_of
 from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line
-from grpo_mlflow.training.checkpoint import Checkpoint, is_name, read
+from grpo_mlflow.training.checkpoint import Checkpoint, is_name, read, reading
 
 _INSTEAD = {
     "optimize": "the same optimize command again, which continues the study",
@@ -68,8 +68,9 @@ def find(name: str, uri: str | None, which: str = "last") -> Stored:
 def _in_folder(path: Path) -> Stored:
     found = read(path)
     inner = found.path / "trainer"
-    state = yaml12.load((inner / "state.json").read_text(), str(inner / "state.json"))
-    return Stored(state["run_id"] or None, _config(inner / "config.yaml"), found)
+    with reading(inner / "state.json"):
+        run_id = yaml12.load((inner / "state.json").read_text(), str(inner / "state.json"))["run_id"]
+    return Stored(run_id or None, _config(inner / "config.yaml"), found)
 
 
 class _Run:
@@ -159,9 +160,15 @@ def _whole(path: Path, needed: Collection[str]) -> dict[str, Any]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml12.load(path.read_text(), str(path))
-    if "***" in str(content["tracking"]["uri"]):  # its password was not stored
-        content["tracking"]["uri"] = None
+    """Return the config in a file of a run.
+
+    Raises:
+        ModelError: it holds none.
+    """
+    with reading(path):
+        content: dict[str, Any] = yaml12.load(path.read_text(), str(path))
+        if "***" in str(content.get("tracking", {}).get("uri")):  # its password was not stored
+            content["tracking"]["uri"] = None
     return content
 
 

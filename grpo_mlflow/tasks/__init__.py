@@ -98,8 +98,10 @@ def of(config: Config, folder: Path | None = None) -> Task:
     made: dict[str, Task] = {name: create(name, settings_of(config, name)) for name in data.tasks}
     if data.task in made:  # a mix repeats rows in any case: its seeds draw the task
         sizes.require(made[data.task], config)
-    if folder is not None:
-        made = {name: Judged(task, name, folder) for name, task in made.items()}
+    made = {
+        name: Judged(task, name, folder) if folder is not None or name.startswith("python:") else task
+        for name, task in made.items()
+    }
     task = Mix(made, data.mix) if data.task == "mix" else made[data.task]
     if data.system_prompt is None and data.overlong_buffer == 0:
         return task

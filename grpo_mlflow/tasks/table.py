@@ -95,7 +95,9 @@ def load(settings: RowsConfig) -> splits.Splits[bytes]:
 @lru_cache(maxsize=2)
 def _loaded(settings: RowsConfig, stamps: tuple[object, ...]) -> splits.Splits[bytes]:
     if settings.path is None:
-        raise ConfigError(f"{PATH} = null: data.task = 'rows' needs rows; allowed: a file, a folder or a hub id (ORG/NAME)")
+        raise ConfigError(
+            f"{PATH} = null: data.task = 'rows' needs rows; allowed: a file, a folder or a hub id (ORG/NAME)"
+        )
     source = splits.Source(
         key=PATH,
         path=settings.path,
