@@ -29,6 +29,10 @@ def _takes_list(kind: Any) -> bool:
     return get_origin(kind) in (tuple, list) or any(_takes_list(part) for part in get_args(kind))
 
 
+def _takes_mapping(kind: Any) -> bool:
+    return any(get_origin(part) is dict for part in (kind, *get_args(kind)))
+
+
 _LEAVES = _leaves(Config)
 _FIELDS = {key: section.model_fields[name] for key, (section, name) in _LEAVES.items()}
 KEYS = {key: field.description for key, field in _FIELDS.items()}
@@ -40,7 +44,7 @@ OF_EVALUATION = {
 }
 """Settings of `eval` that say for evaluations what another, which may vary, says for the run; null: as that one."""
 TEXT = {key for key, field in _FIELDS.items() if field.annotation in (str, str | None)}
-MAPPINGS = {key for key, field in _FIELDS.items() if get_origin(field.annotation) is dict}  # one value, not a section
+MAPPINGS = {key for key, field in _FIELDS.items() if _takes_mapping(field.annotation)}  # one value, not a section
 LISTS = {key for key, field in _FIELDS.items() if key not in MAPPINGS and _takes_list(field.annotation)}
 SECTIONS = sorted({key.rsplit(".", depth)[0] for key in KEYS for depth in range(1, key.count(".") + 1)})
 

@@ -37,6 +37,7 @@ def errors(config: Config) -> Iterator[str]:
         yield from _gsm8k(data.gsm8k.path)
     if "rows" in data.tasks:
         yield from _rows(data.rows)
+    yield from _rewards(config)
     limit = config.generation.max_new_tokens
     if data.overlong_buffer > limit:
         yield (
@@ -54,8 +55,25 @@ def idle(config: Config, keys: Iterable[str]) -> Iterator[tuple[str, ...]]:
     for key, prefix in (("data.reasoning_gym", "reasoning_gym/"), ("data.settings", "python:")):
         if not any(name.startswith(prefix) for name in tasks):
             yield (key,)
+    if not config.data.rewards:
+        yield ("data.reward_timeout",)
     if config.data.task != "mix":
         yield ("data.mix",)
+
+
+def _rewards(config: Config) -> Iterator[str]:
+    data = config.data
+    if "rows" not in data.tasks:
+        if data.rewards:
+            named = ", ".join(data.rewards)
+            yield (
+                f"data.rewards = {{{named}}}: data.task = {data.task!r} judges by itself; allowed: {{}}, or task rows"
+            )
+        if config.train.multi_objective_aggregation != "sum_then_normalize":
+            key = "train.multi_objective_aggregation"
+            yield f"{key} = 'normalize_then_sum': there is one reward; allowed: sum_then_normalize, or data.rewards"
+    elif data.success is not None and not data.rewards:
+        yield "data.success: there are no data.rewards to name one of; allowed: null, or with data.rewards"
 
 
 def _gsm8k(path: str | None) -> Iterator[str]:

@@ -8,15 +8,16 @@ from typing import Any
 from grpo_mlflow.config import Config, Resolved
 from grpo_mlflow.config import fitted as fit
 from grpo_mlflow.config.schema import RowsConfig
-from grpo_mlflow.tasks import sizes
+from grpo_mlflow.tasks import rewards, sizes
 from grpo_mlflow.tasks.arithmetic import Arithmetic
-from grpo_mlflow.tasks.base import Task, draw, split_of, tagged, untagged
+from grpo_mlflow.tasks.base import Pending, Task, draw, split_of, tagged, untagged
 from grpo_mlflow.tasks.gsm8k import Gsm8k
 from grpo_mlflow.tasks.gym import PREFIX, ReasoningGym
 from grpo_mlflow.tasks.judged import Judged
 from grpo_mlflow.tasks.mix import Mix, member_of
 from grpo_mlflow.tasks.own import load as load_own
 from grpo_mlflow.tasks.posed import Overlong, Posed
+from grpo_mlflow.tasks.rewards import Rewards
 from grpo_mlflow.tasks.sat import Sat
 from grpo_mlflow.tasks.table import Rows
 
@@ -26,6 +27,7 @@ __all__ = [
     "Gsm8k",
     "Mix",
     "Overlong",
+    "Pending",
     "Posed",
     "ReasoningGym",
     "Rows",
@@ -46,8 +48,8 @@ TASKS: dict[str, type[Arithmetic] | type[Sat]] = {"arithmetic": Arithmetic, "sat
 """The tasks whose words the embedded model's tokenizer keeps whole; another one here is another tokenizer."""
 
 
-def create(name: str, settings: dict[str, Any]) -> Task:
-    """Return the task of this name with its own settings.
+def create(name: str, settings: dict[str, Any], named: Rewards | None = None) -> Task:
+    """Return the task of this name with its own settings; `named` are the rewards of rows (None: the answer alone).
 
     Raises:
         ConfigError: there is no such task, or it refuses the settings.
@@ -59,7 +61,7 @@ def create(name: str, settings: dict[str, Any]) -> Task:
     if name == "gsm8k":
         return Gsm8k(**settings)
     if name == "rows":
-        return Rows(RowsConfig(**settings))
+        return Rows(RowsConfig(**settings), named)
     return TASKS[name](**settings)
 
 
@@ -95,7 +97,8 @@ def of(config: Config, folder: Path | None = None) -> Task:
         ConfigError: a task cannot be made, or its rows are too few for the config's seeds.
     """
     data = config.data
-    made: dict[str, Task] = {name: create(name, settings_of(config, name)) for name in data.tasks}
+    named = rewards.create(config, folder) if "rows" in data.tasks else None
+    made: dict[str, Task] = {name: create(name, settings_of(config, name), named) for name in data.tasks}
     if data.task in made:  # a mix repeats rows in any case: its seeds draw the task
         sizes.require(made[data.task], config)
     made = {

@@ -23,8 +23,14 @@ class Overlong:
     def penalise(self, verdict: Verdict, completion: Completion) -> Verdict:
         """Return the verdict with the penalty as a part of its reward; `success` stays what it is."""
         over = len(completion.token_ids) - (self.limit - self.buffer)
-        parts = {**verdict.parts, "overlong": -min(1.0, over / self.buffer) if over > 0 else 0.0}
-        return replace(verdict, parts=parts, reward=math.fsum((verdict.reward, parts["overlong"])))
+        penalty = -min(1.0, over / self.buffer) if over > 0 else 0.0
+        found = replace(
+            verdict, parts={**verdict.parts, "overlong": penalty}, reward=math.fsum((verdict.reward, penalty))
+        )
+        if verdict.values is None:
+            return found
+        weights = {**(verdict.weights or {}), "overlong": 1.0}
+        return replace(found, values={**verdict.values, "overlong": penalty}, weights=weights)
 
 
 class Posed(Wrapped):

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 from grpo_mlflow import seeding
 from grpo_mlflow.config.schema import RowsConfig
 from grpo_mlflow.errors import ConfigError
-from grpo_mlflow.tasks.base import Task, folded, untagged
+from grpo_mlflow.tasks.base import Pending, Task, folded, untagged
 from grpo_mlflow.tasks.tables import places, records, splits
 from grpo_mlflow.tasks.tables.fields import ANSWER, Form, Unfit, as_text
-from grpo_mlflow.types import Problem, Split, Verdict
+from grpo_mlflow.types import Completion, Problem, Split, Verdict
 
 PATH, EVAL_PATH = "data.rows.path", "data.rows.eval_path"
 _INNER = "data"  # where the files of a data set of the hub lie
@@ -25,16 +25,35 @@ SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
 class Rewards(Protocol):
-    """Judges texts in batches."""
+    """Judges texts in batches; `begin` does so in the background, and is given the token ids of the texts."""
+
+    reward_range: tuple[float, float]
 
     def judge(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]: ...
+
+    def begin(self, problems: Sequence[Problem], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Pending: ...
+
+    def figures(self) -> Mapping[str, float]: ...
+
+    def logged(self) -> Mapping[str, tuple[float, int]]: ...
 
 
 class Exact:
     """1 for the right answer, in the one pair of tags or as the whole text; case and white space make no difference."""
 
+    reward_range = 0.0, 1.0
+
     def judge(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
         return [self._verdict(problem.payload["answer"], text) for problem, text in zip(problems, texts, strict=True)]
+
+    def begin(self, problems: Sequence[Problem], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Pending:
+        return lambda: self.judge(problems, texts)
+
+    def figures(self) -> Mapping[str, float]:
+        return {}
+
+    def logged(self) -> Mapping[str, tuple[float, int]]:
+        return {}
 
     def _verdict(self, answer: Any, text: str) -> Verdict:
         given = untagged(text)
@@ -52,6 +71,7 @@ class Rows(Task):
         self.table = load(settings)
         self._form = Form(settings.prompt, settings.answer)
         self._rewards = rewards or Exact()
+        self.reward_range = self._rewards.reward_range
         self._orders = {
             split: seeding.stream(0, self.name, split).permutation(len(self.table.rows[split])) for split in SPLITS
         }
@@ -65,6 +85,16 @@ class Rows(Task):
 
     def verify(self, problem: Problem, text: str) -> Verdict:
         return self._rewards.judge([problem], [text])[0]
+
+    def begin(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> Pending:
+        texts, ids = [each.text for each in completions], [each.token_ids for each in completions]
+        return self._rewards.begin(problems, texts, ids)
+
+    def figures(self) -> Mapping[str, float]:
+        return self._rewards.figures()
+
+    def logged(self) -> Mapping[str, tuple[float, int]]:
+        return self._rewards.logged()
 
     def reference_answer(self, problem: Problem) -> str:
         """Return the right answer, the first where several are accepted.

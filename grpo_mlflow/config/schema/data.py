@@ -86,6 +86,29 @@ class DataConfig(Section, resume=False, compared=True, varies=True, secret=False
     mix: dict[str, PositiveFloat] = setting(
         {}, "task = mix: names of tasks and their weights", varies=False, evaluation=True
     )
+    rewards: dict[str, JsonValue] = setting(
+        {},
+        "task = rows: rewards by name, each a weight or {use: NAME or python:MODULE:FUNCTION, weight: 1, OPTIONS} "
+        "(docs/rewards.md)",
+        varies=False,
+        secret=True,
+        evaluation=True,
+    )
+    success: str | dict[str, JsonValue] | None = setting(
+        None,
+        "the reward that pass@k counts: its name, or {name: NAME, at_least: 1}; null: the first",
+        varies=False,
+        secret=True,
+        evaluation=True,
+    )
+    reward_timeout: PositiveFloat = setting(
+        60.0,
+        "seconds that a reward function may take for a batch",
+        resume=True,
+        compared=False,
+        varies=False,
+        evaluation=False,
+    )
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     sat: SatConfig = SatConfig()
     gsm8k: Gsm8kConfig = Gsm8kConfig()
