@@ -46,6 +46,8 @@ OF_EVALUATION = {
 TEXT = {key for key, field in _FIELDS.items() if field.annotation in (str, str | None)}
 MAPPINGS = {key for key, field in _FIELDS.items() if _takes_mapping(field.annotation)}  # one value, not a section
 LISTS = {key for key, field in _FIELDS.items() if key not in MAPPINGS and _takes_list(field.annotation)}
+ENTRIES = "train.reward_weights."
+"""Before the names of the one mapping whose entries can be given one by one, and so vary in a search space."""
 SECTIONS = sorted({key.rsplit(".", depth)[0] for key in KEYS for depth in range(1, key.count(".") + 1)})
 
 
@@ -64,6 +66,17 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def with_entries(layer: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
+    """Return values with their origins in which entries given one by one stand in their mapping."""
+    found = {key: value for key, value in layer.items() if not key.startswith(ENTRIES)}
+    mapping = ENTRIES.removesuffix(".")
+    for key, (value, origin) in layer.items():
+        if key.startswith(ENTRIES):
+            known, _ = found.get(mapping, ({}, ""))
+            found[mapping] = {**known, key.removeprefix(ENTRIES): value}, origin
+    return found
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

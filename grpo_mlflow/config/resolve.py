@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from grpo_mlflow import redaction
 from grpo_mlflow.config import adapt, checks, idle, layers, methods, model_defaults, references, yaml12
-from grpo_mlflow.config.keys import KEYS, MAPPINGS, flatten, nest, short, unknown_line
+from grpo_mlflow.config.keys import KEYS, MAPPINGS, flatten, nest, short, unknown_line, with_entries
 from grpo_mlflow.config.layers import Layer
 from grpo_mlflow.config.overrides import parse_overrides
 from grpo_mlflow.config.schema import Config
@@ -102,7 +102,7 @@ def resolve(
         layer = layers.layer_of(references.expanded(flatten(base), origin), origin)
     else:
         layer = layers.read(config) if config else model_defaults.start(given)
-    layer |= layers.layer_of(given, "override")
+    layer = with_entries(layer | layers.layer_of(given, "override"))
     resume, named_by = layer.get("resume", (None, ""))
     if base is None and resume is not None and named_by != "override":
         raise ConfigError(f"resume = {resume!r} ({named_by}): allowed on the command line only")
@@ -179,7 +179,7 @@ def overlay(resolved: Resolved, values: Mapping[str, Any], origin: str) -> Resol
     changed = layers.layer_of(values, origin)
     same = methods.KEY in values and values[methods.KEY] == known[methods.KEY]
     kept = {key for key in changed if key not in values and (same or resolved.origins[key] == "override")}
-    layer |= {key: value for key, value in changed.items() if key not in kept}
+    layer = with_entries(layer | {key: value for key, value in changed.items() if key not in kept})
     _require_known(layer)
     return _finish(layer)
 

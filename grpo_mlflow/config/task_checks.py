@@ -72,7 +72,11 @@ def _rewards(config: Config) -> Iterator[str]:
         if config.train.multi_objective_aggregation != "sum_then_normalize":
             key = "train.multi_objective_aggregation"
             yield f"{key} = 'normalize_then_sum': there is one reward; allowed: sum_then_normalize, or data.rewards"
-    elif data.success is not None and not data.rewards:
+    names = [name.rpartition(":")[2] for name in data.rewards]
+    for name in config.train.reward_weights:
+        if name not in names:
+            yield f"train.reward_weights = {config.train.reward_weights}: there is no reward {name!r}; allowed: {names}"
+    if data.success is not None and not data.rewards:
         yield "data.success: there are no data.rewards to name one of; allowed: null, or with data.rewards"
 
 

@@ -106,7 +106,7 @@ def of(config: Config, folder: Path | None = None) -> Task:
         for name, task in made.items()
     }
     task = Mix(made, data.mix) if data.task == "mix" else made[data.task]
-    if data.system_prompt is None and data.overlong_buffer == 0:
+    limit, buffer, weights = config.generation.max_new_tokens, data.overlong_buffer, config.train.reward_weights
+    if data.system_prompt is None and buffer == 0 and not weights:
         return task
-    limit, buffer = config.generation.max_new_tokens, data.overlong_buffer
-    return Posed(task, data.system_prompt, Overlong(limit, buffer) if buffer else None)
+    return Posed(task, data.system_prompt, Overlong(limit, buffer) if buffer else None, weights)

@@ -65,6 +65,10 @@ class Task(Protocol):
         """
         return lambda: list(awaited(self.verify_batch(problems, [completion.text for completion in completions])))
 
+    def at(self, iteration: int, iterations: int) -> None:
+        """Note how far training is: a reward may depend on it."""
+        return None
+
     def figures(self) -> Mapping[str, float]:
         """Return what judging has cost since the last call, as metrics of `perf/` that add up over processes."""
         return {}

@@ -79,6 +79,10 @@ class Judged(Wrapped):
         threading.Thread(target=_fulfil, args=(future, judge), daemon=True).start()
         return future.result
 
+    def at(self, iteration: int, iterations: int) -> None:
+        if hasattr(self._task, "at"):
+            self._task.at(iteration, iterations)
+
     def figures(self) -> Mapping[str, float]:
         return self._task.figures() if hasattr(self._task, "figures") else {}
 

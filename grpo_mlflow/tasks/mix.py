@@ -58,6 +58,10 @@ class Mix(Task):
 
         return wait
 
+    def at(self, iteration: int, iterations: int) -> None:
+        for task in self.tasks.values():
+            task.at(iteration, iterations)
+
     def figures(self) -> Mapping[str, float]:
         found: Counter[str] = Counter()
         for task in self.tasks.values():

@@ -33,6 +33,8 @@ class Rewards(Protocol):
 
     def begin(self, problems: Sequence[Problem], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Pending: ...
 
+    def at(self, iteration: int, iterations: int) -> None: ...
+
     def figures(self) -> Mapping[str, float]: ...
 
     def logged(self) -> Mapping[str, tuple[float, int]]: ...
@@ -48,6 +50,8 @@ class Exact:
 
     def begin(self, problems: Sequence[Problem], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Pending:
         return lambda: self.judge(problems, texts)
+
+    def at(self, iteration: int, iterations: int) -> None: ...
 
     def figures(self) -> Mapping[str, float]:
         return {}
@@ -89,6 +93,9 @@ class Rows(Task):
     def begin(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> Pending:
         texts, ids = [each.text for each in completions], [each.token_ids for each in completions]
         return self._rewards.begin(problems, texts, ids)
+
+    def at(self, iteration: int, iterations: int) -> None:
+        self._rewards.at(iteration, iterations)
 
     def figures(self) -> Mapping[str, float]:
         return self._rewards.figures()

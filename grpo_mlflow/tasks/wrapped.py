@@ -26,6 +26,9 @@ class Wrapped(Task):
     def begin(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> Pending:
         return self._task.begin(problems, completions)
 
+    def at(self, iteration: int, iterations: int) -> None:
+        self._task.at(iteration, iterations)
+
     def figures(self) -> Mapping[str, float]:
         return self._task.figures()
 

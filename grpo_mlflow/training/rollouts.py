@@ -119,7 +119,7 @@ def judge(
 ) -> list[list[Rollout]]:
     """Return the completions of each problem with the task's verdict on each.
 
-    With `training` a completion that runs too long costs what the run's task asks for that.
+    With `training` verdicts are as the run's task wants them for that (`Posed.trained`).
     """
     return _judged(task, prompts, sampled, begin(task, problems, sampled), training)
 
@@ -137,12 +137,12 @@ def _judged(
     pending: Pending,
     training: bool,
 ) -> list[list[Rollout]]:
-    overlong = task.overlong if training and isinstance(task, Posed) else None
+    own = task.trained if training and isinstance(task, Posed) else None
     verdicts = iter(pending())
 
     def rollout(prompt: Prompt, completion: Completion) -> Rollout:
         verdict = next(verdicts)
-        return Rollout(prompt, completion, overlong.penalise(verdict, completion) if overlong else verdict)
+        return Rollout(prompt, completion, own(verdict, completion) if own else verdict)
 
     return [
         [rollout(prompt, completion) for completion in completions]

@@ -74,6 +74,7 @@ class Rewards:
         low, high = (math.fsum(ends_[side] for ends_ in ends) for side in (0, 1))
         self.reward_range = (low, high) if low < high else (low, low + 1.0)
         self._logged: dict[str, tuple[float, int]] = {}
+        self._state = {"global_step": 0, "max_steps": config.train.iterations}
 
     def judge(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
         """Return the verdict on each text.
@@ -90,9 +91,7 @@ class Rewards:
             return list
         futures = {name: judge.begin(problems, texts) for name, judge in self._judges.items()}
         called = [
-            process.functions.begin(
-                processes.Batch(process.keywords(problems, texts, ids), {"global_step": 0}, self._timeout)
-            )
+            process.functions.begin(processes.Batch(process.keywords(problems, texts, ids), self._state, self._timeout))
             for process in self._processes
         ]
 
@@ -114,6 +113,10 @@ class Rewards:
             return [self._verdict({n: v[place] for n, v in values.items()}, text) for place, text in enumerate(texts)]
 
         return wait
+
+    def at(self, iteration: int, iterations: int) -> None:
+        """Note what functions find in TRL's `trainer_state`: a step is an iteration."""
+        self._state = {"global_step": iteration, "max_steps": iterations}
 
     def figures(self) -> dict[str, float]:
         """Return what judges were asked since the last call, and what it cost; judges together."""
