@@ -66,7 +66,7 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
-def with_task(resolved: Resolved) -> Resolved:
+def with_task(resolved: Resolved, *, trains: bool = True) -> Resolved:
     """Make the task, so that what only the task can refuse is refused before anything heavy is imported.
 
     Returns:
@@ -74,7 +74,7 @@ def with_task(resolved: Resolved) -> Resolved:
     """
     from grpo_mlflow import tasks
 
-    return tasks.fitted(resolved)
+    return tasks.fitted(resolved, trains=trains)
 
 
 def require_loss(resolved: Resolved) -> None:
