@@ -11,6 +11,7 @@ import pytest
 
 from grpo_mlflow import runs, tasks
 from grpo_mlflow.config import Resolved, resolve
+from grpo_mlflow.errors import UserError
 from grpo_mlflow.training import rollout_files
 from tests.support import ranks
 from tests.support.fake_server import FakeServer
@@ -72,6 +73,16 @@ def test_a_run_on_rows_goes_on_and_is_replayed(words: list[str], shared_store: s
     part = runs.train(resolved(words, "train.iterations=1", "train.lr_warmup_steps=0", "train.lr_schedule=constant"))
     assert resume(shared_store, part.run_id, "train.iterations=2").progress.iteration == 2
     same(whole, runs.train(resolved(words, f"data.source=runs:/{whole.run_id}")), shared_store, 2)
+
+
+def test_a_run_does_not_go_on_with_other_rows(words: list[str], shared_store: str, tmp_path: Path) -> None:
+    run = runs.train(resolved(words, "train.iterations=1", "train.lr_warmup_steps=0"))
+    before = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text(before.replace('"level": 0', '"level": 9').replace('"1', '"9'))
+    with pytest.raises(UserError, match=r"its rows have changed since it began; allowed: the rows as they were"):
+        resume(shared_store, run.run_id, "train.iterations=2")
+    (tmp_path / "train.jsonl").write_text(before)
+    assert resume(shared_store, run.run_id, "train.iterations=2").progress.iteration == 2
 
 
 def test_two_processes_share_rows(words: list[str], shared_store: str, tmp_path: Path) -> None:
