@@ -44,7 +44,7 @@ def tracking(folder: Path, iterations: int) -> dict[str, float]:
         from grpo_mlflow import runs
         from grpo_mlflow.training import rollout_files
     from grpo_mlflow.config import resolve
-    from grpo_mlflow.tracking.outbox import Outbox
+    from grpo_mlflow.tracking.sender import Sender
     from grpo_mlflow.tracking.tracker import MlflowTracker
     from grpo_mlflow.training.trainer import Trainer
 
@@ -65,7 +65,7 @@ def tracking(folder: Path, iterations: int) -> dict[str, float]:
     time_calls(Trainer, "iterate", "iterate")
     time_calls(rollout_files, "write", "files")
     time_calls(MlflowTracker, "text", "files")
-    time_calls(Outbox, "send", "mlflow")
+    time_calls(Sender, "send", "mlflow")
     store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
     os.chdir(folder)
     runs.train(resolve("tiny", [store, f"train.iterations={iterations}", "eval.enabled=false"]))

@@ -69,5 +69,6 @@ def one_line(error: BaseException) -> str:
     """Return what went wrong in at most 300 characters, and the whole remedy after it: a cut command does not work."""
     remedy = error.remedy if isinstance(error, ServerUnfit) else ""
     found = error.found if isinstance(error, ServerUnfit) else str(error)
+    found = found.partition("[SQL: ")[0]  # what a database says comes first, and the statement is of no use
     text = " ".join(redact(found).split())[:_MOST]  # cut last: half a secret is not recognised
     return f"{text}. {redact(remedy)}" if remedy else text

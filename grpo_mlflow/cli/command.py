@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from grpo_mlflow.config import Resolved, render
-from grpo_mlflow.errors import ConfigError, UserError, redact
-from grpo_mlflow.runtime import output
+from grpo_mlflow.errors import ConfigError, UserError, one_line, redact
+from grpo_mlflow.runtime import failures, output
 from grpo_mlflow.runtime.interrupts import Interrupted
 
 
@@ -28,10 +28,27 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             for line in redact(str(error)).splitlines():
                 print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception as error:
+        _unforeseen(error)
+        sys.exit(1)
     except Interrupted as stop:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _unforeseen(error: Exception) -> None:
+    """Tell what nothing below has told: a failure of the machine, or a mistake of the program with its traceback."""
+    if (known := failures.told(error)) is not None:
+        print(f"error: {redact(str(known))}", file=sys.stderr)
+        return
+    try:
+        place = failures.kept(error)
+    except OSError:
+        print(failures.log(error), file=sys.stderr)
+        return
+    what = f"{type(error).__name__}: {one_line(error)}"
+    print(f"error: {redact(what)}: a mistake of the program; its traceback is in {place}", file=sys.stderr)
 
 
 @contextmanager
@@ -49,7 +66,7 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
-def with_task(resolved: Resolved) -> Resolved:
+def with_task(resolved: Resolved, *, trains: bool = True) -> Resolved:
     """Make the task, so that what only the task can refuse is refused before anything heavy is imported.
 
     Returns:
@@ -57,7 +74,7 @@ def with_task(resolved: Resolved) -> Resolved:
     """
     from grpo_mlflow import tasks
 
-    return tasks.fitted(resolved)
+    return tasks.fitted(resolved, trains=trains)
 
 
 def require_loss(resolved: Resolved) -> None:

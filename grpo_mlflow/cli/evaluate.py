@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.print_config:
         show(resolved)
         return
-    resolved = with_task(resolved)
+    resolved = with_task(resolved, trains=False)
     with importing():
         from grpo_mlflow import runs
 

@@ -25,6 +25,8 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
+        if any("\ud800" <= letter <= "\udfff" for letter in item):
+            raise ConfigError(f"override {short(item)}: holds bytes that are no UTF-8; allowed: text")
         key = key.strip()
         if not equals or not _KEY.fullmatch(key):
             raise ConfigError(f"override {short(redaction.redact(item))}: expected key=value, such as train.lr=5e-6")

@@ -92,8 +92,6 @@ def _gsm8k(path: str | None) -> Iterator[str]:
 
 
 def _rows(rows: RowsConfig) -> Iterator[str]:
-    if rows.path is None:
-        yield "data.rows.path = null: data.task = 'rows' needs rows; allowed: a file, a folder or a hub id (ORG/NAME)"
     for key, path in (("data.rows.path", rows.path), ("data.rows.eval_path", rows.eval_path)):
         if path is None or Path(os.path.expanduser(path)).exists():
             continue

@@ -56,14 +56,18 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     before = totals.gather(1, (block - 1).clamp(min=0)).masked_fill(block == 0, 0.0)
     rows = torch.arange(len(blocks), device=blocks.device)
     within = blocks[rows, block.squeeze(1)].double().cumsum(dim=1)
-    return (block * _BLOCK + _first_above(within, targets - before)).squeeze(1)
+    found = block * _BLOCK + _first_above(within, targets - before)
+    return found.squeeze(1).clamp(max=logprobs.shape[1] - 1)
 
 
 def _first_above(cumulative: Tensor, targets: Tensor) -> Tensor:
-    """Return the first place (R, 1) where `cumulative` (R, n) exceeds `targets` (R, 1); rounding may reach the end."""
+    """Return the first place (R, 1) where `cumulative` (R, n) exceeds `targets` (R, 1); rounding may reach the end.
+
+    Of what is not finite it is some place: its log-probability tells.
+    """
     most = cumulative[:, -1:]
     lowered = torch.minimum(targets, torch.nextafter(most, torch.zeros_like(most)))
-    return torch.searchsorted(cumulative, lowered, right=True)
+    return torch.searchsorted(cumulative, lowered, right=True).clamp(max=cumulative.shape[1] - 1)
 
 
 def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from grpo_mlflow import seeding
 from grpo_mlflow.algorithm.schedules import learning_rate
 from grpo_mlflow.config import TinyConfig
+from grpo_mlflow.errors import UserError, one_line
 from grpo_mlflow.forward.padded import completion_logprobs
 from grpo_mlflow.model import checksums
 from grpo_mlflow.model.policy import Policy
@@ -37,14 +40,26 @@ _TEMPLATE = (
 Progress = Callable[[int, int, float], None]  # step, steps, loss
 
 
+@contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    """Make a folder of the cache, and tell what the disk refuses inside the block."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the cache {str(cache_root())!r} cannot be written: {one_line(error)}; "
+            "allowed: as GRPO_MLFLOW_CACHE a folder with room for a model"
+        ) from error
+
+
 def ensure(recipe: TinyConfig, task: Task, task_settings: dict[str, Any], progress: Progress | None = None) -> Path:
     """Return the folder of the warmed-up model, making it first where the cache lacks it or holds a damaged one."""
     key = json.dumps([_RECIPE, recipe.model_dump(), task.name, task_settings, _corpus()], sort_keys=True)
     folder = cache_root() / "tiny" / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     if checksums.intact(folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with scratch(".making-", folder.parent) as made:
+    with _written_to(folder.parent), scratch(".making-", folder.parent) as made:
         policy = build(recipe)
         warm_up(policy, recipe, task, progress)
         policy.save(made)

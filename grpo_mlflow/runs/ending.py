@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from dataclasses import dataclass
 
 from grpo_mlflow import tracking
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import PromptTooLong, Pruned, UserError, one_line
 from grpo_mlflow.runs import messages
-from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.runtime import failures, interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tracking import Tracker
@@ -35,7 +33,7 @@ class Ending:
         """Mark the run by its error, and say how to go on.
 
         Raises:
-            UserError: instead of an error of a full disk.
+            UserError: instead of an error of the machine, such as a full disk.
         """
         if isinstance(error, Pruned):
             tracker.tags({"optuna.state": "PRUNED"})
@@ -44,10 +42,22 @@ class Ending:
             tracker.finish("KILLED")
             self.console.say(messages.how_to_resume(self.config, self.kind, tracker, "stopped"))
         else:
+            known = failures.told(error)
+            if known is None:
+                self._keep(tracker, error)
             self.failed(error)
-            full = os.strerror(errno.ENOSPC) in str(error)  # also in what other libraries make of it
-            if full and not isinstance(error, UserError):
-                raise UserError(f"the disk is full: {one_line(error)}") from error
+            if known is not None and known is not error:
+                raise known from error
+
+    def _keep(self, tracker: Tracker, error: BaseException) -> None:
+        """Keep the traceback of a mistake of our own in the run."""
+        try:
+            tracker.text(failures.LOG, failures.log(error))
+        except (OSError, UserError) as other:  # what failed first is told
+            self.console.warn(f"its traceback could not be kept: {one_line(other)}")
+            return
+        if self.processes.is_first:
+            failures.note(error, tracker.run_dir / failures.LOG)
 
     def failed(self, error: BaseException | None = None) -> None:
         """Mark the run FAILED and say how to go on; where the process that tracks it is gone, the second does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,8 @@ from grpo_mlflow import tracking
 from grpo_mlflow.config import Arguments, Config, Resolved, flatten, parse_overrides, resolve, resuming, yaml12
 from grpo_mlflow.config.command import run_id_of
 from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line
-from grpo_mlflow.training.checkpoint import Checkpoint, is_name, read
+from grpo_mlflow.tasks import data_sets
+from grpo_mlflow.training.checkpoint import Checkpoint, is_name, read, reading
 
 _INSTEAD = {
     "optimize": "the same optimize command again, which continues the study",
@@ -68,8 +69,9 @@ def find(name: str, uri: str | None, which: str = "last") -> Stored:
 def _in_folder(path: Path) -> Stored:
     found = read(path)
     inner = found.path / "trainer"
-    state = yaml12.load((inner / "state.json").read_text(), str(inner / "state.json"))
-    return Stored(state["run_id"] or None, _config(inner / "config.yaml"), found)
+    with reading(inner / "state.json"):
+        run_id = yaml12.load((inner / "state.json").read_text(), str(inner / "state.json"))["run_id"]
+    return Stored(run_id or None, _config(inner / "config.yaml"), found)
 
 
 class _Run:
@@ -159,9 +161,15 @@ def _whole(path: Path, needed: Collection[str]) -> dict[str, Any]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml12.load(path.read_text(), str(path))
-    if "***" in str(content["tracking"]["uri"]):  # its password was not stored
-        content["tracking"]["uri"] = None
+    """Return the config in a file of a run.
+
+    Raises:
+        ModelError: it holds none.
+    """
+    with reading(path):
+        content: dict[str, Any] = yaml12.load(path.read_text(), str(path))
+        if "***" in str(content.get("tracking", {}).get("uri")):  # its password was not stored
+            content["tracking"]["uri"] = None
     return content
 
 
@@ -197,7 +205,19 @@ def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Store
     if stored.checkpoint is None:
         _require_here(resume, stored.run_id, uri)
     overrides = resuming.changes(arguments, stored.config)
-    return resolve("", overrides, base=stored.config, origin=f"resume {resume}"), stored
+    resolved = resolve("", overrides, base=stored.config, origin=f"resume {resume}")
+    _require_same_rows(resume, tags, resolved.config)
+    return resolved, stored
+
+
+def _require_same_rows(resume: str, tags: Mapping[str, str], config: Config) -> None:
+    """Raise UserError if the run began with other rows: its seeds would name other problems."""
+    known, found = tags.get(data_sets.TAG), data_sets.digests(config)
+    if known is not None and known != found:
+        raise UserError(
+            f"resume = {resume!r}: its rows have changed since it began; allowed: the rows as they were, or a new run, "
+            "which may begin with model.train_id=CHECKPOINT"
+        )
 
 
 def _require_here(resume: str, run_id: str | None, uri: str | None) -> None:

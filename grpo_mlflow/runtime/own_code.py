@@ -22,7 +22,7 @@ def load(key: str, value: str, kind: Literal["class", "function"]) -> Any:
         if os.getcwd() not in sys.path:  # a console script has its own folder there instead
             sys.path.insert(0, os.getcwd())
         found = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # whatever the user's module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise ConfigError(f"{start}: {module} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
     if not callable(found) or isinstance(found, type) != (kind == "class"):
         raise ConfigError(f"{start}: {module} has no {kind} {name}; allowed: the name of a {kind} in it")

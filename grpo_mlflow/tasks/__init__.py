@@ -76,16 +76,13 @@ def settings_of(config: Config, name: str) -> dict[str, Any]:
     return settings
 
 
-def fitted(resolved: Resolved) -> Resolved:
-    """Return the config with sizes that fit the rows that its task has.
+def fitted(resolved: Resolved, *, trains: bool = True) -> Resolved:
+    """Return the config with sizes that fit the rows that its task has; `trains`: whether they are trained on.
 
     Raises:
         ConfigError: as `of`.
     """
-    name = resolved.config.data.task
-    if name in ("gsm8k", "rows"):
-        changes = sizes.changes(create(name, settings_of(resolved.config, name)), resolved)
-        resolved = fit(resolved, [*changes])
+    resolved = fit(resolved, [*sizes.changes(resolved, trains)])
     of(resolved.config)
     return resolved
 
@@ -99,10 +96,11 @@ def of(config: Config, folder: Path | None = None) -> Task:
     data = config.data
     named = rewards.create(config, folder) if "rows" in data.tasks else None
     made: dict[str, Task] = {name: create(name, settings_of(config, name), named) for name in data.tasks}
-    if data.task in made:  # a mix repeats rows in any case: its seeds draw the task
-        sizes.require(made[data.task], config)
-    if folder is not None:
-        made = {name: Judged(task, name, folder) for name, task in made.items()}
+    sizes.require(config)
+    made = {
+        name: Judged(task, name, folder) if folder is not None or name.startswith("python:") else task
+        for name, task in made.items()
+    }
     task = Mix(made, data.mix) if data.task == "mix" else made[data.task]
     limit, buffer, weights = config.generation.max_new_tokens, data.overlong_buffer, config.train.reward_weights
     if data.system_prompt is None and buffer == 0 and not weights:

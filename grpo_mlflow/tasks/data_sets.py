@@ -11,6 +11,8 @@ from grpo_mlflow.tasks import gsm8k, table
 from grpo_mlflow.tasks.tables import places, splits
 from grpo_mlflow.types import Split
 
+TAG = "grpo.rows"
+"""The tag of a run that tells its rows from others."""
 _CONTEXTS: dict[Split, str] = {"train": "training", "eval": "evaluation"}
 
 
@@ -46,6 +48,17 @@ def tables(config: Config) -> Iterator[Table]:
         yield _table("gsm8k", gsm8k.load(data.gsm8k.path), path, path)
     if "rows" in data.tasks:
         yield _table("rows", table.load(data.rows), data.rows.path or "", data.rows.eval_path or data.rows.path or "")
+
+
+def digests(config: Config) -> str | None:
+    """Return what tells the rows of a config from others, or None: it has none.
+
+    Raises:
+        ConfigError: as `tables`.
+        UserError: as `tables`.
+    """
+    found = [each.digest for table in tables(config) for each in table.data_sets]
+    return " ".join(found) or None
 
 
 def _table(name: str, found: splits.Splits[Any], path: str, eval_path: str) -> Table:

@@ -21,15 +21,30 @@ from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.tasks.base import Pending, Task, awaited
 from grpo_mlflow.tasks.unjudged import keep
 from grpo_mlflow.tasks.wrapped import Wrapped
-from grpo_mlflow.types import Completion, Problem, Verdict
+from grpo_mlflow.types import Completion, Problem, Split, Verdict
 
 
 class Judged(Wrapped):
-    """`task`, called `name` in the config; texts that it cannot judge are kept in `folder`/unjudged."""
+    """`task`, called `name` in the config; texts that it cannot judge are kept in `folder`/unjudged, if it is given."""
 
-    def __init__(self, task: Task, name: str, folder: Path) -> None:
+    def __init__(self, task: Task, name: str, folder: Path | None) -> None:
         super().__init__(task)
-        self._called, self._folder = name, folder / "unjudged"
+        self._called = name
+        self._folder = folder / "unjudged" if folder is not None else None
+
+    def problem(self, split: Split, seed: int) -> Problem:
+        """Return the problem of the task.
+
+        Raises:
+            UserError: the task raises.
+        """
+        try:
+            return self._task.problem(split, seed)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            what = f"problem({split!r}, {seed}) raised {type(error).__name__}: {one_line(error)}"
+            raise UserError(f"data.task = {self._called!r}: {what}") from error
 
     def verify(self, problem: Problem, text: str) -> Verdict:
         """Return the verdict of the task, its numbers as floats.
@@ -127,9 +142,20 @@ def unwritable(problem: Problem) -> str | None:
     """Return why JSON cannot hold a problem, so that no rollout of it could be kept, or None."""
     for field in fields(problem):
         try:
-            json.dumps(getattr(problem, field.name))
+            json.dumps(getattr(problem, field.name), ensure_ascii=False).encode()  # half of a surrogate pair is no text
         except (TypeError, ValueError, RecursionError) as error:
             return f"its {field.name} cannot be written as JSON: {one_line(error)}"
+    return None
+
+
+def unencodable(text: object) -> str | None:
+    """Return what makes a text one that no tokenizer takes, or None."""
+    if not isinstance(text, str):
+        return f"gave {_shown(text)}; allowed: a text"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"cannot be written as UTF-8: {one_line(error)}; allowed: a text without halves of surrogate pairs"
     return None
 
 

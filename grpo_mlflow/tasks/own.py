@@ -9,7 +9,7 @@ from typing import Any
 from grpo_mlflow.errors import ConfigError, one_line
 from grpo_mlflow.runtime import own_code
 from grpo_mlflow.tasks.base import Task
-from grpo_mlflow.tasks.judged import objection, unwritable
+from grpo_mlflow.tasks.judged import objection, unencodable, unwritable
 from grpo_mlflow.types import Problem
 
 _MEMBERS = ("name", "phrases", "reward_range", "problem", "verify", "reference_answer", "demonstration", "chance")
@@ -30,7 +30,7 @@ def load(task: str, settings: Mapping[str, Any]) -> Task:
         )
     try:
         made: Task = kind(**settings)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"data.settings = {dict(settings)}: {name} refuses: {one_line(error)}") from error
     _try(made, f"{start}: {name}")
     return made
@@ -45,8 +45,9 @@ def _try(task: Task, start: str) -> None:
     for split in ("train", "eval"):
         try:
             problem, again = task.problem(split, 0), task.problem(split, 0)
-            verdict = task.verify(problem, task.reference_answer(problem))
-        except Exception as error:
+            answer = task.reference_answer(problem)
+            verdict = task.verify(problem, answer)
+        except (Exception, SystemExit) as error:
             raise ConfigError(f"{start} fails on its own problem: {type(error).__name__}: {one_line(error)}") from error
         if not isinstance(problem, Problem) or problem != again:
             raise ConfigError(
@@ -54,6 +55,8 @@ def _try(task: Task, start: str) -> None:
             )
         if what := unwritable(problem):
             raise ConfigError(f"{start}: problem({split!r}, 0): {what}; allowed: what JSON can hold")
+        if what := unencodable(answer):
+            raise ConfigError(f"{start}: reference_answer of problem({split!r}, 0) {what}")
         if what := objection(verdict):
             raise ConfigError(f"{start}: verify of the reference_answer of problem({split!r}, 0) {what}")
         if not verdict.success:

@@ -74,11 +74,23 @@ class Rows(Task):
     def __init__(self, settings: RowsConfig, rewards: Rewards | None = None) -> None:
         self.table = load(settings)
         self._form = Form(settings.prompt, settings.answer)
+        if rewards is None:
+            self._require_answers(settings)
         self._rewards = rewards or Exact()
         self.reward_range = self._rewards.reward_range
         self._orders = {
             split: seeding.stream(0, self.name, split).permutation(len(self.table.rows[split])) for split in SPLITS
         }
+
+    def _require_answers(self, settings: RowsConfig) -> None:
+        """Raise ConfigError where nothing says what is right; all rows have answers, or none."""
+        row = records.unpack(self.table.rows["train"][0])
+        if self._form.answer(row) is None:
+            raise ConfigError(
+                f"{ANSWER} = null: {settings.path}: there is no column 'answer', and data.rewards is empty, so nothing "
+                f"says what is right; there are: {', '.join(row)}; allowed: {ANSWER}=COLUMN, or data.rewards that need "
+                "no answer"
+            )
 
     def problem(self, split: Split, seed: int) -> Problem:
         order = self._orders[split]
@@ -132,7 +144,9 @@ def load(settings: RowsConfig) -> splits.Splits[bytes]:
 @lru_cache(maxsize=2)
 def _loaded(settings: RowsConfig, stamps: tuple[object, ...]) -> splits.Splits[bytes]:
     if settings.path is None:
-        raise ConfigError(f"{PATH} = null: data.task = 'rows' needs rows; allowed: a file, a folder or a hub id")
+        raise ConfigError(
+            f"{PATH} = null: data.task = 'rows' needs rows; allowed: a file, a folder or a hub id (ORG/NAME)"
+        )
     source = splits.Source(
         key=PATH,
         path=settings.path,

@@ -1,13 +1,12 @@
 """MLflow: the one package that imports it."""
 
 from grpo_mlflow.tracking.base import NullTracker, Tracker
+from grpo_mlflow.tracking.borders import STORE_ERRORS
 from grpo_mlflow.tracking.opening import start
 from grpo_mlflow.tracking.ownership import require_free
 from grpo_mlflow.tracking.places import elsewhere, place
+from grpo_mlflow.tracking.registry import STUDY_TAG, alias_of, registered, study_of_alias
 from grpo_mlflow.tracking.store import (
-    STORE_ERRORS,
-    STUDY_TAG,
-    alias_of,
     artifact,
     child,
     connect,
@@ -17,9 +16,7 @@ from grpo_mlflow.tracking.store import (
     folders,
     has_artifact,
     lives,
-    registered,
     set_failed,
-    study_of_alias,
     upload_folder,
 )
 from grpo_mlflow.tracking.upload import Upload, kept_file, send_kept, send_kept_below, upload

@@ -16,7 +16,8 @@ from grpo_mlflow.errors import StoreAway, one_line, redact
 from grpo_mlflow.runtime.files import remove_parts
 from grpo_mlflow.tracking import ownership, places
 from grpo_mlflow.tracking.base import Tracker
-from grpo_mlflow.tracking.store import STORE_ERRORS, connect, experiment_id, set_failed
+from grpo_mlflow.tracking.borders import STORE_ERRORS
+from grpo_mlflow.tracking.store import connect, experiment_id, set_failed
 from grpo_mlflow.tracking.tracker import MlflowTracker
 
 _KIND = "grpo.kind"
@@ -64,8 +65,7 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
         tracker.tags({_KIND: kind, **places.of_this_process(tracker.run_dir)})
         if config.system_metrics:
             tracker.watch_system()
-        if resume is not None:
-            tracker.settle(_SETTLE_SECONDS)
+        tracker.settle(_SETTLE_SECONDS)  # so that others see at once what the run is and where
         tracker.hold()
     return tracker
 

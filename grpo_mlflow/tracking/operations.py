@@ -14,7 +14,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from grpo_mlflow.tracking.store import register, transfer
+from grpo_mlflow.tracking.registry import register
+from grpo_mlflow.tracking.store import transfer
 
 
 @dataclass(frozen=True, slots=True)

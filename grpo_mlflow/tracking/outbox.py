@@ -1,13 +1,10 @@
-"""Operations on their way to MLflow: sent in order, kept on the disk while the store is away.
-
-What was kept is sent in slices, one with each further operation: a slice has more than one, so that what waits gets
-less, and training never stands still until all of it is sent.
-"""
+"""Operations on their way to MLflow: on the disk first, then sent in order, however long the store is away."""
 
 from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from pathlib import Path
 
@@ -15,29 +12,44 @@ from mlflow.exceptions import MlflowException
 
 from grpo_mlflow.errors import one_line
 from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.tracking.borders import STORE_ERRORS
 from grpo_mlflow.tracking.operations import Destination, Operation
 from grpo_mlflow.tracking.spool import Spool
-from grpo_mlflow.tracking.store import STORE_ERRORS
 
 _RETRY_SECONDS = 30.0
 SPOOL = "spool.jsonl"
-_SLICE_SECONDS, _SLICE_LEAST = 1.0, 2
 _NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """Sends operations to a run, each once those before it are sent; those that wait are in `SPOOL`."""
+    """Keeps operations for a run in `SPOOL` of its folder until `replay` has sent them.
+
+    One thread may keep operations while another one sends them.
+    """
 
     def __init__(self, destination: Destination) -> None:
         self._destination = destination
         self._spool = Spool(destination.run_dir / SPOOL)
         self._retry_at = self._pause = 0.0
+        self._stopping = self._closed = False
+        self._turn = threading.Lock()  # of whoever calls the store
+        self._file = threading.Lock()
 
     @property
     def path(self) -> Path:
         """The file of the operations that wait."""
         return self._spool.path
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the last try has failed."""
+        return self._retry_at > 0.0
+
+    @property
+    def rest(self) -> float:
+        """Seconds until the store may be tried again."""
+        return max(0.0, self._retry_at - time.monotonic())
 
     def waits(self) -> bool:
         """Return whether operations wait for the store."""
@@ -45,54 +57,92 @@ class Outbox:
 
     def waiting(self) -> list[Operation]:
         """Return the operations that wait."""
-        return list(self._spool.waiting())
+        with self._file:
+            return list(self._spool.waiting())
 
     def hurry(self) -> None:
-        """Try the store again at the next operation, unless a try takes minutes."""
+        """Let the store be tried again at once, unless a try takes minutes."""
         if self._pause <= _RETRY_SECONDS:
-            self._retry_at = 0.0
+            self._retry_at = min(self._retry_at, time.monotonic())
+
+    @interrupts.deferred()  # or a signal cuts a line off
+    def keep(self, operation: Operation) -> None:
+        """Add an operation to those that wait; one that the disk does not take is sent at once.
+
+        Raises:
+            OSError: the disk does not take it, and the store cannot be reached either.
+        """
+        try:
+            with self._file:
+                self._spool.append(operation)
+        except OSError:  # a full disk
+            if not self._send_now(operation):
+                raise
+
+    def sync(self) -> None:
+        """Let what was kept outlast a failure of the machine, too, and not only of the process."""
+        with self._file:
+            self._spool.sync()
 
     @interrupts.deferred()  # the store's client may take a signal for an error of the store, or the spool lose a line
-    def send(self, operation: Operation) -> None:
-        """Send the operation; while others wait, or where the store is away, keep it, and send some of these."""
-        if self._spool.waits():
-            self._spool.append(operation)
-            self.replay(_SLICE_SECONDS)
-            return
-        began = time.monotonic()
-        try:
-            self._send_or_set_aside(operation)
-        except STORE_ERRORS as error:
-            self._spool.append(operation)
-            self._rest(began)
-            log.warning("MLflow is away, keeping its data in %s: %s", self._spool.path, one_line(error))
-
-    @interrupts.deferred()
     def replay(self, seconds: float) -> Exception | None:
         """Send what waits, in order, until this time is over, or a signal waits; what was sent waits no more.
 
         Not within 30 seconds after the store was away. Returns its error if it is away.
         """
-        began, sent = time.monotonic(), 0
-        if began < self._retry_at:
+        if self.rest:
             return None
+        with self._turn:
+            return self._replay(seconds)
+
+    def close(self, seconds: float) -> None:
+        """Send nothing more, and wait for what is being sent, for so long at most.
+
+        What takes longer counts as not sent: others may be at the file from now on, and send it again.
+        """
+        self._stopping = True
+        if self._turn.acquire(timeout=seconds):
+            self._turn.release()
+        with self._file:
+            self._closed = True
+
+    def _replay(self, seconds: float) -> Exception | None:
+        began = tried = time.monotonic()
+        sent = 0
         try:
             for operation in self._spool.waiting():
-                if sent >= _SLICE_LEAST and (time.monotonic() - began >= seconds or interrupts.waits()):
+                tried = time.monotonic()
+                if self._stopping or (sent and (tried - began >= seconds or interrupts.waits())):
                     break
                 self._send_or_set_aside(operation)
                 sent += 1
         except STORE_ERRORS as error:
-            self._rest(began)
+            if not self.is_away:
+                log.warning("MLflow is away, keeping its data in %s: %s", self._spool.path, one_line(error))
+            self._pause = max(_RETRY_SECONDS, time.monotonic() - tried)
+            self._retry_at = time.monotonic() + self._pause
             return error
         finally:
-            self._spool.drop(sent)
+            with self._file:
+                if not self._closed:
+                    self._spool.drop(sent)
+        self._retry_at = 0.0
         return None
 
-    def _rest(self, began: float) -> None:
-        """Leave the store alone for a while after a try that began then."""
-        self._pause = max(_RETRY_SECONDS, time.monotonic() - began)
-        self._retry_at = time.monotonic() + self._pause
+    def _send_now(self, operation: Operation) -> bool:
+        """Send an operation after those that wait; return whether that was possible."""
+        if not self._turn.acquire(timeout=_RETRY_SECONDS):
+            return False
+        try:
+            while self.waits():
+                if self._replay(_RETRY_SECONDS) is not None or interrupts.waits():
+                    return False
+            self._send_or_set_aside(operation)
+        except STORE_ERRORS:
+            return False
+        finally:
+            self._turn.release()
+        return True
 
     def _send_or_set_aside(self, operation: Operation) -> None:
         """Send an operation; one that the store will never take must not hold up those behind it."""

@@ -21,7 +21,8 @@ from mlflow.entities import Run
 
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.runtime import owners
-from grpo_mlflow.tracking.store import STORE_ERRORS, connect, find_run
+from grpo_mlflow.tracking.borders import STORE_ERRORS
+from grpo_mlflow.tracking.store import connect, find_run
 
 _OWNER, _CLAIM = "grpo.owner", "grpo.claim."
 _TRIES = 5  # of two that claim at once, each makes way for the other

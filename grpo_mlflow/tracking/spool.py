@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from grpo_mlflow.runtime.files import replacing
-from grpo_mlflow.tracking.operations import Operation, from_list
+from grpo_mlflow.tracking.operations import Operation, Unknown, from_list
 
 
 class Spool:
@@ -35,17 +35,22 @@ class Spool:
             stream.seek(self._start)
             for line in stream:
                 if line.endswith(b"\n"):
-                    yield from_list(json.loads(line))
+                    yield _read(line)
 
     def append(self, operation: Operation) -> None:
-        """Add an operation; it is on the disk when this returns."""
+        """Add an operation; the system has it when this returns, so that no kill loses it."""
         with self.path.open("ab") as stream:
             if stream.tell() != self._whole:
                 stream.truncate(self.path.read_bytes().rfind(b"\n") + 1)
             stream.write(json.dumps(operation.as_list()).encode() + b"\n")
             stream.flush()
-            os.fsync(stream.fileno())
             self._whole = stream.tell()
+
+    def sync(self) -> None:
+        """Wait until the disk has all that waits."""
+        if self.waits():
+            with self.path.open("rb") as stream:
+                os.fsync(stream.fileno())
 
     def drop(self, count: int) -> None:
         """Forget the first operations, so that no other process sends them again."""
@@ -70,3 +75,11 @@ class Spool:
         except OSError:  # a full disk: they stay in the file
             return
         self._start, self._whole = 0, None
+
+
+def _read(line: bytes) -> Operation:
+    try:
+        content = json.loads(line)
+    except ValueError:  # damaged: what cannot be sent is set aside, and the others are
+        content = None
+    return from_list(content) if isinstance(content, list) and content else Unknown([line.decode(errors="replace")])

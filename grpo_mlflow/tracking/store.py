@@ -17,32 +17,39 @@ os.environ.setdefault(_TIMEOUT, "10")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
-import requests
 from mlflow.entities import Run
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from mlflow.utils.uri import is_local_uri
 
 from grpo_mlflow.errors import StoreAway, UserError, one_line, redact
+from grpo_mlflow.tracking import borders
+from grpo_mlflow.tracking.borders import STORE_ERRORS
 
 _TRANSFER_SECONDS = 600
-STUDY_TAG = "grpo.study_run"  # of a registered version: the parent run of its study
 log = logging.getLogger(__name__)
-STORE_ERRORS = (MlflowException, requests.exceptions.RequestException, OSError)
 
 
 def connect(uri: str | None = None) -> mlflow.MlflowClient:
-    """Return a client of the store: `uri`, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder."""
+    """Return a client of the store: `uri`, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder.
+
+    Raises:
+        ConfigError: it is no address.
+        StoreAway: its database does not answer.
+        UserError: MLflow cannot use it.
+    """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"  # else it breaks in another folder
+        here = str(Path.cwd()).replace("%", "%25")  # as an address has it
+        uri = f"sqlite:///{here}/{uri.removeprefix('sqlite:///')}"  # else it breaks in another folder
+    borders.require_address(uri)
+    borders.require_database(uri)
     try:
         mlflow.set_tracking_uri(uri)
         return mlflow.MlflowClient()
     except STORE_ERRORS as error:
-        raise UserError(f"tracking.uri = {redact(uri)!r}: {one_line(error)}") from error
+        raise borders.unusable(uri, error) from error
 
 
 @contextlib.contextmanager
@@ -138,31 +145,9 @@ def files(client: mlflow.MlflowClient, run_id: str, name: str) -> list[str]:
 def _entries(client: mlflow.MlflowClient, run_id: str, name: str) -> Iterable[Any]:
     find_run(client, run_id)
     try:
-        found: Iterable[Any] = client.list_artifacts(run_id, name)
+        return list(client.list_artifacts(run_id, name))
     except STORE_ERRORS as error:
         raise StoreAway(f"run {run_id}: {name}: {one_line(error)}") from error
-    return found
-
-
-def registered(client: mlflow.MlflowClient, uri: str) -> tuple[str, str]:
-    """Return the run and the checkpoint's name behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-
-    Raises:
-        UserError: there is no such model, or it is no checkpoint of a run of ours.
-    """
-    name = uri.removeprefix("models:/")
-    try:
-        if "@" in name:
-            found = client.get_model_version_by_alias(*name.split("@", 1))
-        else:
-            found = client.get_model_version(*name.split("/", 1))
-    except (*STORE_ERRORS, TypeError) as error:
-        raise UserError(
-            f"model {uri!r}: {one_line(error)}; allowed: models:/NAME@ALIAS, models:/NAME/VERSION"
-        ) from error
-    if not found.run_id or "/checkpoints/" not in found.source:
-        raise UserError(f"model {uri!r}: its source {found.source!r} is not a checkpoint of a run")
-    return found.run_id, found.source.rstrip("/").rsplit("/", 1)[-1]
 
 
 def child(client: mlflow.MlflowClient, parent_run_id: str, tag: str, value: str) -> str | None:
@@ -220,13 +205,11 @@ def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     With an sqlite store its artifacts go beside the database, wherever we were started.
     """
     if client.get_experiment_by_name(name) is None:
-        uri = mlflow.get_tracking_uri()
-        folder = Path(uri.removeprefix("sqlite:///")).parent / "mlruns" if uri.startswith("sqlite:///") else None
         try:
-            client.create_experiment(name, str(folder / name) if folder else None)
-        except MlflowException:
+            client.create_experiment(name, borders.artifact_folder(mlflow.get_tracking_uri(), name))
+        except MlflowException as error:
             if client.get_experiment_by_name(name) is None:  # else another process was first
-                raise
+                raise borders.refusal(name, error) from error
     found = client.get_experiment_by_name(name)
     if found.lifecycle_stage != "active":
         raise UserError(
@@ -234,63 +217,3 @@ def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
             f"`mlflow experiments restore --experiment-id {found.experiment_id}` this one"
         )
     return str(found.experiment_id)
-
-
-def alias_of(alias: str, study: str) -> str:
-    """Return the alias for what another study (its parent run) has named, so that nothing loses its name."""
-    return f"{alias}-{study[:8]}"
-
-
-def study_of_alias(client: mlflow.MlflowClient, name: str, alias: str) -> str | None:
-    """Return the parent run of the study whose version an alias names; None without one, or if the store is away."""
-    try:
-        version = _version_of(client, name, alias)
-        return _study_of(client, version) if version is not None else None
-    except STORE_ERRORS as error:
-        log.warning("MLflow is away, so it is not known what %s names: %s", alias, one_line(error))
-        return None
-
-
-def _version_of(client: mlflow.MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    try:
-        return client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, or alias
-            return None
-        raise
-
-
-def _study_of(client: mlflow.MlflowClient, version: ModelVersion) -> str:
-    """Return the parent run of the study of a version; one that an earlier version registered has no tag."""
-    if study := version.tags.get(STUDY_TAG):
-        return str(study)
-    try:
-        return str(client.get_run(version.run_id).data.tags["mlflow.parentRunId"])
-    except (MlflowException, KeyError):
-        return f"v{version.version}"  # its run is gone
-
-
-def register(
-    client: mlflow.MlflowClient, name: str, alias: str, run_id: str, artifact: str, tags: Mapping[str, str]
-) -> None:
-    """Make an artifact of a run the newest version of a registered model, once, and let the alias name it.
-
-    Of `tags` one may be `description`. Where the alias names a version of another study (`STUDY_TAG`), that one gets an
-    alias of its own (`alias_of`) first.
-    """
-    source = f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
-    known = [v for v in client.search_model_versions(f"name = '{name}'") if v.source == source]
-    version = known[0] if known else client.create_model_version(name, source, run_id)
-    for key, value in tags.items():
-        if key == "description":
-            client.update_model_version(name, version.version, value)
-        else:
-            client.set_model_version_tag(name, version.version, key, value)
-    before = _version_of(client, name, alias)
-    if before is not None and before.version != version.version:
-        other = _study_of(client, before)
-        if other != tags.get(STUDY_TAG):
-            client.set_registered_model_alias(name, alias_of(alias, other), before.version)
-    client.set_registered_model_alias(name, alias, version.version)

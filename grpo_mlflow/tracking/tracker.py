@@ -1,9 +1,9 @@
 """Writing to MLflow.
 
 Files of a run are written into its run folder. Where the artifact store is a local folder that is the run folder, and
-writing is logging; else files are uploaded. Every write to MLflow is an operation that can be repeated: if the store is
-away, operations go to `spool.jsonl` in the run folder in order, training goes on, and they are replayed as soon as the
-store answers, a few with each further one, and when the run is resumed.
+writing is logging; else files are uploaded. Every write to MLflow is an operation that can be repeated: it goes to
+`spool.jsonl` in the run folder, and a thread sends it from there, in order. While the store is slow or away, training
+goes on; what waits is sent when the store answers, when the run is resumed, or by `upload`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from grpo_mlflow.tracking.operations import (
 )
 from grpo_mlflow.tracking.outbox import Outbox
 from grpo_mlflow.tracking.places import ENDED, run_folder
+from grpo_mlflow.tracking.sender import Sender
 from grpo_mlflow.tracking.store import listed_tables, local_path
 from grpo_mlflow.tracking.upload import destination
 
@@ -66,6 +67,7 @@ class MlflowTracker:
         self.run_dir = run_folder(run)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._outbox = Outbox(destination(client, run, self.run_dir))
+        self._sender = Sender(self._outbox)
         self._flush_at = 0.0
         self._points: list[tuple[dict[str, float], int, int]] = []
         self._logged: dict[int, set[tuple[str, float]]] = {}
@@ -78,14 +80,14 @@ class MlflowTracker:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters that the run lacks; `mlflow run` has logged some of them in its own spelling."""
-        self._do(Params({key: redact(str(redaction.without(value))) for key, value in values.items()}))
+        self._do(Params({key: _sendable(str(redaction.without(value))) for key, value in values.items()}))
 
     def tags(self, values: Mapping[str, str]) -> None:
-        self._do(Tags({key: redact(value) for key, value in values.items()}))
+        self._do(Tags({key: _sendable(value) for key, value in values.items()}))
 
     def data(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
         """Log a data set that the run uses, for `training` or `evaluation`."""
-        self._do(Data(name, digest, redact(source), context, rows))
+        self._do(Data(_sendable(name), digest, _sendable(source), context, rows))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log all values at one step, unless a run before its resume logged the same.
@@ -100,8 +102,8 @@ class MlflowTracker:
             return
         allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in new.items()}
         self._points.append((allowed, step, int(time.time() * 1000)))
-        if time.monotonic() >= self._flush_at or self._outbox.waits():  # while the store is away, the disk is safer
-            self.flush()
+        if time.monotonic() >= self._flush_at or self._outbox.is_away:  # then a kill loses the less, and nothing waits
+            self._send_points()
 
     def remember(self) -> None:
         """Take note of the curves that the run has, so that a resume that repeats steps gives one continuous curve.
@@ -112,13 +114,13 @@ class MlflowTracker:
         for key in filter(_is_remembered, self._client.get_run(self.run_id).data.metrics):
             for point in self._client.get_metric_history(self.run_id, key):
                 self._logged.setdefault(point.step, set()).add((key, point.value))
-        for operation in self._outbox.waiting():
+        for operation in self._outbox.waiting():  # nothing of it is sent before the first write
             for values, step, _ in operation.points if isinstance(operation, Metrics) else ():
                 self._logged.setdefault(step, set()).update((k, v) for k, v in values.items() if _is_remembered(k))
 
     def text(self, name: str, content: str) -> None:
         """Write a file of the run and publish it."""
-        write_whole(self.run_dir / name, redact(content), synced=name.startswith("config/"))  # which a resume needs
+        write_whole(self.run_dir / name, _sendable(content), synced=name.startswith("config/"))  # which a resume needs
         self.publish(name)
 
     def table(self, name: str, columns: Mapping[str, list[Any]]) -> None:
@@ -150,9 +152,8 @@ class MlflowTracker:
         self._do(Register(name, alias, run_id, artifact, redaction.without(dict(tags))))
 
     def settle(self, seconds: float) -> None:
-        """Send what waits for the store, for so long at most."""
-        if self._outbox.waits():
-            self._outbox.replay(seconds)
+        """Wait until the store has all, for so long at most, and not while it is away."""
+        self._sender.settle(seconds)
 
     def hold(self) -> None:
         """Show that this process works on the run, until it is finished."""
@@ -167,12 +168,14 @@ class MlflowTracker:
         """Set the final status: FINISHED, FAILED or KILLED."""
         if self._monitor is not None:
             self._monitor.finish()
-        if self._holding is not None and self._holding.lost:
-            return  # its status is another's
-        self._outbox.hurry()
-        self.tags({ENDED: status})  # `mlflow run` overwrites the status itself with FINISHED or FAILED
-        self._do(Status(status))
-        self.settle(_SETTLE_SECONDS)
+        try:
+            if self._holding is not None and self._holding.lost:
+                return  # its status is another's
+            self.tags({ENDED: status})  # `mlflow run` overwrites the status itself with FINISHED or FAILED
+            self._do(Status(status))
+            self.settle(_SETTLE_SECONDS)
+        finally:
+            self._sender.end()
         if self._holding is not None:
             self._holding.end()  # also while something waits: who goes on with the run sends it
             self._holding = None
@@ -182,20 +185,30 @@ class MlflowTracker:
                 *(self._outbox.path, self.run_dir, redact(self.url)),
             )
 
+    def flush(self) -> None:
+        """Put all metrics where neither a kill nor a failure of the machine loses them."""
+        self._send_points()
+        self._outbox.sync()
+
     def _do(self, operation: Operation) -> None:
-        self._require_held()
-        self.flush()
-        self._outbox.send(operation)
+        self._send_points()
+        self._sender.send(operation)
 
     def _require_held(self) -> None:
-        if self._holding is not None:
+        if self._holding is not None and self._holding.lost:
+            self._sender.end()
             self._holding.require()
 
     @interrupts.deferred()
-    def flush(self) -> None:
+    def _send_points(self) -> None:
         """Send the metrics that wait."""
         self._require_held()
         if self._points:
             points, self._points = self._points, []
-            self._outbox.send(Metrics(points))
+            self._sender.send(Metrics(points))
         self._flush_at = time.monotonic() + _FLUSH_SECONDS
+
+
+def _sendable(text: str) -> str:
+    """Return a text without passwords, and with halves of surrogate pairs escaped: no store and no file holds those."""
+    return redact(text).encode(errors="backslashreplace").decode()

@@ -16,18 +16,22 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from grpo_mlflow.errors import ModelError
+from grpo_mlflow.errors import ModelError, one_line
 from grpo_mlflow.runtime.files import write_whole
 
 _NAME = re.compile(r"iter_(\d{3,})")
+# what reading a file raises that holds something else than what was written to it
+WRONG = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,28 @@ def read(path: Path) -> Checkpoint:
         raise ModelError(f"checkpoint {str(path)!r}: no whole manifest.json, so it is not a complete checkpoint")
     for name, expected in manifest["files"].items():
         file = path / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(f"checkpoint {str(path)!r}: manifest.json names {name!r}, which lies outside of it")
         if not file.is_file():
             raise ModelError(f"checkpoint {str(path)!r}: {name} is missing")
         if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
             raise ModelError(f"checkpoint {str(path)!r}: {name} differs from its manifest")
     return Checkpoint(path, manifest["iteration"], manifest["score"])
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Tell what is wrong with a file of a checkpoint that is read inside the block.
+
+    Raises:
+        ModelError: it is none that a run wrote; the line names it.
+    """
+    try:
+        yield
+    except WRONG as error:
+        raise ModelError(
+            f"{path} cannot be read ({type(error).__name__}: {one_line(error)}); allowed: the file as the run wrote it"
+        ) from error
 
 
 class CheckpointStore:
@@ -157,11 +178,20 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Restore what `save_optimizer` wrote into an optimizer over the same parameters."""
+    """Restore what `save_optimizer` wrote into an optimizer over the same parameters.
+
+    Raises:
+        ModelError: it is of another model, or damaged.
+    """
     state: dict[int, dict[str, Any]] = {}
-    for name, tensor in load_file(path).items():
-        index, _, field = name.partition(".")
-        state.setdefault(int(index), {})[field] = tensor
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    with reading(path):
+        for name, tensor in load_file(path).items():
+            index, _, field = name.partition(".")
+            shape = parameters[int(index)].shape
+            if tensor.ndim and tensor.shape != shape:
+                raise ValueError(f"{name} is {tuple(tensor.shape)}, its parameter {tuple(shape)}")
+            state.setdefault(int(index), {})[field] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -172,7 +202,7 @@ def _manifest(path: Path) -> dict[str, Any] | None:
         files, score = content["files"], content["score"]
         right = all(isinstance(entry["size"], int) and isinstance(entry["sha256"], str) for entry in files.values())
         right = right and isinstance(content["iteration"], int) and (score is None or isinstance(score, (int, float)))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+    except WRONG:
         return None
     return content if right else None
 

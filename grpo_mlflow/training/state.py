@@ -14,7 +14,7 @@ from pathlib import Path
 
 from grpo_mlflow.config import dump
 from grpo_mlflow.errors import redact
-from grpo_mlflow.training.checkpoint import Checkpoint
+from grpo_mlflow.training.checkpoint import Checkpoint, reading
 from grpo_mlflow.training.learner import Learner
 from grpo_mlflow.training.parts import Parts
 from grpo_mlflow.training.progress import Progress
@@ -44,6 +44,8 @@ def restore(checkpoint: Checkpoint, learner: Learner) -> Progress:
     The weights and the groups that were sampled ahead are read elsewhere (`loading.trained`, `sources.read_ahead`).
     """
     inner = checkpoint.path / "trainer"
-    state = json.loads((inner / "state.json").read_text())
-    learner.restore(inner / "optimizer.safetensors", state["optimizer_step"], state["kl_coef"])
-    return Progress.from_json(state["progress"])
+    with reading(inner / "state.json"):
+        state = json.loads((inner / "state.json").read_text())
+        progress, step, kl_coef = Progress.from_json(state["progress"]), state["optimizer_step"], state["kl_coef"]
+    learner.restore(inner / "optimizer.safetensors", step, kl_coef)
+    return progress

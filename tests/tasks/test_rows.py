@@ -201,7 +201,9 @@ def test_the_right_answer_of_a_row(answer: Any, right: list[str], wrong: list[st
 
 
 def test_rows_without_answers_have_none(tmp_path: Path) -> None:
-    task = table(jsonl(tmp_path / "a.jsonl", [{"prompt": f"Write {n} lines."} for n in range(9)]))
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": f"Write {n} lines."} for n in range(9)])
+    length = resolve("tiny", ["data.task=rows", f"data.rows.path={path}", "data.rewards={length: {at_most: 5}}"])
+    task = tasks.of(tasks.fitted(length).config)
     problem = task.problem("train", 0)
     assert problem.payload["answer"] is None
     with pytest.raises(ConfigError, match=r"data\.rows\.answer = null: the rows have no answers"):
@@ -269,7 +271,7 @@ def test_equal_questions_count_once_and_evaluation_keeps_them(tmp_path: Path) ->
     task = table(tmp_path)
     assert problems(task, "train") == {"One?": "1", "Two?": "1"}
     assert problems(task, "eval").keys() == {"Both ?", "Three?"}
-    left_out = "4 repeated, 1 of them with another answer, 1 of training also in evaluation"
+    left_out = "4 duplicates, 1 of them with another answer, 1 training rows that are in evaluation"
     assert task.table.counts() == f"4 distinct ({left_out}), 2 train, 2 evaluation"
 
 
@@ -334,6 +336,17 @@ def test_more_training_seeds_than_rows_are_refused(tmp_path: Path) -> None:
         fitted(path, "data.num_train_seeds=41", "data.problems_per_iteration=4")
     with pytest.raises(ConfigError, match=rf"data\.problems_per_iteration = 41: more than .* = {count}; allowed: 1 to"):
         fitted(path, "data.problems_per_iteration=41")
+
+
+def test_a_measured_model_needs_no_training_rows(tmp_path: Path) -> None:
+    """The settings of a run may be those of a larger file."""
+    path = Path(jsonl(tmp_path / "a.jsonl", ROWS[:12]))
+    stored = {**resolve("tiny").config.model_dump(mode="json")}
+    words = ["data.task=rows", f"data.rows.path={path}"]
+    with pytest.raises(ConfigError, match=r"data\.num_train_seeds = 4096"):
+        tasks.fitted(resolve("", words, base=stored, origin="run 1"))
+    found = tasks.fitted(resolve("", words, base=stored, origin="run 1"), trains=False).config.data
+    assert found.num_train_seeds == found.problems_per_iteration == len(table(path).table.rows["train"])
 
 
 def test_evaluation_counts_its_rows_once(tmp_path: Path) -> None:
@@ -419,6 +432,10 @@ DAMAGED: list[tuple[str, bytes, list[str], list[str]]] = [
     ("binary.parquet", b"PAR1 nonsense PAR1", [], ["cannot be read"]),
     ("empty.jsonl", b"", [], ["leaves no row for the train split"]),
     ("only_header.csv", b"prompt,answer\n", [], ["leaves no row for the train split"]),
+    (
+        *("unanswered.jsonl", b"".join(b'{"prompt": "%d?"}\n' % n for n in range(9)), []),
+        ["data.rows.answer = null", "there are: prompt", "data.rewards that need no answer"],
+    ),
     ("rows.txt", ROW.encode(), [], ["holds no rows", ".jsonl, .json, .csv or .parquet"]),
 ]
 

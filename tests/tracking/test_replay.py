@@ -8,38 +8,43 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import mlflow
 import pytest
 
-from grpo_mlflow import tracking
+from grpo_mlflow import runs, tracking
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.runtime import interrupts
-from grpo_mlflow.tracking import outbox
+from grpo_mlflow.tracking import outbox, sender
 from grpo_mlflow.tracking import tracker as trackers
 from grpo_mlflow.tracking.operations import Tags
 from grpo_mlflow.tracking.spool import Spool
 from tests.support.artifacts import Artifacts, serving
+from tests.support.small_runs import small
 
 SECONDS = 0.1  # that a file takes
 KEPT = 24
-PAUSE = 2.0
+RETRY = 1.0  # longer than a failure takes
+LONG = 30.0
 
 
 class Flaky(Artifacts):
-    """A server of artifacts that takes a while, and fails for the names in `refused` or if it is away."""
+    """A server of artifacts that takes a while, or until `gate` opens, and fails for the names in `refused`."""
 
     away: ClassVar[bool] = False
     refused: ClassVar[set[str]] = set()
+    gate: ClassVar[threading.Event]
+    asked: ClassVar[list[str]] = []
     taken: ClassVar[list[str]] = []
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         name = self.path.rpartition("/")[2]
-        if self.away or name in self.refused:
+        self.asked.append(name)
+        if self.away or name in self.refused or not self.gate.wait(LONG):
             self.send_response(501)  # which MLflow does not try again
         else:
             time.sleep(SECONDS)
@@ -52,62 +57,91 @@ class Flaky(Artifacts):
 def config(
     shared_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[TrackingConfig]:
-    """A store whose artifacts are on a flaky server, which is tried again at once."""
+    """A store whose artifacts are on a flaky server, which is soon tried again."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(outbox, "_RETRY_SECONDS", 0.0)
-    Flaky.away, Flaky.refused, Flaky.taken = False, set(), []
+    monkeypatch.setattr(outbox, "_RETRY_SECONDS", RETRY)
+    Flaky.away, Flaky.refused, Flaky.asked, Flaky.taken = False, set(), [], []
+    Flaky.gate = threading.Event()
+    Flaky.gate.set()
     with serving(Flaky) as address:
         name = request.node.name
         tracking.connect(shared_store).create_experiment(name, address)
         yield TrackingConfig(uri=shared_store, experiment=name)
+        Flaky.gate.set()
 
 
 def _names(first: int = 0, last: int = KEPT) -> list[str]:
     return [f"{number}.json" for number in range(first, last)]
 
 
+def _write(tracker: tracking.Tracker, names: list[str]) -> None:
+    for name in names:
+        tracker.text(name, name)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + LONG
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def _kept(config: TrackingConfig) -> tracking.Tracker:
-    """A run that has kept files while its store was away, which is back now."""
+    """A run that has ended while its store was away, which is back now."""
     tracker = tracking.start(config, "train")
     Flaky.away = True
-    for name in _names():
-        tracker.text(name, name)
-    _come_back()
+    _write(tracker, _names())
+    tracker.finish("FAILED")
+    Flaky.away = False
     assert Flaky.taken == []
     return tracker
 
 
-def _come_back() -> None:
-    """Let the server take everything again, and wait as long as its failure took: it is not tried before."""
-    Flaky.away, Flaky.refused = False, set()
-    time.sleep(PAUSE)
+def test_no_write_waits_for_a_store_that_hangs(config: TrackingConfig) -> None:
+    tracker = tracking.start(config, "train")
+    Flaky.gate.clear()
+    _write(tracker, _names())
+    _until(lambda: Flaky.asked != [])
+    _write(tracker, _names(KEPT, KEPT + 3))
+    tracker.metrics({"train/loss_total": 0.5}, 0)
+    tracker.tags({"a": "b"})
+    tracker.flush()
+    assert (Flaky.asked, Flaky.taken) == (_names(0, 1), [])  # and all of the above is done
+    Flaky.gate.set()
+    tracker.finish("FINISHED")
+    assert Flaky.taken == _names(0, KEPT + 3)
+    run = mlflow.MlflowClient(config.uri).get_run(tracker.run_id)
+    assert (run.info.status, run.data.metrics["train/loss_total"], run.data.tags["a"]) == ("FINISHED", 0.5, "b")
 
 
-def test_no_single_write_waits_for_all_that_was_kept(config: TrackingConfig) -> None:
-    tracker, most, further = _kept(config), 0, 0
-    while (tracker.run_dir / "spool.jsonl").exists():
-        before = len(Flaky.taken)
-        tracker.text(f"{KEPT + further}.json", "{}")
-        most, further = max(most, len(Flaky.taken) - before), further + 1
-    assert Flaky.taken == _names(0, KEPT + further)
-    assert 2 <= further <= KEPT  # each write sends more than itself, and none all of it
-    assert most <= 1.0 / SECONDS + 1
+def test_training_goes_on_while_an_upload_hangs(config: TrackingConfig, tmp_path: Path) -> None:
+    Flaky.gate.clear()
+
+    def open_at_the_end() -> None:
+        _until(lambda: any(tmp_path.glob("outputs/*/checkpoints/iter_003/manifest.json")))
+        Flaky.gate.set()
+
+    threading.Thread(target=open_at_the_end, daemon=True).start()
+    runs.train(small(str(config.uri), f"tracking.experiment={config.experiment}", "train.iterations=3"))
+    assert {"resolved.yaml", "manifest.json", "train_iter_002.json"} <= set(Flaky.taken)
+    assert len(Flaky.asked) == len(Flaky.taken)
 
 
 def test_a_new_failure_does_not_begin_at_the_first_again(config: TrackingConfig) -> None:
-    tracker = _kept(config)
+    tracker = tracking.start(config, "train")
     Flaky.refused = {"7.json"}
-    for name in _names(KEPT, KEPT + 3):
-        tracker.text(name, name)
-        assert Flaky.taken == _names(0, 7)
-    _come_back()
+    _write(tracker, _names())
+    _until(lambda: Flaky.asked.count("7.json") > 1)
+    assert Flaky.taken == _names(0, 7)
+    Flaky.refused = set()
     tracker.finish("FINISHED")
-    assert Flaky.taken == _names(0, KEPT + 3)
+    assert Flaky.taken == _names()
 
 
 def test_a_signal_ends_it_after_what_is_being_sent_and_nothing_is_sent_again(config: TrackingConfig) -> None:
-    tracker = _kept(config)
-    with pytest.raises(interrupts.Interrupted), interrupts.handled():
+    tracker = tracking.start(config, "train")
+    _write(tracker, _names())
+    with pytest.raises(interrupts.Interrupted), interrupts.handled(), interrupts.deferred():
         threading.Timer(5 * SECONDS, os.kill, (os.getpid(), signal.SIGTERM)).start()
         tracker.finish("KILLED")
     assert 2 <= len(Flaky.taken) < KEPT
@@ -118,12 +152,11 @@ def test_a_signal_ends_it_after_what_is_being_sent_and_nothing_is_sent_again(con
 def test_what_a_killed_process_had_sent_is_not_sent_again_but_for_the_last_slice(
     config: TrackingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "_SLICE_SECONDS", 0.2)
+    monkeypatch.setattr(sender, "_SLICE_SECONDS", 0.2)
     tracker = _kept(config)
-    process = multiprocessing.get_context("fork").Process(target=_write_on, args=(tracker,))
+    process = multiprocessing.get_context("fork").Process(target=_write_on, args=(config, tracker.run_id))
     process.start()
-    while len(Flaky.taken) < KEPT / 2:
-        time.sleep(0.01)
+    _until(lambda: len(Flaky.taken) >= KEPT / 2)
     process.kill()
     process.join()
     time.sleep(2 * SECONDS)  # what was under way arrives
@@ -134,23 +167,41 @@ def test_what_a_killed_process_had_sent_is_not_sent_again_but_for_the_last_slice
     assert set(_names()) <= set(Flaky.taken)
 
 
-def _write_on(tracker: tracking.Tracker) -> None:
-    while True:
-        tracker.text("more.json", "{}")
+def _write_on(config: TrackingConfig, run_id: str) -> None:
+    tracking.start(config, "train", resume=run_id)
+    time.sleep(LONG)
 
 
 def test_the_end_of_a_run_waits_for_a_while_only(config: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "_SETTLE_SECONDS", 5 * SECONDS)
-    monkeypatch.setattr(outbox, "_SLICE_SECONDS", 2 * SECONDS)  # of each write at the end
-    tracker = _kept(config)
+    monkeypatch.setattr(sender, "_LAST_SECONDS", SECONDS)
+    tracker = tracking.start(config, "train")
+    Flaky.gate.clear()
+    _write(tracker, _names())
     tracker.finish("FINISHED")
-    assert 2 <= len(Flaky.taken) < KEPT
+    assert Flaky.taken == []
     assert (tracker.run_dir / "spool.jsonl").exists()
     client = mlflow.MlflowClient(config.uri)
     assert client.get_run(tracker.run_id).info.status == "RUNNING"
+    Flaky.gate.set()
+    _until(lambda: Flaky.taken == _names(0, 1))  # late, so that it counts as not sent
     tracking.start(config, "train", resume=tracker.run_id)
-    assert Flaky.taken == _names()
+    assert Flaky.taken == ["0.json", *_names()]
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_what_a_full_disk_does_not_take_is_sent_at_once(
+    config: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = tracking.start(config, "train")
+    _write(tracker, _names(0, 3))
+    monkeypatch.setattr(Spool, "append", _full)
+    tracker.tags({"a": "b"})
+    assert Flaky.taken == _names(0, 3)  # in order
+    assert mlflow.MlflowClient(config.uri).get_run(tracker.run_id).data.tags["a"] == "b"
+    Flaky.away = True
+    with pytest.raises(OSError, match="No space left"):
+        tracker.publish("0.json")
 
 
 def test_a_resume_does_not_log_again_what_waits(config: TrackingConfig) -> None:
@@ -160,11 +211,12 @@ def test_a_resume_does_not_log_again_what_waits(config: TrackingConfig) -> None:
     tracker.text("config/resolved.yaml", "{}")
     tracker.metrics({"train/loss_total": 0.4}, 1)
     tracker.metrics({"eval/pass_at_1": 0.5}, 2)
+    tracker.finish("KILLED")
     again = tracking.start(config, "train", resume=tracker.run_id)
     again.metrics({"train/loss_total": 0.4}, 1)
     again.metrics({"eval/pass_at_1": 0.5}, 2)
     again.metrics({"train/loss_total": 0.3}, 2)
-    _come_back()
+    Flaky.away = False
     again.finish("FINISHED")
     client = mlflow.MlflowClient(config.uri)
     points = {key: client.get_metric_history(tracker.run_id, key) for key in ("train/loss_total", "eval/pass_at_1")}
@@ -210,5 +262,5 @@ def test_what_was_sent_is_forgotten_also_on_a_full_disk(tmp_path: Path, monkeypa
     assert not spool.waits()
 
 
-def _full(path: Path, *, synced: bool) -> Iterator[None]:
+def _full(*_: object, **__: object) -> Iterator[None]:
     raise OSError("No space left on device")

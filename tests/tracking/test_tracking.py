@@ -195,6 +195,7 @@ def test_a_file_may_take_longer_than_another_answer(
         tracking.connect(store).create_experiment("slow", address)
         tracker = tracking.start(TrackingConfig(uri=store, experiment="slow"), "train")
         tracker.text("config/resolved.yaml", "seed: 0")
+        tracker.finish("FINISHED")
     assert not (tracker.run_dir / "spool.jsonl").exists()
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from grpo_mlflow import seeding
+from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.local import ways
 from grpo_mlflow.generation.sampling import choose
@@ -101,6 +102,11 @@ class LocalGenerator:
                 alive, chosen = alive[index], chosen[index]
                 seen = seen[index] if seen is not None else None
             decoder.step(chosen)
+        if not torch.isfinite(logprobs).all():
+            raise UserError(
+                f"model {policy.name!r}: its logits are not finite, so nothing can be sampled: its weights grew too "
+                "large; allowed: to resume from a checkpoint before that with a lower train.lr, or with train.grad_clip"
+            )
         return [
             (row[:length], values[:length])
             for row, values, length in zip(tokens.T.tolist(), logprobs.T.tolist(), lengths.tolist(), strict=True)

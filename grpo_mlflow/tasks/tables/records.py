@@ -53,7 +53,7 @@ def pack(record: Any) -> bytes:
     Raises:
         UnicodeError: it holds half of a surrogate pair, which no tokenizer and no file takes.
     """
-    return json.dumps(record, ensure_ascii=False, default=_plain).encode()
+    return _ENCODER.encode(record).encode()
 
 
 def unpack(packed: bytes) -> Any:
@@ -67,6 +67,9 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numbers and arrays of numpy
         return value.tolist()
     return value.isoformat() if hasattr(value, "isoformat") else None
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=_plain)
 
 
 def _jsonl(file: Path) -> Numbered:

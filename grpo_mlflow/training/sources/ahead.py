@@ -14,7 +14,7 @@ from pathlib import Path
 
 from grpo_mlflow.generation import Begun
 from grpo_mlflow.training import rollout_files
-from grpo_mlflow.training.checkpoint import Checkpoint
+from grpo_mlflow.training.checkpoint import Checkpoint, reading
 from grpo_mlflow.training.sources.base import Collected
 from grpo_mlflow.training.sources.sampler import Sampler, iteration_key
 from grpo_mlflow.types import Group, Problem, Prompt
@@ -33,7 +33,10 @@ class Ahead:
 def read_ahead(checkpoint: Checkpoint) -> Ahead | None:
     """Return what a checkpoint's run had sampled ahead, or None."""
     path = checkpoint.path / "trainer" / AHEAD
-    return Ahead(checkpoint.iteration, rollout_files.read(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    with reading(path):
+        return Ahead(checkpoint.iteration, rollout_files.read(path))
 
 
 @dataclass(frozen=True, slots=True)

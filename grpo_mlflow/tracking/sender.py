@@ -1,0 +1,71 @@
+"""Sends what an outbox keeps in a thread of its own: no call to a store holds up training."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.tracking.operations import Operation
+from grpo_mlflow.tracking.outbox import Outbox
+
+_SLICE_SECONDS = 1.0  # what was sent before a kill is sent again from here
+_LOOK_SECONDS = 0.1  # for a signal, which must not wait for the store
+_LAST_SECONDS = 1.0  # for what is being sent when nothing more is to be
+
+
+class Sender:
+    """Takes operations for an outbox and sends them in order, as soon as the store takes them."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._changed = threading.Condition()
+        self._ended = False
+        self._thread: threading.Thread | None = None
+
+    def send(self, operation: Operation) -> None:
+        """Send the operation some time after this has returned; it is on the disk then.
+
+        Raises:
+            OSError: neither the disk nor the store takes it.
+        """
+        self._outbox.keep(operation)
+        self._begin()
+
+    def settle(self, seconds: float) -> None:
+        """Wait until all is sent: so long at most, and not while the store is away, nor when a signal waits."""
+        if not self._outbox.waits():
+            return
+        self._outbox.hurry()
+        self._begin()
+        until = time.monotonic() + seconds
+        with self._changed:
+            while self._outbox.waits() and not self._outbox.rest and not interrupts.waits():
+                if (left := until - time.monotonic()) <= 0:
+                    return
+                self._changed.wait(min(left, _LOOK_SECONDS))
+
+    def end(self) -> None:
+        """Send nothing more: what waits is left to a resume, or to `upload`."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        self._outbox.close(_LAST_SECONDS)
+
+    def _begin(self) -> None:
+        with self._changed:
+            if self._thread is None and not self._ended:
+                self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._ended and (not self._outbox.waits() or self._outbox.rest):
+                    self._changed.wait(self._outbox.rest or None)
+                if self._ended:
+                    return
+            self._outbox.replay(_SLICE_SECONDS)
+            with self._changed:
+                self._changed.notify_all()
