@@ -87,7 +87,7 @@ def _gsm8k(path: str | None) -> Iterator[str]:
                 "data.gsm8k.path = null: openai/gsm8k comes from the hub through the package datasets, which is not "
                 "installed; allowed: a folder or file (parquet or jsonl), or null after pip install datasets"
             )
-    elif not Path(os.path.expanduser(path)).exists():
+    elif not os.path.exists(os.path.expanduser(path)):
         yield f"data.gsm8k.path = {path!r}: no such folder or file; allowed: one with parquet or jsonl, or null"
 
 
