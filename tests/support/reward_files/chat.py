@@ -1,5 +1,7 @@
 """A file of reward functions as TRL takes them, for rows with chat messages and nested columns."""
 
+# mypy: ignore-errors
+
 
 def polite(prompts, completions, **kwargs):
     assert all(prompt[0]["role"] == "system" for prompt in prompts)
@@ -8,7 +10,7 @@ def polite(prompts, completions, **kwargs):
 
 def matches(completions, meta, solution, **kwargs):
     values = []
-    for messages, about, wanted in zip(completions, meta, solution):
+    for messages, about, wanted in zip(completions, meta, solution, strict=True):
         assert messages[-1]["role"] == "assistant"
         text = messages[-1]["content"]
         values.append(None if about is None else about["worth"] * (wanted in text))
@@ -16,4 +18,7 @@ def matches(completions, meta, solution, **kwargs):
 
 
 async def asked(prompts, completions, **kwargs):
-    return [float(prompt[-1]["content"].split()[0] in made[0]["content"]) for prompt, made in zip(prompts, completions)]
+    return [
+        float(prompt[-1]["content"].split()[0] in made[0]["content"])
+        for prompt, made in zip(prompts, completions, strict=True)
+    ]

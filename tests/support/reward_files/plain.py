@@ -1,10 +1,12 @@
 """A file of reward functions as TRL takes them: of texts, with a column, with what TRL gives besides."""
 
+# mypy: ignore-errors
+
 import re
 
 
 def right(completions, answer, **kwargs):
-    return [1.0 if text.strip() == str(wanted) else 0.0 for text, wanted in zip(completions, answer)]
+    return [1.0 if text.strip() == str(wanted) else 0.0 for text, wanted in zip(completions, answer, strict=True)]
 
 
 def short(prompts, completions, completion_ids, **kwargs):
@@ -16,4 +18,4 @@ def short(prompts, completions, completion_ids, **kwargs):
 
 def digits(completions, level, **kwargs):
     found = [re.fullmatch(r"\s*\d+\s*", text) is not None for text in completions]
-    return [None if hard is None or hard > 2 else good for good, hard in zip(found, level)]
+    return [None if hard is None or hard > 2 else good for good, hard in zip(found, level, strict=True)]

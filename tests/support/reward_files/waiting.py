@@ -1,5 +1,7 @@
 """A file of async reward functions as TRL takes them: a function, a partial, an object with an async __call__."""
 
+# mypy: ignore-errors
+
 import asyncio
 import functools
 
