@@ -9,32 +9,23 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.torture import history, processes, works
 from benchmarks.torture.moments import Disk, Watch
 from benchmarks.torture.points import POINTS, Point
+from benchmarks.torture.records import Record
+from grpo_mlflow.training import throughput
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+_ENDED = (0, 128 + signal.SIGTERM, 128 + signal.SIGINT)  # of processes that can give their runs a status
+_LONG = 1200.0  # seconds that the longest work may take
 _TRIES = 3  # times that the work is gone on with: the first may say that there is nothing to go on with
-
-
-@dataclass(slots=True)
-class Record:
-    """What happened in a case, as a line of the results."""
-
-    number: int
-    seed: int
-    point: str
-    signal: str
-    struck: bool = False
-    codes: list[int] = field(default_factory=list)
-    differences: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +46,16 @@ class Cases:
     """
 
     def __init__(self, folder: Path, address: str, seed: int) -> None:
-        self._folder, self.address, self.seed = folder, address, seed
+        self.folder, self.address, self.seed = folder, address, seed
         self._measured: dict[tuple[str, bool], Measured] = {}
 
     def warm(self, kinds: Sequence[str]) -> None:
         """Import in this process whatever such work needs."""
         for work in kinds:
-            folder = Path(tempfile.mkdtemp(prefix="warm-", dir=self._folder)) / "c-0-0"
-            processes.wait(processes.fork(self._folder, "make.log", partial(self._new, folder, work)))
+            folder = Path(tempfile.mkdtemp(prefix="warm-", dir=self.folder)) / "c-0-0"
+            processes.wait(processes.fork(self.folder, "make.log", partial(self._new, folder, work)))
             processes.warm(folder, partial(works.begin, work))
+        throughput.gemm_peak(torch.device("cpu"), torch.float32)  # measured once per process
 
     def run(self, number: int, point: Point) -> Record:
         """Run case `number`; its folder stays where something is wrong."""
@@ -71,14 +63,18 @@ class Cases:
         number_of_signal = draws.choice(SIGNALS)
         sent = point.disk or number_of_signal.name
         record, folder = Record(number, self.seed, point.name, sent), self._make(point, draws, f"c{number:06d}")
-        if point.resumed:
-            self._struck_at_random(folder, point, draws, record)
+        killed = self._struck_at_random(folder, point, draws, record) if point.resumed else 0
         self._strike(folder, point, draws, number_of_signal, record)
-        if record.codes[-1] != 0:
-            self._check_end(folder, record)
+        ended = record.codes[-1]
+        self._check_end(folder, record, killed)
+        if ended == 0 or draws.random() < 0.5:
+            self._send(folder, record)
+            if ended in _ENDED:
+                record.wrong += [f"after upload: {line}" for line in self._running(folder, killed)]
+        if ended != 0:
             self._go_on(folder, point, record)
         found = processes.answer(folder, lambda: history.read(folder, self.address))
-        record.wrong += found["wrong"]
+        record.wrong += found["wrong"] + processes.mistakes(folder)
         expected = self.measured(point.work, resumed=False).history
         for part in ("runs", "study"):
             record.differences += history.differences(expected[part], found[part], part)
@@ -91,17 +87,18 @@ class Cases:
         """Return what the work leaves undisturbed; `resumed`: with its moments after a kill halfway."""
         key = (work, resumed)
         if key not in self._measured:
-            folder = Path(tempfile.mkdtemp(prefix=f"whole-{work}-", dir=self._folder)) / "c-0-0"
-            processes.wait(processes.fork(self._folder, "make.log", partial(self._new, folder, work)))
+            folder = Path(tempfile.mkdtemp(prefix=f"whole-{work}-", dir=self.folder)) / "c-0-0"
+            processes.wait(processes.fork(self.folder, "make.log", partial(self._new, folder, work)))
             if resumed:
                 half = self.measured(work, resumed=False).seconds * 0.6
                 processes.wait(processes.fork(folder, "1.log", lambda: works.begin(work)), (half, signal.SIGKILL))
             regions = {p.name: p.region for p in POINTS if p.work == work and p.resumed == resumed and p.region}
-            watch, disk = Watch(regions, lambda name, moment: None), Disk(folder)
-            began = time.monotonic()
+            watch = Watch(regions, lambda name, moment: None)
             seconds = self._timed(folder, work) if not resumed else 0.0
             began = time.monotonic()
-            moments = self._counted(folder if resumed else self._twin(folder, work), work, resumed, watch, disk)
+            moments = dict[str, int]()
+            if work != "slow":
+                moments = self._counted(folder if resumed else self._twin(folder, work), work, resumed, watch)
             seconds = seconds or time.monotonic() - began
             left = processes.answer(folder, lambda: history.read(folder, self.address))
             if left["wrong"]:
@@ -111,17 +108,17 @@ class Cases:
 
     def _timed(self, folder: Path, work: str) -> float:
         began = time.monotonic()
-        if code := processes.wait(processes.fork(folder, "1.log", lambda: works.begin(work))):
+        if code := processes.wait(processes.fork(folder, "1.log", lambda: works.begin(work)), hangs=_LONG):
             raise RuntimeError(f"{folder}/1.log: an undisturbed {work} ended with {code}")
         return time.monotonic() - began
 
     def _twin(self, folder: Path, work: str) -> Path:
         """Return a further folder for the same work: one is timed and compared, in the other moments are counted."""
         twin = folder.parent / "c-3-2" if work == "spool" else folder.parent / "c-1-0"
-        processes.wait(processes.fork(self._folder, "make.log", partial(self._new, twin, work)))
+        processes.wait(processes.fork(self.folder, "make.log", partial(self._new, twin, work)))
         return twin
 
-    def _counted(self, folder: Path, work: str, resumed: bool, watch: Watch, disk: Disk) -> dict[str, int]:
+    def _counted(self, folder: Path, work: str, resumed: bool, watch: Watch) -> dict[str, int]:
         disk = Disk(folder)
 
         def count() -> dict[str, int]:
@@ -138,7 +135,7 @@ class Cases:
         return found
 
     def _new(self, folder: Path, work: str) -> None:
-        works.make(folder, self._folder, work, self.address)
+        works.make(folder, self.folder, work, self.address)
 
     def _make(self, point: Point, draws: random.Random, name: str) -> Path:
         self.measured(point.work, resumed=False)  # before the case, as it takes longer
@@ -147,15 +144,17 @@ class Cases:
 
     def new(self, name: str, work: str) -> Path:
         """Return the folder of a new case."""
-        folder = self._folder / name
+        folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
-        processes.wait(processes.fork(self._folder, "make.log", partial(self._new, folder, work)))
+        processes.wait(processes.fork(self.folder, "make.log", partial(self._new, folder, work)))
         return folder
 
-    def _struck_at_random(self, folder: Path, point: Point, draws: random.Random, record: Record) -> None:
+    def _struck_at_random(self, folder: Path, point: Point, draws: random.Random, record: Record) -> int:
+        """Kill the work after a random time, and return the process."""
         seconds = self.measured(point.work, resumed=False).seconds * draws.uniform(0.3, 0.95)
         pid = processes.fork(folder, "0.log", lambda: works.begin(point.work))
         record.codes.append(processes.wait(pid, (seconds, signal.SIGKILL)))
+        return pid
 
     def _strike(self, folder: Path, point: Point, draws: random.Random, number: int, record: Record) -> None:
         act = works.go_on if point.resumed else works.begin
@@ -163,7 +162,7 @@ class Cases:
         mark, watch = folder / "struck.log", None
         if point.disk:
             start = draws.randint(1, measured.moments["files"])
-            watch = Disk(folder, start, limited=point.disk == "limited")
+            watch = Disk(folder, start, limited=point.disk == "limited", mark=mark)
         elif point.region is not None:
             moment = draws.randint(1, max(1, measured.moments[point.name]))
             watch = Watch({point.name: point.region}, _strike_at(moment, number, mark))
@@ -179,28 +178,47 @@ class Cases:
         record.codes.append(code)
         record.struck = mark.exists() or code != 0
 
-    def _check_end(self, folder: Path, record: Record) -> None:
+    def _check_end(self, folder: Path, record: Record, killed: int) -> None:
         """Who ends by a signal that it can handle ends its run as well; nobody ends in a traceback, or not at all."""
         if record.codes[-1] == processes.TRACEBACK:
             record.wrong.append("ended in a traceback")
         if record.codes[-1] == -signal.SIGALRM:
             record.wrong.append("hung")
-        kept = any(folder.rglob("spool.jsonl"))  # then the status waits with the rest
-        if record.codes[-1] in (128 + signal.SIGTERM, 128 + signal.SIGINT) and not kept:
-            found = processes.answer(folder, lambda: history.read(folder, self.address))
-            record.wrong += [f"after a signal: {line}" for line in found["wrong"] if "RUNNING" in line]
+        if record.codes[-1] in _ENDED:
+            record.wrong += [f"ended with {record.codes[-1]}: {line}" for line in self._running(folder, killed)]
+            if any(folder.rglob("spool.jsonl")) and "entrypoints.upload" not in (folder / "1.log").read_text():
+                record.wrong.append(f"ended with {record.codes[-1]} without a word on what sends the rest")
+
+    def _running(self, folder: Path, killed: int) -> list[str]:
+        """Return which runs are left RUNNING, but for those whose last status waits for the store."""
+        waits = {path.parent.name for path in folder.rglob("spool.jsonl") if _has_status(path)}
+        waits |= {path.parent.parent.name for path in folder.rglob("artifacts/spool.jsonl") if _has_status(path)}
+        found: list[str] = processes.answer(folder, partial(history.running, waits, killed))
+        return found
+
+    def _send(self, folder: Path, record: Record) -> None:
+        """Send what waits for the store."""
+        for number in range(_TRIES):
+            if not any(folder.rglob("spool.jsonl")):
+                return
+            record.codes.append(processes.wait(processes.fork(folder, f"upload-{number}.log", _upload)))
+            if record.codes[-1] not in (0, 1):  # 1: the store is away again
+                record.wrong.append(f"upload ended with {record.codes[-1]}")
 
     def _go_on(self, folder: Path, point: Point, record: Record) -> None:
         for number in range(2, 2 + _TRIES):
             code = processes.wait(processes.fork(folder, f"{number}.log", lambda: works.go_on(point.work)))
             record.codes.append(code)
             if code == 0:
-                if any(folder.rglob("spool.jsonl")):  # the store was away again: it said what sends the rest
-                    record.codes.append(processes.wait(processes.fork(folder, "upload.log", _upload)))
+                self._send(folder, record)  # the store was away again: it said what sends the rest
                 return
             if code in (processes.TRACEBACK, -signal.SIGALRM):
                 record.wrong.append(f"going on ended with {code}")
         record.wrong.append("it could not be gone on with")
+
+
+def _has_status(spool: Path) -> bool:
+    return any(line.startswith('["status"') for line in spool.read_text().splitlines())
 
 
 def _upload() -> None:

@@ -7,7 +7,7 @@ import json
 import re
 import urllib.request
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from grpo_mlflow import tracking
 
 _LEFT = re.compile(r"(^|/)\.(writing|replaced|making)-|\.part$|(^|/)(spool|refused)\.jsonl$")
 _TIMED = ("perf/", "system/")  # their steps are compared, not their values
+_OWN_TAGS = ("grpo.folder", "grpo.host", "grpo.owner", "grpo.claim.", "grpo.resumed_with")
+_OWN_PARAMS = ("tracking.uri",)
 _RESULT = ("model.safetensors", "optimizer.safetensors")
 _URI = "sqlite:///mlflow.db"
 
@@ -29,6 +31,7 @@ def read(folder: Path, address: str) -> dict[str, Any]:
     client = tracking.connect(_URI)
     experiments = [each.experiment_id for each in client.search_experiments()]
     runs = sorted(client.search_runs(experiments), key=lambda run: run.info.start_time)
+    names = {run.info.run_id: _name(run) for run in runs}
     wrong: list[str] = []
     found: dict[str, Any] = {}
     for run in runs:
@@ -40,9 +43,29 @@ def read(folder: Path, address: str) -> dict[str, Any]:
         wrong += _unreadable(name, files)
         if run.info.status == "FINISHED" or name not in found:
             found[name] = {"status": run.info.status, "curves": _compared(curves), "files": _kept(files)}
+            found[name]["tags"] = _tags(run, {**names, str(folder): "."})
+            found[name]["params"] = {k: v for k, v in run.data.params.items() if k not in _OWN_PARAMS}
             found[name]["result"] = {k: h for k, (h, _) in files.items() if k.endswith(_RESULT)}
     wrong += [f"{path} is left" for path in _left_over(folder)]
     return {"runs": found, "wrong": wrong, "study": _study(client, runs) if (folder / "optuna.db").exists() else {}}
+
+
+def running(but: Collection[str], killed: int) -> list[str]:
+    """Return a line for each run in the store of this folder that shows as running.
+
+    Args:
+        but: the ids of those that may: their status waits.
+        killed: a process that could not end its runs; those that nobody has taken since may, too.
+    """
+    client = tracking.connect(_URI)
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    runs = client.search_runs(experiments, "attributes.status = 'RUNNING'")
+    left = [run for run in runs if run.info.run_id not in but and _owner(run) != killed]
+    return [f"{_name(run)} is left RUNNING" for run in left]
+
+
+def _owner(run: Run) -> int:
+    return int(json.loads(run.data.tags.get("grpo.owner", "{}")).get("pid", -1))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
@@ -62,6 +85,14 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "
 def _name(run: Run) -> str:
     parent = "mlflow.parentRunId" in run.data.tags
     return str(run.info.run_name) if parent else str(run.data.tags.get("grpo.kind", "run"))
+
+
+def _tags(run: Run, names: Mapping[str, str]) -> dict[str, str]:
+    """Return what is said of a run, with other runs, and the folder, by their names."""
+    found = {key: value for key, value in run.data.tags.items() if key.startswith(("grpo.", "optuna."))}
+    for own, name in names.items():
+        found = {key: value.replace(own, name) for key, value in found.items()}
+    return {key: value for key, value in found.items() if not key.startswith(_OWN_TAGS)}
 
 
 def _curves(client: mlflow.MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:

@@ -11,6 +11,7 @@ import inspect
 import os
 import resource
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,13 @@ def _codes(functions: Sequence[Function]) -> frozenset[CodeType]:
     return frozenset(inspect.unwrap(function).__code__ for function in functions)
 
 
-class _Watched:
-    """How deep the process is in a region, and how many moments have passed there."""
+class _Watched(threading.local):
+    """How deep each thread is in a region."""
 
     def __init__(self, name: str, region: Region) -> None:
         self.name, self.inside, self.outside = name, _codes(region.inside), _codes(region.outside)
         self.entered: FrameType | None = None
         self.muted: FrameType | None = None
-        self.moments = 0
 
     @property
     def active(self) -> bool:
@@ -62,49 +62,54 @@ class _Watched:
             self.entered = None
 
 
+class _Active(threading.local):
+    """The regions that each thread is in."""
+
+    def __init__(self) -> None:
+        self.regions: list[_Watched] = []
+
+
 class Watch:
-    """Counts the moments of each region in the main thread; `reached` is told of each."""
+    """Counts the moments of each region in this thread and in those that it starts; `reached` is told of each."""
 
     def __init__(self, regions: Mapping[str, Region], reached: Callable[[str, int], None]) -> None:
         self._watched = [_Watched(name, region) for name, region in regions.items()]
         self._ends = frozenset().union(*(each.inside | each.outside for each in self._watched))
-        self._active: list[_Watched] = []
+        self._active = _Active()
+        self.moments = {each.name: 0 for each in self._watched}
         self._reached = reached
 
     def start(self) -> None:
+        threading.settrace(self._trace)
         sys.settrace(self._trace)
-
-    @property
-    def moments(self) -> dict[str, int]:
-        return {each.name: each.moments for each in self._watched}
 
     def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         if frame.f_code not in self._ends:
-            return self._local if self._active else None
+            return self._local if self._active.regions else None
         heard = [each.called(frame) for each in self._watched]
-        self._active = [each for each in self._watched if each.active]
+        self._active.regions = [each for each in self._watched if each.active]
         return self._local if any(heard) else None
 
     def _local(self, frame: FrameType, event: str, argument: Any) -> Any:
-        for each in self._active:
-            each.moments += 1
-            self._reached(each.name, each.moments)
+        for each in self._active.regions:
+            self.moments[each.name] += 1
+            self._reached(each.name, self.moments[each.name])
         if event == "return" and frame.f_code in self._ends:
             for each in self._watched:
                 each.returned(frame)
-            self._active = [each for each in self._watched if each.active]
+            self._active.regions = [each for each in self._watched if each.active]
         return self._local
 
 
 class Disk:
     """Counts the files that the process opens for writing below a folder; from number `full_from` on there is no room.
 
-    Where `limited`, files may grow to 4 KB only, those of other libraries and of the store as well; else no further
-    file can be opened for writing, which is how Python's own writing meets a full disk.
+    `mark` is made when it is reached. Where `limited`, files may grow to 4 KB only, those of other libraries and of the
+    store as well; else no further file can be opened for writing, which is how Python's own writing meets a full disk.
     """
 
-    def __init__(self, folder: Path, full_from: int = 0, *, limited: bool = False) -> None:
-        self._folder, self._full_from, self._limited = f"{folder}/", full_from, limited
+    def __init__(self, folder: Path, full_from: int = 0, *, limited: bool = False, mark: Path | None = None) -> None:
+        self._folder, self._full_from, self._limited, self._mark = f"{folder}/", full_from, limited, mark
         self.opened = 0
 
     def start(self) -> None:
@@ -117,6 +122,8 @@ class Disk:
             return
         self.opened += 1
         if self._full_from and self.opened >= self._full_from:
+            if self._mark is not None:
+                self._mark.touch()  # its name ends in .log: it is not counted
             if not self._limited:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), arguments[0])
             resource.setrlimit(resource.RLIMIT_FSIZE, (_LIMIT, resource.RLIM_INFINITY))

@@ -17,6 +17,7 @@ from grpo_mlflow.tracking.spool import Spool
 from grpo_mlflow.tracking.tracker import MlflowTracker
 from grpo_mlflow.training import checkpoint, state
 from grpo_mlflow.training.checkpoint import CheckpointStore
+from grpo_mlflow.training.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ _SAVE = [CheckpointStore.save]
 POINTS = (
     Point("checkpoint: write", "run", Region([state.write])),
     Point("checkpoint: rename", "run", Region(_SAVE, [state.write, checkpoint._sha256])),
-    Point("checkpoint: prune", "run", Region([CheckpointStore.prune])),
+    Point("checkpoint: prune", "run", Region([Trainer._tidy])),
     Point("run: opening", "run", Region([opening.start])),
     Point("run: config", "run", Region([description.describe])),
     Point("run: metrics", "run", Region([MlflowTracker.flush])),

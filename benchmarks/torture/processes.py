@@ -16,22 +16,26 @@ from pathlib import Path
 from typing import Any
 
 TRACEBACK = 70  # the exit code of a process that ended in a traceback
+MISTAKE = "a mistake of the program"  # what a command says of an error that it did not expect
 _WARMED = (
     *("grpo_mlflow", "mlflow", "transformers", "accelerate", "torch", "optuna", "sqlalchemy", "alembic", "matplotlib"),
-    *("scipy", "pandas", "numpy", "sqlite3", "requests", "urllib3", "http", "email"),
+    *("scipy", "pandas", "numpy", "sqlite3", "requests", "urllib3", "http", "email", "netrc"),
+    *("git", "gitdb", "smmap", "PIL"),
 )
-_WRITERS: list[subprocess.Popen[bytes]] = []  # of logs; each ends with its process
-_HANGS = 120.0  # seconds after which a process is taken for hung
+_WRITERS: dict[int, subprocess.Popen[bytes]] = {}  # of the logs of processes; each ends with its own
+_LAST = 2.0  # seconds for the end of a log
+_HANGS = 120.0
 
 
 def fork(folder: Path, log: str, call: Callable[[], object]) -> int:
     """Call something in a forked process in that folder, its output in a log there; return its id."""
     out, into = os.pipe()  # a limit on files, or a full disk, is none on what is said
     with (folder / log).open("ab") as stream:
-        _WRITERS.append(subprocess.Popen(["cat"], stdin=out, stdout=stream))
+        writer = subprocess.Popen(["cat"], stdin=out, stdout=stream)
     os.close(out)
     if pid := os.fork():
         os.close(into)
+        _WRITERS[pid] = writer
         return pid
     code = TRACEBACK
     try:
@@ -52,26 +56,47 @@ def fork(folder: Path, log: str, call: Callable[[], object]) -> int:
         os._exit(code)
 
 
-def wait(pid: int, strike: tuple[float, int] | None = None) -> int:
+def wait(pid: int, strike: tuple[float, int] | None = None, hangs: float = _HANGS) -> int:
     """Wait for a process; return its exit code, or minus the signal that ended it, -SIGALRM if it hung.
 
-    `strike` is a time in seconds after which it is sent a signal.
+    `strike` is a time in seconds after which it is sent a signal; after `hangs` seconds it is taken for hung.
     """
     began = time.monotonic()
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
-            _WRITERS[:] = [writer for writer in _WRITERS if writer.poll() is None]
+            _end_writer(pid)
             return os.waitstatus_to_exitcode(status)
         passed = time.monotonic() - began
         if strike and passed >= strike[0]:
             os.kill(pid, strike[1])
             strike = None
-        if passed > _HANGS:
+        if passed > hangs:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+            _end_writer(pid)
             return -signal.SIGALRM
         time.sleep(0.005)
+
+
+def _end_writer(pid: int) -> None:
+    writer = _WRITERS.pop(pid)
+    try:
+        writer.wait(_LAST)
+    except subprocess.TimeoutExpired:  # a process of the process has the log open, too
+        writer.kill()
+        writer.wait()
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process that was forked here has not ended."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def mistakes(folder: Path) -> list[str]:
+    """Return what the processes of a case have said of errors that they did not expect."""
+    logs = sorted(folder.glob("*.log"))
+    return [line for log in logs for line in log.read_text(errors="replace").splitlines() if MISTAKE in line]
 
 
 def answer(folder: Path, call: Callable[[], Any]) -> Any:

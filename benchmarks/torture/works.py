@@ -1,4 +1,7 @@
-"""What is killed: a run of four iterations and a study of two trials, as their commands, begun and gone on with."""
+"""What is killed: a run of four iterations and a study of two trials, as their commands, begun and gone on with.
+
+A third work is a run of two minutes, for stores that are away for one.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,22 @@ from pathlib import Path
 
 import mlflow
 
-from benchmarks.torture import artifacts
+from benchmarks.torture import artifacts, slow
 from grpo_mlflow import tasks
 from grpo_mlflow.cli import command, optimize, train, upload
 from grpo_mlflow.config import resolve
 from grpo_mlflow.model import tiny
 from grpo_mlflow.tasks.settings import task_settings
 
-_RUN = (
+RUN = (
     *("--config", "tiny", "model.tiny.hidden_size=32", "model.tiny.layers=1", "model.tiny.heads=2"),
-    *("model.tiny.steps=150", "model.tiny.lr=3e-3", "model.device=cpu", "data.arithmetic.digits=1"),
+    *(
+        "model.tiny.steps=150",
+        "model.tiny.lr=3e-3",
+        "model.device=cpu",
+        "data.arithmetic.digits=1",
+        "data.num_train_seeds=64",
+    ),
     *("data.problems_per_iteration=4", "data.rollouts_per_problem=4", "train.iterations=4", "train.batch_size=16"),
     *("train.grad_accum_steps=1", "train.lr_warmup_steps=0", "train.lr=1e-3", "generation.max_new_tokens=4"),
     *("eval.num_ids=8", "eval.replicates=2", "eval.ks=[1,2]", "eval.interval=2"),
@@ -29,13 +38,21 @@ _STUDY = (
     *("search.finalists=1", "search.confirm_num_ids=4", "search.confirm_replicates=2", "search.study_name=tortured"),
     *("search.storage=sqlite:///optuna.db", "search.k=1", "train.iterations=2", "eval.interval=1"),
 )
+SLOW_ITERATIONS = 120
+_SLOW = (
+    *("data.task=python:benchmarks.torture.slow:Slow", f"train.iterations={SLOW_ITERATIONS}", "eval.interval=40"),
+    *("checkpoint.save_interval=10", "checkpoint.keep_last=2"),
+)
+_PAUSE = "0.25"  # of each of the four problems of an iteration
 REMOTE, STORE = "remote", "sqlite:///mlflow.db"
 
 
 def prepare(folder: Path) -> None:
     """Make the model, and an empty store to copy, once for all cases."""
-    config = resolve(_RUN[1], list(_RUN[2:])).config
-    tiny.ensure(config.model.tiny, tasks.of(config), task_settings(config))
+    sys.path.insert(0, str(Path(__file__).parents[2]))  # where the slow task is found
+    for words in (RUN, (*RUN, *_SLOW)):
+        config = resolve(RUN[1], list(words[2:])).config
+        tiny.ensure(config.model.tiny, tasks.of(config), task_settings(config))
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     if not (folder / "empty.db").exists():
@@ -54,7 +71,10 @@ def make(folder: Path, template: Path, work: str, address: str) -> None:
 
 
 def _words(work: str, uri: str) -> list[str]:
-    words = [*_RUN, f"tracking.uri={uri}"]
+    words = [*RUN, f"tracking.uri={uri}"]
+    if work == "slow":
+        os.environ[slow.PAUSE] = _PAUSE
+        return [*words, *_SLOW]
     if work == "study":
         return [*words, *_STUDY]
     return [*words, f"tracking.experiment={REMOTE}"] if work in ("remote", "spool") else words

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from grpo_mlflow.config import Resolved, render
+from grpo_mlflow.config import Mistakes, Resolved, render
 from grpo_mlflow.errors import ConfigError, UserError, one_line, redact
 from grpo_mlflow.runtime import failures, output
 from grpo_mlflow.runtime.interrupts import Interrupted
@@ -64,6 +64,23 @@ def importing() -> Iterator[None]:
         gc.set_threshold(10_000)  # no cycles hold tensors; a look at all that a run sets up takes half an iteration
         if was_on:
             gc.enable()
+
+
+def require_all(resolved: Resolved, *checks: Callable[[Resolved], Resolved | None]) -> Resolved:
+    """Make all checks of a config, so that all mistakes are told at once.
+
+    Returns:
+        The config, as the checks that return one leave it.
+
+    Raises:
+        ConfigError: one or more of them have failed.
+    """
+    mistakes = Mistakes()
+    for check in checks:
+        with mistakes.noted():
+            resolved = check(resolved) or resolved
+    mistakes.require_none()
+    return resolved
 
 
 def with_task(resolved: Resolved, *, trains: bool = True) -> Resolved:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from grpo_mlflow.cli.command import importing, require_loss, run, show, with_task
-from grpo_mlflow.config import parse_arguments, resolve
+from grpo_mlflow.cli.command import importing, require_all, require_loss, run, show, with_task
+from grpo_mlflow.config import Resolved, parse_arguments, resolve
+
+if TYPE_CHECKING:
+    from grpo_mlflow.search.space import Space
 
 OPTIONS = {
     "space": "what varies: a shipped space, a YAML file, or KEY=[VALUES] ...",
@@ -19,26 +23,38 @@ OPTIONS = {
 }
 
 
-def main(argv: Sequence[str]) -> None:
+def checked(argv: Sequence[str]) -> tuple[Resolved, Space] | None:
+    """Return what is to be searched, and the space; None where only the settings were to be shown.
+
+    Raises:
+        UserError: a setting is wrong, or the space is.
+    """
     options = {name: ("", text) for name, text in OPTIONS.items()}
     arguments = parse_arguments(argv, "optimize", "Search settings with Optuna; each trial is an MLflow run.", options)
     given = [f"search.{name}={value}" for name, value in arguments.options.items() if value]
     resolved = resolve(arguments.config, [*arguments.overrides, *given])
     if arguments.print_config:
         show(resolved)
-        return
-    resolved.require_trainable()
-    resolved.require_searchable()
-    resolved = with_task(resolved)
-    require_loss(resolved)
+        return None
+    checks = (Resolved.require_trainable, Resolved.require_searchable, with_task, require_loss)
+    resolved = require_all(resolved, *checks)
     with importing():
         from grpo_mlflow.search import settings, space_file
-        from grpo_mlflow.search.storage import open_storage
 
     study = settings.pinned(resolved)  # what trials are made from
     found = space_file.load(resolved.config.search.space, study)
     if resolved.config.search.sampler == "grid":
         found.require_grid(study)
+    return resolved, found
+
+
+def main(argv: Sequence[str]) -> None:
+    if (given := checked(argv)) is None:
+        return
+    resolved, found = given
+    with importing():
+        from grpo_mlflow.search.storage import open_storage
+
     storage = open_storage(resolved.config.search.storage, resolved.config.tracking.uri)
     with importing():
         from grpo_mlflow.search.optimize import optimize

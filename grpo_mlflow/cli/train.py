@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from grpo_mlflow.cli.command import importing, require_loss, run, show, with_task
-from grpo_mlflow.config import parse_arguments, resolve
+from grpo_mlflow.cli.command import importing, require_all, require_loss, run, show, with_task
+from grpo_mlflow.config import Resolved, parse_arguments, resolve
+
+if TYPE_CHECKING:
+    from grpo_mlflow.runs.stored import Stored
 
 
-def main(argv: Sequence[str]) -> None:
+def checked(argv: Sequence[str]) -> tuple[Resolved, Stored | None] | None:
+    """Return what is to be trained, and where a resumed run stands; None where only the settings were to be shown.
+
+    Raises:
+        UserError: a setting is wrong, or there is no such run.
+    """
     arguments = parse_arguments(argv, "train", "Train a model with GRPO; resume=RUN_ID continues a run.")
     # torch and MLflow are imported only once the settings are known to be right
     if resume := arguments.resumes():
@@ -20,14 +29,17 @@ def main(argv: Sequence[str]) -> None:
         resolved, stored = resolve(arguments.config, arguments.overrides), None
     if arguments.print_config:
         show(resolved)
+        return None
+    return require_all(resolved, Resolved.require_trainable, with_task, require_loss), stored
+
+
+def main(argv: Sequence[str]) -> None:
+    if (found := checked(argv)) is None:
         return
-    resolved.require_trainable()
-    resolved = with_task(resolved)
-    require_loss(resolved)
     with importing():
         from grpo_mlflow import runs
 
-    runs.train(resolved, stored)
+    runs.train(*found)
 
 
 if __name__ == "__main__":

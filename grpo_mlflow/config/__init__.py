@@ -4,6 +4,7 @@ from grpo_mlflow.config.adapt import Change
 from grpo_mlflow.config.command import Arguments, parse_arguments
 from grpo_mlflow.config.keys import ENTRIES, OF_EVALUATION, TRAITS, flatten, nest, summary
 from grpo_mlflow.config.layers import presets
+from grpo_mlflow.config.mistakes import Mistakes
 from grpo_mlflow.config.overrides import parse_overrides, split_overrides
 from grpo_mlflow.config.resolve import Resolved, dump, fitted, is_free, overlay, render, resolve
 from grpo_mlflow.config.schema import (
@@ -26,6 +27,7 @@ __all__ = [
     "Config",
     "GenerationConfig",
     "LoraConfig",
+    "Mistakes",
     "ModelConfig",
     "Resolved",
     "ServerConfig",

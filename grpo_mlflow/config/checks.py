@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from grpo_mlflow.config import model_checks, optimizers, server_checks, task_checks
 from grpo_mlflow.config.schema import Config
+
+_LONGEST_ID = 96  # of a model on the hub, which allows no longer names
+_CONFIGS = ("config.json", "adapter_config.json")
 
 
 def errors(config: Config) -> list[str]:
@@ -92,11 +94,11 @@ def _models(config: Config) -> Iterator[str]:
     for key, value in (("model.train_id", config.model.train_id), ("model.ref_id", config.model.ref_id)):
         if value is None or value == "tiny":
             continue
-        looks_like_path = value.startswith(("/", "./", "../", "~")) or value.count("/") > 1
-        folder = Path(os.path.expanduser(value))
-        if not value.strip() or (looks_like_path and not folder.exists()):
+        looks_like_path = value.startswith(("/", "./", "../", "~")) or value.count("/") > 1 or len(value) > _LONGEST_ID
+        folder = os.path.expanduser(value)
+        if not value.strip() or (looks_like_path and not os.path.exists(folder)):
             yield f"{key} = {value!r}: no such folder; allowed: tiny, a hub id (org/name) or a model folder"
-        elif folder.exists() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        elif os.path.exists(folder) and not any(os.path.isfile(os.path.join(folder, name)) for name in _CONFIGS):
             yield f"{key} = {value!r}: holds no config.json; allowed: a folder written by save_pretrained"
     tiny = config.model.tiny
     if tiny.hidden_size % 2:
@@ -113,6 +115,8 @@ def _models(config: Config) -> Iterator[str]:
 def unsearchable(config: Config) -> list[str]:
     """Return one line per setting that a study cannot work with."""
     search, lines = config.search, []
+    if config.resume is not None:
+        lines.append(f"resume = {config.resume!r}: a study goes on with its own command; allowed: null")
     if not config.eval.enabled:
         lines.append("eval.enabled = false: a study compares trials by their evaluations; allowed: true")
     if search.sampler == "nsga2" and search.pruner != "none":

@@ -16,7 +16,8 @@ from typing import NoReturn
 
 from grpo_mlflow.config import hydra
 from grpo_mlflow.config.layers import presets
-from grpo_mlflow.config.overrides import parse_overrides, split_overrides
+from grpo_mlflow.config.mistakes import Mistakes
+from grpo_mlflow.config.overrides import read_overrides, split_overrides
 from grpo_mlflow.errors import ConfigError
 
 _RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
@@ -36,13 +37,12 @@ class Arguments:
     flags: frozenset[str] = frozenset()
 
     def resumes(self) -> str | None:
-        """Return the run id or checkpoint folder to continue, or None.
+        """Return the run id or checkpoint folder to continue, or None; overrides that cannot be read are passed over.
 
         Raises:
             ConfigError: it is neither.
         """
-        overrides = parse_overrides(self.overrides)
-        name = overrides.get("resume")
+        name = read_overrides(self.overrides, Mistakes()).get("resume")
         if name is None:
             return None
         if run_id_of(name) is None and not os.path.isdir(os.path.expanduser(name)):

@@ -42,7 +42,7 @@ def read(name: str, named_by: str = "config", beside: Path = Path(), seen: tuple
         path, where, origin = Path(name), f"preset {name}", f"preset {name}"
     else:
         path = beside / os.path.expanduser(name)
-        if not path.is_file():
+        if not os.path.isfile(path):  # a name too long for a file is none, either
             raise ConfigError(f"{named_by} = {name!r}: no such file or preset; presets: {', '.join(presets())}")
         try:
             text = path.read_text()

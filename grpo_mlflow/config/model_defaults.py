@@ -32,10 +32,10 @@ def _descends_from_tiny(name: str, seen: tuple[str, ...]) -> bool:
     if name == "tiny":
         return True
     folder = Path(os.path.expanduser(name))
-    if (folder / "recipe.json").is_file():
+    if os.path.isfile(folder / "recipe.json"):
         return True
     config = folder / "trainer" / "config.yaml"
-    if name in seen or not config.is_file():
+    if name in seen or not os.path.isfile(config):
         return False
     try:
         trained = yaml12.load(config.read_text(), str(config))["model"]["train_id"]

@@ -10,6 +10,7 @@ from typing import Any
 from grpo_mlflow import redaction
 from grpo_mlflow.config import references, yaml12
 from grpo_mlflow.config.keys import KEYS, TEXT, TRAITS, flatten, short
+from grpo_mlflow.config.mistakes import Mistakes
 from grpo_mlflow.errors import ConfigError
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
@@ -22,20 +23,33 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
     Raises:
         ConfigError: an item has no `=`, no key, a value that is not YAML, or a reference to what is not set.
     """
+    mistakes = Mistakes()
+    found = read_overrides(items, mistakes)
+    mistakes.require_none()
+    return found
+
+
+def read_overrides(items: Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
+    """Return what `parse_overrides` does of the items that can be read, and note what is wrong with the others."""
     found: dict[str, Any] = {}
     for item in items:
-        key, equals, text = item.partition("=")
-        if any("\ud800" <= letter <= "\udfff" for letter in item):
-            raise ConfigError(f"override {short(item)}: holds bytes that are no UTF-8; allowed: text")
-        key = key.strip()
-        if not equals or not _KEY.fullmatch(key):
-            raise ConfigError(f"override {short(redaction.redact(item))}: expected key=value, such as train.lr=5e-6")
-        if key in TEXT:  # as it stands: a run id of digits is not a number, a colon no mapping
-            value = None if text in ("", "~", "null") else text
-        else:
-            value = yaml12.load(text, f"override {_shown(key, item)}")
-        found |= flatten({key: value})
-    return references.expanded(found, "override")
+        with mistakes.noted():
+            found |= references.expanded(_override(item), "override")
+    return found
+
+
+def _override(item: str) -> dict[str, Any]:
+    key, equals, text = item.partition("=")
+    if any("\ud800" <= letter <= "\udfff" for letter in item):
+        raise ConfigError(f"override {short(item)}: holds bytes that are no UTF-8; allowed: text")
+    key = key.strip()
+    if not equals or not _KEY.fullmatch(key):
+        raise ConfigError(f"override {short(redaction.redact(item))}: expected key=value, such as train.lr=5e-6")
+    if key in TEXT:  # as it stands: a run id of digits is not a number, a colon no mapping
+        value = None if text in ("", "~", "null") else text
+    else:
+        value = yaml12.load(text, f"override {_shown(key, item)}")
+    return flatten({key: value})
 
 
 def _shown(key: str, item: str) -> str:

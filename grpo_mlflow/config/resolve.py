@@ -18,7 +18,8 @@ from grpo_mlflow import redaction
 from grpo_mlflow.config import adapt, checks, idle, layers, methods, model_defaults, references, yaml12
 from grpo_mlflow.config.keys import KEYS, MAPPINGS, flatten, nest, short, unknown_line, with_entries
 from grpo_mlflow.config.layers import Layer
-from grpo_mlflow.config.overrides import parse_overrides
+from grpo_mlflow.config.mistakes import Mistakes
+from grpo_mlflow.config.overrides import read_overrides
 from grpo_mlflow.config.schema import Config
 from grpo_mlflow.errors import ConfigError
 
@@ -97,17 +98,27 @@ def resolve(
         ConfigError: a key is unknown, a value has the wrong type or range, or values contradict each other.
     """
     redaction.learn_environment()
-    given = parse_overrides(overrides)
-    if base is not None:
-        layer = layers.layer_of(references.expanded(flatten(base), origin), origin)
-    else:
-        layer = layers.read(config) if config else model_defaults.start(given)
-    layer = with_entries(layer | layers.layer_of(given, "override"))
+    mistakes = Mistakes()
+    given = read_overrides(overrides, mistakes)
+    layer = model_defaults.start(given) if base is None else Layer()
+    with mistakes.noted():
+        if base is not None:
+            layer = layers.layer_of(references.expanded(flatten(base), origin), origin)
+        elif config:
+            layer = layers.read(config)
+    with mistakes.noted():
+        layer = with_entries(layer | layers.layer_of(given, "override"))
     resume, named_by = layer.get("resume", (None, ""))
     if base is None and resume is not None and named_by != "override":
-        raise ConfigError(f"resume = {resume!r} ({named_by}): allowed on the command line only")
-    _require_known(layer)
-    return _finish(*_adapted(layer))
+        mistakes.lines.append(f"resume = {resume!r} ({named_by}): allowed on the command line only")
+    with mistakes.noted():
+        _require_known(layer)
+    found: Resolved | None = None
+    with mistakes.noted():
+        found = _finish(*_adapted({key: value for key, value in layer.items() if key in KEYS}))
+    mistakes.require_none()
+    assert found is not None, "else there was a mistake"
+    return found
 
 
 def _require_known(layer: Layer) -> None:

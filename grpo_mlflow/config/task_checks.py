@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -87,13 +86,13 @@ def _gsm8k(path: str | None) -> Iterator[str]:
                 "data.gsm8k.path = null: openai/gsm8k comes from the hub through the package datasets, which is not "
                 "installed; allowed: a folder or file (parquet or jsonl), or null after pip install datasets"
             )
-    elif not Path(os.path.expanduser(path)).exists():
+    elif not os.path.exists(os.path.expanduser(path)):
         yield f"data.gsm8k.path = {path!r}: no such folder or file; allowed: one with parquet or jsonl, or null"
 
 
 def _rows(rows: RowsConfig) -> Iterator[str]:
     for key, path in (("data.rows.path", rows.path), ("data.rows.eval_path", rows.eval_path)):
-        if path is None or Path(os.path.expanduser(path)).exists():
+        if path is None or os.path.exists(os.path.expanduser(path)):
             continue
         if not _HUB_ID.fullmatch(path):
             yield (

@@ -7,7 +7,7 @@ keeps the last. This loader takes the scalar rules of YAML 1.2's core schema ins
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import yaml
@@ -24,10 +24,16 @@ class _Dumper(yaml.SafeDumper):
 class _Loader(yaml.SafeLoader):
     _count = 0
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012, set below
+    # Those of the core schema: a tag such as !!timestamp, written out, is refused.
+    yaml_constructors = {  # noqa: RUF012
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set[Any]()
-        for written, _ in node.value:
+        for written, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = self.construct_object(written, deep=True)
             if not isinstance(key, Hashable):
                 break  # refused below
@@ -97,8 +103,25 @@ def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
     return float(str(loader.construct_scalar(node)).lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+def _bool(loader: _Loader, node: yaml.ScalarNode) -> bool:
+    return {"true": True, "false": False}[str(loader.construct_scalar(node)).lower()]
+
+
+def _tagged(make: Callable[[_Loader, yaml.ScalarNode], Any]) -> Callable[[_Loader, yaml.ScalarNode], Any]:
+    """Return a constructor that refuses what only an explicit tag brings to it, such as `!!int x`."""
+
+    def made(loader: _Loader, node: yaml.ScalarNode) -> Any:
+        try:
+            return make(loader, node)
+        except (ValueError, KeyError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(problem=f"no {kind}", problem_mark=node.start_mark) from None
+
+    return made
+
+
+for _name, _make in (("int", _int), ("float", _float), ("bool", _bool)):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_name}", _tagged(_make))
 
 
 def load(text: str, where: str) -> Any:

@@ -51,6 +51,8 @@ def open_parts(
         console.say(f"resumed at iteration {progress.iteration} of {config.train.iterations}")
         if processes.is_first:
             _abandon_later(checkpoint.iteration, tracker, store)
+            if checkpoint.path.parent == store.root:  # a kill may have cut off its upload
+                tracker.publish(f"checkpoints/{checkpoint.path.name}")
     task = tasks.of(config, tracker.run_dir)
     first = models.source if not checkpoint or SYNCS[config.generation.sync].sends else models.initial()
     with open_generators(config, models.actor, models.source, first, tracker, console) as generators:

@@ -235,7 +235,7 @@ def resolve_evaluation(arguments: Arguments, model: str, checkpoint: str) -> tup
     A run (its checkpoint of this name, `best` or `last`) or a checkpoint folder of ours brings its own config.
     """
     tracked = run_id_of(model) is not None or model.startswith("models:/")
-    ours = tracked or (_path(model) / "trainer" / "config.yaml").is_file()
+    ours = tracked or os.path.isfile(_path(model) / "trainer" / "config.yaml")
     if not ours:
         overrides: Sequence[str] = (*arguments.overrides, f"model.train_id={model}")
         return resolve(arguments.config, overrides), model

@@ -85,7 +85,7 @@ def _content(text: str, where: str) -> Any:
         return content
     path = Path(os.path.expanduser(text))
     try:
-        if not path.is_file():
+        if not os.path.isfile(path):
             names = ", ".join(shipped())
             raise ConfigError(f"{where}: no such file or space; allowed: {names}, or KEY=[VALUES] ...")
         return yaml12.load(path.read_text(), where)

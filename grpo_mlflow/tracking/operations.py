@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -118,10 +119,10 @@ class Publish(Operation):
     def send(self, to: Destination) -> None:
         path = to.run_dir / self.name
         to.client.get_run(to.run_id)  # a store that is away says so sooner here
-        with transfer():
+        with transfer(), suppress(FileNotFoundError):  # a checkpoint may be deleted before, or while it is sent
             if path.is_dir():
                 to.artifacts.log_artifacts(str(path), self.name)
-            elif path.exists():  # it may have been pruned while the store was away
+            elif path.exists():
                 parent = str(Path(self.name).parent)
                 to.artifacts.log_artifact(str(path), None if parent == "." else parent)
 

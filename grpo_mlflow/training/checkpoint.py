@@ -160,14 +160,15 @@ class CheckpointStore:
                 names.append(path.name)
         return names
 
-    def prune(self) -> list[str]:
-        """Delete all but the newest and the best, and return the names of the deleted."""
+    def superseded(self) -> list[str]:
+        """Return the names of all but the newest and the best."""
         checkpoints, best = self.all(), self.best()
-        gone = [c for c in checkpoints[: -self._keep_last] if best is None or c.iteration != best.iteration]
-        for checkpoint in gone:
-            (checkpoint.path / "manifest.json").unlink()  # first, or a kill would leave one that looks whole
-            shutil.rmtree(checkpoint.path)
-        return [checkpoint.path.name for checkpoint in gone]
+        return [c.path.name for c in checkpoints[: -self._keep_last] if best is None or c.iteration != best.iteration]
+
+    def remove(self, name: str) -> None:
+        """Delete a checkpoint."""
+        (self.root / name / "manifest.json").unlink()  # first, or a kill would leave one that looks whole
+        shutil.rmtree(self.root / name)
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:

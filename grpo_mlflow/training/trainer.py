@@ -66,6 +66,7 @@ class Trainer:
         self._meter = Meter(parts.policy, parts.config, parts.processes.count)
         self.progress = progress or Progress()
         self._saved = self.progress.iteration if progress else None
+        self._untidy = progress is not None  # the process that saved it may have been killed right after
         self._steps = parts.learner.step  # that lead to the weights of `progress.iteration`
 
     def run(self) -> Progress:
@@ -86,6 +87,8 @@ class Trainer:
                     with interrupts.deferred():
                         self._save(version)
                 if version >= total:
+                    with interrupts.deferred():
+                        self._tidy()
                     self._track_generators(version)
                     return self.progress
                 self.iterate(version)
@@ -197,13 +200,29 @@ class Trainer:
         tracker.flush()  # a run that goes on from here does not log again what came before
         path = store.save(version, score, lambda folder: state.write(folder, self._parts, self.progress))
         tracker.publish(f"checkpoints/{path.name}")
-        for name in store.prune():
-            tracker.remove(f"checkpoints/{name}")
+        self._untidy = True
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Delete the checkpoints that the last one supersedes, and say which are the last and the best."""
+        tracker, store = self._parts.tracker, self._parts.store
+        if not self._untidy or not self._parts.processes.is_first:
+            return
+        checkpoints = store.all()
+        if not checkpoints or checkpoints[-1].iteration != self.progress.iteration:  # the last one is elsewhere
+            return
+        for name in store.superseded():
+            tracker.remove(f"checkpoints/{name}")  # from the store first: of one that is gone here, nobody would know
+            store.remove(name)
         best = store.best()
-        tags = {"grpo.last_checkpoint": path.name, "grpo.best_checkpoint": best.path.name if best else ""}
+        tags = {
+            "grpo.last_checkpoint": checkpoints[-1].path.name,
+            "grpo.best_checkpoint": best.path.name if best else "",
+        }
         if self.progress.first_rates:  # the model before training is a candidate, too, but no checkpoint
             tags["grpo.best_beats_start"] = "true" if self.progress.best_iteration > 0 else "false"
         tracker.tags(tags)
+        self._untidy = False
 
     # Tracking
 

@@ -192,6 +192,9 @@ CASES: list[tuple[list[str], list[str]]] = [
     # models
     (["model.train_id=./nowhere"], ["model.train_id = './nowhere'", "no such folder", "allowed: tiny, a hub id"]),
     (["model.train_id=empty"], ["model.train_id = 'empty'", "config.json", "save_pretrained"]),
+    (["model.train_id=" + "a" * 10_000], ["model.train_id = 'aaaa", "no such folder", "allowed: tiny, a hub id"]),
+    (["--config", "a" * 10_000], ["config = 'aaaa", "no such file or preset"]),
+    (["data.task=gsm8k", "data.gsm8k.path=" + "a" * 10_000], ["data.gsm8k.path = 'aaaa", "no such folder or file"]),
     (["model.ref_id=/no/where", "train.kl_coef=0.1"], ["model.ref_id = '/no/where'", "no such folder", "allowed: "]),
     (["model.train_id=~nobody_here/model"], ["model.train_id = '~nobody_here/model'", "no such folder", "allowed: "]),
     # files

@@ -356,3 +356,8 @@ def test_reading_settings_imports_nothing_heavy(module: str) -> None:
     loaded = set(done.stdout.split())
     assert module in loaded
     assert not loaded & {"torch", "mlflow", "transformers", "accelerate", "optuna", "openai", "numpy"}
+
+
+def test_a_study_is_not_resumed_but_begun_again() -> None:
+    with pytest.raises(ConfigError, match=r"resume = '1{32}': a study goes on with its own command; allowed: null"):
+        resolve("tiny", ["resume=" + "1" * 32]).require_searchable()

@@ -27,7 +27,7 @@ HOSTILE = {
     "a list in itself": "eval: {ks: &a [1, *a]}\n",
     "20,000 unknown keys": "".join(f"train_{i}.lrr: 1\n" for i in range(20_000)),
     "20,000 unknown keys of a section": "train:\n" + "".join(f"  lr{i}: 1\n" for i in range(20_000)),
-    "9,000 unknown keys": "".join(f"train_{i}.lrr: 1\n" for i in range(9000)),
+    "9,000 unknown keys": "generation: {backend: local}\n" + "".join(f"train_{i}.lrr: 1\n" for i in range(9000)),
     "20,000 times the same key": "seed: 1\n" * 20_000,
     "deep nesting": "train: " + "{a: " * 5000 + "1" + "}" * 5000,
     "a key that is a list": "[1, 2]: 3\n",
@@ -56,3 +56,26 @@ def test_anchors_that_save_a_few_lines_are_taken() -> None:
     found = yaml12.load(text, "here")
     assert found["one"] == found["base"]
     assert found["two"] == {"b": found["base"], "z": 3}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!int x",
+        "!!float x",
+        "!!bool x",
+        "!!map x",
+        "!!seq x",
+        "!!timestamp 1",
+        "!!set {a}",
+        "!!binary aa",
+        "!!merge x",
+    ],
+)
+def test_a_tag_that_does_not_fit_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"here, line 1: not valid YAML: .+"):
+        yaml12.load(text, "here")
+
+
+def test_a_tag_that_fits_is_taken() -> None:
+    assert yaml12.load("[!!int '5', !!float 1, !!bool true, !!str 1, !!null x]", "here") == [5, 1.0, True, "1", None]

@@ -130,6 +130,15 @@ def test_a_run_goes_on_in_the_folder_that_has_its_files_before_they_are_sent(hom
     assert curves(store, run.run_id) == curves(store, whole.run_id)
 
 
+def test_a_checkpoint_whose_upload_was_cut_off_is_sent_by_a_resume_from_it(home: Path, store: str) -> None:
+    run = runs.train(small(store, *SHORT, "checkpoint.keep_last=2"))
+    for name in ("manifest.json", "model.safetensors"):  # what a kill leaves
+        del Memory.files[f"{run.run_id}/artifacts/checkpoints/iter_002/{name}"]
+    continued = resume(store, run.run_id, "train.iterations=3")
+    assert "checkpoints/iter_002/manifest.json" in _names(continued)
+    assert _sent(run.run_id) == _names(continued)
+
+
 def test_a_run_that_ended_before_its_first_checkpoint_begins_again_anywhere(
     home: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -188,6 +189,23 @@ def test_the_end_of_a_run_waits_for_a_while_only(config: TrackingConfig, monkeyp
     tracking.start(config, "train", resume=tracker.run_id)
     assert Flaky.taken == ["0.json", *_names()]
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_folder_that_is_deleted_while_it_is_sent_holds_nothing_up(config: TrackingConfig) -> None:
+    tracker = tracking.start(config, "train")
+    folder = tracker.run_dir / "checkpoints" / "iter_001"
+    folder.mkdir(parents=True)
+    for name in ("a", "b"):
+        (folder / name).write_text(name)
+    Flaky.gate.clear()
+    tracker.publish("checkpoints/iter_001")
+    _until(lambda: Flaky.asked != [])
+    shutil.rmtree(folder)
+    tracker.text("after.json", "{}")
+    Flaky.gate.set()
+    tracker.finish("FINISHED")
+    assert (len(Flaky.taken), Flaky.taken[-1]) == (2, "after.json")
+    assert Flaky.asked == Flaky.taken
 
 
 def test_what_a_full_disk_does_not_take_is_sent_at_once(

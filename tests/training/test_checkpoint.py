@@ -28,7 +28,9 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     removed = []
     for iteration, score in [(1, 0.3), (2, 0.9), (3, None), (999, 0.5), (1000, 0.9), (1001, 0.1)]:
         store.save(iteration, score, writes(str(iteration)))
-        removed += store.prune()
+        for name in store.superseded():
+            store.remove(name)
+            removed.append(name)
     assert [c.iteration for c in store.all()] == [2, 1000, 1001]  # ordered by number, not by name
     assert removed == ["iter_001", "iter_003", "iter_999"]
     best = store.best()
@@ -49,7 +51,7 @@ def test_what_is_left_of_a_checkpoint_that_was_being_deleted_does_not_pass_for_o
             shutil.copytree(store.root, tmp_path / str(moments))
 
     with at_every_line(reached):
-        store.prune()
+        store.remove("iter_001")
     copies = [path for path in tmp_path.iterdir() if path != store.root]
     assert len(copies) > 5
     for copy in copies:

@@ -237,6 +237,27 @@ def test_weights_between_two_versions_are_not_saved(tmp_path: Path) -> None:
     assert parts.store.all() == []
 
 
+def test_a_resume_at_the_end_deletes_what_a_kill_while_deleting_has_left(tmp_path: Path) -> None:
+    class Removing(Curves):
+        """Notes what is deleted from the store, and what is said of the last and the best."""
+
+        def remove(self, name: str) -> None:
+            events.append(("remove", name, (tmp_path / name).exists()))
+
+        def tags(self, values: Mapping[str, str]) -> None:
+            events.append(("tags", values["grpo.last_checkpoint"], values["grpo.best_checkpoint"]))
+
+    parts = parts_of(fresh(), tmp_path, [], "eval.enabled=false")
+    Trainer(parts).run()  # keeps both, as one that was killed before it could delete the first
+    (_, last) = parts.store.all()
+    events: Events = []
+    again = parts_of(loading.measured(config_of(), last.path, torch.device("cpu")), tmp_path, [], "eval.enabled=false")
+    again = replace(again, store=CheckpointStore(tmp_path / "checkpoints", 1), tracker=Removing(tmp_path))
+    Trainer(again, state.restore(read(last.path), again.learner)).run()
+    assert [saved.iteration for saved in again.store.all()] == [2]
+    assert events == [("remove", "checkpoints/iter_001", True), ("tags", "iter_002", "")]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Pruned()])
 def test_what_nobody_wants_is_not_saved(error: BaseException, tmp_path: Path) -> None:
     parts = parts_of(fresh(), tmp_path, [], *ALONE, fails=1)
