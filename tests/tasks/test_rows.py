@@ -271,7 +271,7 @@ def test_equal_questions_count_once_and_evaluation_keeps_them(tmp_path: Path) ->
     task = table(tmp_path)
     assert problems(task, "train") == {"One?": "1", "Two?": "1"}
     assert problems(task, "eval").keys() == {"Both ?", "Three?"}
-    left_out = "4 duplicates, 1 of them with another answer, 1 training rows that are in evaluation"
+    left_out = "4 duplicates, 1 of them with another answer, 1 also in evaluation, so not trained on"
     assert task.table.counts() == f"4 distinct ({left_out}), 2 train, 2 evaluation"
 
 
