@@ -308,6 +308,16 @@ def fitted(path: Path, *words: str) -> Any:
     return tasks.fitted(resolve("tiny", ["data.task=rows", f"data.rows.path={path}", *words]))
 
 
+def test_a_path_of_rows_is_enough_to_learn_from_them(tmp_path: Path) -> None:
+    words = [f"data.rows.path={jsonl(tmp_path / 'a.jsonl', ROWS)}"]
+    found = resolve("tiny", words)
+    assert found.config.data.task == "rows"
+    assert found.warnings == ("data.task = 'rows', not 'arithmetic' (preset tiny): data.rows.path names rows",)
+    chosen = resolve("tiny", [*words, "data.task=sat"])
+    assert chosen.config.data.task == "sat"
+    assert chosen.warnings == ("data.rows.path has no effect: data.task is sat",)
+
+
 def test_sizes_that_nobody_chose_fit_the_rows(tmp_path: Path) -> None:
     path = Path(jsonl(tmp_path / "a.jsonl", ROWS))
     found = fitted(path)
