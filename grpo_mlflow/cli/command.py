@@ -70,17 +70,17 @@ def require_all(resolved: Resolved, *checks: Callable[[Resolved], Resolved | Non
     """Make all checks of a config, so that all mistakes are told at once.
 
     Returns:
-        The config as the last check that returns one gives it.
+        The config, as the checks that return one leave it.
 
     Raises:
         ConfigError: one or more of them have failed.
     """
-    mistakes, found = Mistakes(), resolved
+    mistakes = Mistakes()
     for check in checks:
         with mistakes.noted():
-            found = check(resolved) or found
+            resolved = check(resolved) or resolved
     mistakes.require_none()
-    return found
+    return resolved
 
 
 def with_task(resolved: Resolved, *, trains: bool = True) -> Resolved:

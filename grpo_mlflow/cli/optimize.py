@@ -36,7 +36,8 @@ def checked(argv: Sequence[str]) -> tuple[Resolved, Space] | None:
     if arguments.print_config:
         show(resolved)
         return None
-    resolved = require_all(resolved, Resolved.require_trainable, Resolved.require_searchable, with_task, require_loss)
+    checks = (Resolved.require_trainable, Resolved.require_searchable, with_task, require_loss)
+    resolved = require_all(resolved, *checks)
     with importing():
         from grpo_mlflow.search import settings, space_file
 

@@ -93,7 +93,7 @@ def _gsm8k(path: str | None) -> Iterator[str]:
 
 def _rows(rows: RowsConfig) -> Iterator[str]:
     for key, path in (("data.rows.path", rows.path), ("data.rows.eval_path", rows.eval_path)):
-        if path is None or Path(os.path.expanduser(path)).exists():
+        if path is None or os.path.exists(os.path.expanduser(path)):
             continue
         if not _HUB_ID.fullmatch(path):
             yield (

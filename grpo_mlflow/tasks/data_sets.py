@@ -73,9 +73,9 @@ def _table(name: str, found: splits.Splits[Any], path: str, eval_path: str) -> T
 
 def _named(path: str) -> str:
     place = places.local(path)
-    return place.absolute().name if place.exists() else path
+    return path if place is None else place.absolute().name
 
 
 def _address(path: str) -> str:
     place = places.local(path)
-    return str(place.absolute()) if place.exists() else f"https://huggingface.co/datasets/{path.partition(':')[0]}"
+    return f"https://huggingface.co/datasets/{path.partition(':')[0]}" if place is None else str(place.absolute())

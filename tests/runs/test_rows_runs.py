@@ -18,7 +18,7 @@ from tests.support.fake_server import FakeServer
 from tests.support.small_runs import SMALL, curves, newest, resume, same
 from tests.support.small_studies import STUDY, search
 
-LINE = "rows: 26 distinct (1 duplicates), 17 train, 9 evaluation from "
+LINE = "rows: 26 distinct (1 duplicate), 17 train, 9 evaluation from "
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ def test_equal_questions_count_once_and_evaluation_keeps_them(tmp_path: Path) ->
     task = table(tmp_path)
     assert problems(task, "train") == {"One?": "1", "Two?": "1"}
     assert problems(task, "eval").keys() == {"Both ?", "Three?"}
-    left_out = "4 duplicates, 1 of them with another answer, 1 training rows that are in evaluation"
+    left_out = "4 duplicates, 1 of them with another answer, 1 also in evaluation, so not trained on"
     assert task.table.counts() == f"4 distinct ({left_out}), 2 train, 2 evaluation"
 
 
@@ -306,6 +306,16 @@ def test_eval_path_names_the_rows_to_evaluate(tmp_path: Path) -> None:
 
 def fitted(path: Path, *words: str) -> Any:
     return tasks.fitted(resolve("tiny", ["data.task=rows", f"data.rows.path={path}", *words]))
+
+
+def test_a_path_of_rows_is_enough_to_learn_from_them(tmp_path: Path) -> None:
+    words = [f"data.rows.path={jsonl(tmp_path / 'a.jsonl', ROWS)}"]
+    found = resolve("tiny", words)
+    assert found.config.data.task == "rows"
+    assert found.warnings == ("data.task = 'rows', not 'arithmetic' (preset tiny): data.rows.path names rows",)
+    chosen = resolve("tiny", [*words, "data.task=sat"])
+    assert chosen.config.data.task == "sat"
+    assert chosen.warnings == ("data.rows.path has no effect: data.task is sat",)
 
 
 def test_sizes_that_nobody_chose_fit_the_rows(tmp_path: Path) -> None:

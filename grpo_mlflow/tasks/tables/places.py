@@ -60,8 +60,10 @@ def split_named(name: str) -> str | None:
     return splits[0] if splits and (splits[0] != "train" or len(splits) == 1) else None
 
 
-def local(path: str) -> Path:
-    return Path(os.path.expanduser(path))
+def local(path: str) -> Path | None:
+    """Return the file or folder that a text names; None where there is none."""
+    found = os.path.expanduser(path)
+    return Path(found) if os.path.exists(found) else None
 
 
 def parts_of(key: str, path: str, suffixes: Sequence[str], inner: str) -> list[Part]:
@@ -73,8 +75,10 @@ def parts_of(key: str, path: str, suffixes: Sequence[str], inner: str) -> list[P
         UserError: the hub does not give it.
     """
     place = local(path)
-    if not place.exists() and HUB_ID.fullmatch(path):
-        return hub_parts(key, path)
+    if place is None:
+        if HUB_ID.fullmatch(path):
+            return hub_parts(key, path)
+        raise ConfigError(f"{key} = {path!r}: no such folder or file")
     for folder in (place, place / inner):
         files = [folder] if folder.is_file() else sorted(folder.glob("*"))
         files = [file for file in files if file.suffix.lower() in suffixes and file.is_file()]
@@ -120,7 +124,8 @@ def _of_hub(start: str, rows: Iterable[Any]) -> Numbered:
 def stamp(path: str, inner: str) -> object:
     """Return what changes when the files at a path do."""
     place = local(path)
-    if not place.exists():
+    if place is None:
         return path
     files = [place] if place.is_file() else sorted([*place.glob("*"), *(place / inner).glob("*")])
+    files = [file for file in files if file.exists()]  # a link may lead nowhere
     return str(place.absolute()), tuple((str(file), (at := file.stat()).st_mtime_ns, at.st_size) for file in files)

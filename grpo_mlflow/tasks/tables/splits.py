@@ -63,8 +63,8 @@ class Splits(Generic[T]):
     def counts(self) -> str:
         """Return the counts in words."""
         train, held_out = len(self.rows["train"]), len(self.rows["eval"])
-        left_out = [f"{self.repeated} duplicates{self._conflicts()}"] if self.repeated else []
-        left_out += [f"{self.shared} training rows that are in evaluation"] if self.shared else []
+        left_out = [f"{self.repeated} duplicate{'s' * (self.repeated > 1)}{self._conflicts()}"] if self.repeated else []
+        left_out += [f"{self.shared} also in evaluation, so not trained on"] if self.shared else []
         words = f" ({', '.join(left_out)})" if left_out else ""
         return f"{train + held_out} distinct{words}, {train} train, {held_out} evaluation"
 
