@@ -29,12 +29,12 @@ import torch
 from grpo_mlflow import runs, seeding, tasks
 from grpo_mlflow.config import Config, resolve
 from grpo_mlflow.generation import Generators, Sampling
-from grpo_mlflow.generation.server.client import Client
 from grpo_mlflow.generation.server.engine import Ask
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.vllm import VLLM
 from grpo_mlflow.model import loading, policy
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime.http.client import Client
 from grpo_mlflow.types import Prompt
 
 MANAGED = ("generation.backend=vllm_server", "generation.server.manage=true")

@@ -67,12 +67,18 @@ class Completion:
 @_written
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A task's judgement of one text. `parsed` is None where the text holds no well-formed answer."""
+    """A task's judgement of one text. `parsed` is None where the text holds no well-formed answer.
+
+    Where the task has rewards by name, `values` are what they gave, None where one does not apply to the text, and
+    `weights` their weights; `parts` are then weight times value of those that apply.
+    """
 
     reward: float
     parts: Mapping[str, float]
     success: bool
     parsed: str | None
+    values: Mapping[str, float | None] | None = None
+    weights: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,5 @@ class Group:
 
     @property
     def is_flat(self) -> bool:
-        """True if all rewards are equal: the group carries no learning signal."""
-        rewards = [rollout.verdict.reward for rollout in self.rollouts]
-        return max(rewards) == min(rewards)
+        """True if the group carries no learning signal: all its advantages are 0, as where all rewards are equal."""
+        return not any(self.advantages)

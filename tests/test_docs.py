@@ -77,6 +77,7 @@ class World:
             "RUN_ID": self.run_id,
             "/path/to/checkpoint": self.model,
             "/path/to/model": self.model,
+            "/path/to/mine.jsonl": str(self.folder / "mine.jsonl"),
             "FOLDER": self.model,
             "docs/smollm2.yaml": str(ROOT / "docs" / "smollm2.yaml"),
             "models:/NAME@ALIAS": "models:/grpo@champion",
@@ -96,6 +97,8 @@ def standins(config: dict[str, Any], world: World) -> list[str]:
     if config["generation"]["sync"] == "lora":
         world.server.restart()  # an adapter goes beside the weights that it started with
         values["model.train_id"] = world.model
+    if "judge" in config["data"]["rewards"]:
+        values["data.rewards"] = "{exact: 1}"
     for section in ("generation", "eval"):
         if config[section]["backend"] not in (None, "local"):
             values |= {f"{section}.backend": "vllm_server", f"{section}.base_url": world.server.url}
@@ -287,6 +290,10 @@ def world(empty_stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Ite
         for split in ("train", "test"):
             rows = (row % (n + (split == "test") * 100, n + 1 + (split == "test") * 100) for n in range(64))
             (folder / f"gsm8k/{split}.jsonl").write_text("".join(rows))
+        rows = (f'{{"question": "What is {n} + 7?", "answer": "{n + 7}"}}\n' for n in range(50))
+        (folder / "mine.jsonl").write_text("".join(rows))
+        function = next(t for t in (ROOT / "docs/own_data.md").read_text().split("\n\n") if "def accuracy" in t)
+        (folder / "my_rewards.py").write_text("".join(f"{line[4:]}\n" for line in function.splitlines()))
         small = [f"{key}={value}" for key, value in (MODEL | SIZES | STUDY).items()]
         call("entrypoints.train", small)
         call("entrypoints.optimize", [*small, "search.finalists=1", "--n_trials", "1"])

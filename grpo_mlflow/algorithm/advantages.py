@@ -43,3 +43,57 @@ def group_advantages(rewards: NDArray[np.float64], scale: Scale) -> NDArray[np.f
     else:
         centred /= rewards.std(ddof=1) + EPS
     return centred
+
+
+def completed(parts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the parts of rewards with the group's mean of each in the place of what does not apply (NaN).
+
+    `parts` (G, K, J) are weight times value of J rewards. A rollout then gains or loses nothing by a reward that it
+    lacks: its part of r - mean(group) is 0, where the others' is that of the rollouts that have it. What no rollout of
+    a group has is 0 there.
+    """
+    parts = np.asarray(parts, dtype=np.float64)
+    missing = np.isnan(parts)
+    if not missing.any():
+        return parts
+    has = ~missing
+    low, high = np.where(has, parts, np.inf).min(axis=1), np.where(has, parts, -np.inf).max(axis=1)
+    mean = np.where(has, parts, 0.0).sum(axis=1) / np.maximum(1, has.sum(axis=1))
+    # the mean of equal numbers may differ from them by rounding, and would make a signal of it
+    mean = np.where(low == high, low, mean)
+    return np.where(missing, mean[:, None, :], parts)
+
+
+def normalized_then_summed(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn the values (G, K, J) of J rewards, NaN where one does not apply, into advantages (G, K).
+
+    Each reward is normalised within its group before the weighted sum, so that one with large numbers does not hide
+    the others; the sums are then normalised over the batch, without those of rollouts that no reward applies to, whose
+    advantage is 0:
+
+        z = (r - mean_group) / (std_group + eps)    s = sum_j weight_j z_j    A = (s - mean_batch) / (std_batch + eps)
+
+    This is GDPO (Liu et al. 2026, arXiv 2601.05242), and TRL's `normalize_then_sum`. A reward that fewer than two
+    rollouts of a group have says nothing there. `weights` are (G, K, J): those of the rollout's own task.
+
+    Raises:
+        ValueError: a group has fewer than two rollouts.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 3 or values.shape[1] < 2:
+        raise ValueError(f"values must be (groups, K >= 2, rewards), got {values.shape}")
+    has = ~np.isnan(values)
+    count = has.sum(axis=1, keepdims=True)
+    centred = np.where(has, values - completed(values).mean(axis=1, keepdims=True), 0.0)
+    varies = (np.where(has, values, -np.inf).max(axis=1) > np.where(has, values, np.inf).min(axis=1))[:, None, :]
+    centred = np.where(varies, centred, 0.0)
+    std = np.sqrt((centred**2).sum(axis=1, keepdims=True) / np.maximum(1, count - 1))
+    sums: NDArray[np.float64] = np.where(has, weights * centred / (std + EPS), 0.0).sum(axis=2)
+    scored = has.any(axis=2)
+    if not sums.any():
+        return sums
+    spread = sums[scored].std(ddof=1)
+    found: NDArray[np.float64] = (sums - sums[scored].mean()) / (spread + EPS)
+    found[~scored] = 0.0
+    found[~sums.any(axis=1)] = 0.0  # without a signal: the mean of all sums is 0 but for rounding
+    return found

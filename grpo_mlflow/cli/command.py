@@ -66,8 +66,11 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
-def require_all(resolved: Resolved, *checks: Callable[[Resolved], None]) -> None:
+def require_all(resolved: Resolved, *checks: Callable[[Resolved], Resolved | None]) -> Resolved:
     """Make all checks of a config, so that all mistakes are told at once.
+
+    Returns:
+        The config, as the checks that return one leave it.
 
     Raises:
         ConfigError: one or more of them have failed.
@@ -75,15 +78,20 @@ def require_all(resolved: Resolved, *checks: Callable[[Resolved], None]) -> None
     mistakes = Mistakes()
     for check in checks:
         with mistakes.noted():
-            check(resolved)
+            resolved = check(resolved) or resolved
     mistakes.require_none()
+    return resolved
 
 
-def require_task(resolved: Resolved) -> None:
-    """Make the task, so that what only the task can refuse is refused before anything heavy is imported."""
+def with_task(resolved: Resolved, *, trains: bool = True) -> Resolved:
+    """Make the task, so that what only the task can refuse is refused before anything heavy is imported.
+
+    Returns:
+        The config with sizes that the task sets limits to.
+    """
     from grpo_mlflow import tasks
 
-    tasks.of(resolved.config)
+    return tasks.fitted(resolved, trains=trains)
 
 
 def require_loss(resolved: Resolved) -> None:

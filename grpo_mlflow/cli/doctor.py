@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_mlflow.cli.command import importing, require_task, run, show
+from grpo_mlflow.cli.command import importing, run, show, with_task
 from grpo_mlflow.config import parse_arguments, resolve
 from grpo_mlflow.errors import ConfigError
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         resolved = resolve(arguments.config, arguments.overrides)
         resolved.require_trainable()
-        require_task(resolved)
+        resolved = with_task(resolved)
     except ConfigError:
         print("FAILED  configuration         (remedy: as the line below says)", flush=True)
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grpo_mlflow.cli.command import importing, require_task, run, show
+from grpo_mlflow.cli.command import importing, run, show, with_task
 from grpo_mlflow.config import parse_arguments, resolve
 
 OPTIONS = {
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.print_config:
         show(resolved)
         return
-    require_task(resolved)
+    resolved = with_task(resolved, trains=False)
     with importing():
         from grpo_mlflow import runs
 

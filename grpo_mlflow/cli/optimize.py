@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from grpo_mlflow.cli.command import importing, require_all, require_loss, require_task, run, show
+from grpo_mlflow.cli.command import importing, require_all, require_loss, run, show, with_task
 from grpo_mlflow.config import Resolved, parse_arguments, resolve
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def checked(argv: Sequence[str]) -> tuple[Resolved, Space] | None:
     if arguments.print_config:
         show(resolved)
         return None
-    require_all(resolved, Resolved.require_trainable, Resolved.require_searchable, require_task, require_loss)
+    checks = (Resolved.require_trainable, Resolved.require_searchable, with_task, require_loss)
+    resolved = require_all(resolved, *checks)
     with importing():
         from grpo_mlflow.search import settings, space_file
 

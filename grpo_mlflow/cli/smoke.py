@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_mlflow.cli.command import importing, require_loss, require_task, run
+from grpo_mlflow.cli.command import importing, require_loss, run, with_task
 from grpo_mlflow.config import parse_arguments, resolve
 
 
@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
         resolved = resolve(arguments.config or "smoke", [*arguments.overrides, store])
-        require_task(resolved)
+        resolved = with_task(resolved)
         require_loss(resolved)
         with importing():
             from grpo_mlflow import runs

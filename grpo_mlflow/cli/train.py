@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from grpo_mlflow.cli.command import importing, require_all, require_loss, require_task, run, show
+from grpo_mlflow.cli.command import importing, require_all, require_loss, run, show, with_task
 from grpo_mlflow.config import Resolved, parse_arguments, resolve
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ def checked(argv: Sequence[str]) -> tuple[Resolved, Stored | None] | None:
     if arguments.print_config:
         show(resolved)
         return None
-    require_all(resolved, Resolved.require_trainable, require_task, require_loss)
-    return resolved, stored
+    return require_all(resolved, Resolved.require_trainable, with_task, require_loss), stored
 
 
 def main(argv: Sequence[str]) -> None:

@@ -27,6 +27,11 @@ Free = Callable[[str], bool]  # whether a key's value comes from a preset or is 
 Rule = Callable[[Config, Free], Iterator[Change]]
 
 
+def _task(config: Config, free: Free) -> Iterator[Change]:
+    if config.data.rows.path is not None and "rows" not in config.data.tasks and free("data.task"):
+        yield Change("data.task", "rows", "data.rows.path names rows")
+
+
 def _problems(config: Config, free: Free) -> Iterator[Change]:
     seeds, problems = config.data.num_train_seeds, config.data.problems_per_iteration
     if seeds >= problems:
@@ -156,6 +161,6 @@ def _pruner(config: Config, free: Free) -> Iterator[Change]:
 
 # In this order: what a rule changes may be what the next one looks at.
 RULES: tuple[Rule, ...] = (
-    *(_problems, _seeds, _confirmation, _replicates, _confirm_replicates, _steps, _warm_up),
+    *(_task, _problems, _seeds, _confirmation, _replicates, _confirm_replicates, _steps, _warm_up),
     *(_kl, _tiny, _adapter, _logprobs, _pruner),
 )

@@ -27,6 +27,8 @@ def _update(config: Config) -> Iterator[tuple[Iterable[str], str]]:
             "with one optimizer step per iteration the ratio is exactly 1 (raise train.epochs, or lower "
             "train.batch_size * train.grad_accum_steps)",
         )
+    if train.multi_objective_aggregation == "normalize_then_sum":
+        yield ("train.scale_rewards",), "train.multi_objective_aggregation normalises by groups, and then by the batch"
     if train.kl_coef == 0:
         yield ("model.ref_id", "model.ref_device", "train.kl_estimator"), "train.kl_coef is 0"
     if train.kl_target is None:

@@ -29,6 +29,10 @@ def _takes_list(kind: Any) -> bool:
     return get_origin(kind) in (tuple, list) or any(_takes_list(part) for part in get_args(kind))
 
 
+def _takes_mapping(kind: Any) -> bool:
+    return any(get_origin(part) is dict for part in (kind, *get_args(kind)))
+
+
 _LEAVES = _leaves(Config)
 _FIELDS = {key: section.model_fields[name] for key, (section, name) in _LEAVES.items()}
 KEYS = {key: field.description for key, field in _FIELDS.items()}
@@ -40,8 +44,10 @@ OF_EVALUATION = {
 }
 """Settings of `eval` that say for evaluations what another, which may vary, says for the run; null: as that one."""
 TEXT = {key for key, field in _FIELDS.items() if field.annotation in (str, str | None)}
-MAPPINGS = {key for key, field in _FIELDS.items() if get_origin(field.annotation) is dict}  # one value, not a section
+MAPPINGS = {key for key, field in _FIELDS.items() if _takes_mapping(field.annotation)}  # one value, not a section
 LISTS = {key for key, field in _FIELDS.items() if key not in MAPPINGS and _takes_list(field.annotation)}
+ENTRIES = "train.reward_weights."
+"""Before the names of the one mapping whose entries can be given one by one, and so vary in a search space."""
 SECTIONS = sorted({key.rsplit(".", depth)[0] for key in KEYS for depth in range(1, key.count(".") + 1)})
 
 
@@ -60,6 +66,17 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def with_entries(layer: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
+    """Return values with their origins in which entries given one by one stand in their mapping."""
+    found = {key: value for key, value in layer.items() if not key.startswith(ENTRIES)}
+    mapping = ENTRIES.removesuffix(".")
+    for key, (value, origin) in layer.items():
+        if key.startswith(ENTRIES):
+            known, _ = found.get(mapping, ({}, ""))
+            found[mapping] = {**known, key.removeprefix(ENTRIES): value}, origin
+    return found
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

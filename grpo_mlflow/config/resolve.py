@@ -8,15 +8,15 @@ presets and defaults that contradict what was set give way (`adapt`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from grpo_mlflow import redaction
 from grpo_mlflow.config import adapt, checks, idle, layers, methods, model_defaults, references, yaml12
-from grpo_mlflow.config.keys import KEYS, MAPPINGS, flatten, nest, short, unknown_line
+from grpo_mlflow.config.keys import KEYS, MAPPINGS, flatten, nest, short, unknown_line, with_entries
 from grpo_mlflow.config.layers import Layer
 from grpo_mlflow.config.mistakes import Mistakes
 from grpo_mlflow.config.overrides import read_overrides
@@ -107,7 +107,7 @@ def resolve(
         elif config:
             layer = layers.read(config)
     with mistakes.noted():
-        layer |= layers.layer_of(given, "override")
+        layer = with_entries(layer | layers.layer_of(given, "override"))
     resume, named_by = layer.get("resume", (None, ""))
     if base is None and resume is not None and named_by != "override":
         mistakes.lines.append(f"resume = {resume!r} ({named_by}): allowed on the command line only")
@@ -130,21 +130,46 @@ def _require_known(layer: Layer) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def _adapted(layer: Layer) -> tuple[Layer, list[str]]:
-    """Return the layer with values that gave way to what was set, and a line for each."""
+def _adapted(layer: Layer, first: Iterable[adapt.Change] = ()) -> tuple[Layer, list[str]]:
+    """Return the layer with values that gave way to what was set, and a line for each; those of `first` stay."""
     layer, told = dict(layer), []
+    settled: set[str] = set()
 
     def free(key: str) -> bool:
-        origin = _origin(layer, key)
-        return origin == "default" or origin.startswith("preset ")
+        return key not in settled and is_free(_origin(layer, key))
 
-    for rule in adapt.RULES:
-        config = _validate(layer)
-        for change in rule(config, free):
+    def settle(config: Config, changes: Iterable[adapt.Change]) -> None:
+        for change in changes:
             old, origin = flatten(config.model_dump(mode="json"))[change.key], _origin(layer, change.key)
             layer[change.key] = (change.value, f"adapted from {short(old)} ({origin})")
             told.append(f"{change.key} = {short(change.value)}, not {short(old)} ({origin}): {change.why}")
+
+    first = list(first)
+    settle(_validate(layer), first)
+    settled |= {change.key for change in first}
+    for rule in adapt.RULES:
+        config = _validate(layer)
+        settle(config, rule(config, free))
     return layer, told
+
+
+def is_free(origin: str) -> bool:
+    """Return whether nobody chose a value of this origin."""
+    return origin == "default" or origin.startswith("preset ")
+
+
+def fitted(resolved: Resolved, changes: Sequence[adapt.Change]) -> Resolved:
+    """Return the config with values that gave way to what only a task knows, and what gives way to them in turn.
+
+    Raises:
+        ConfigError: what was set contradicts them.
+    """
+    if not changes:
+        return resolved
+    known = flatten(resolved.config.model_dump(mode="json"))
+    layer, told = _adapted({key: (value, resolved.origins[key]) for key, value in known.items()}, changes)
+    found = _finish(layer, told)
+    return replace(found, warnings=tuple(dict.fromkeys([*resolved.warnings, *found.warnings])))
 
 
 def _origin(layer: Layer, key: str) -> str:
@@ -165,7 +190,7 @@ def overlay(resolved: Resolved, values: Mapping[str, Any], origin: str) -> Resol
     changed = layers.layer_of(values, origin)
     same = methods.KEY in values and values[methods.KEY] == known[methods.KEY]
     kept = {key for key in changed if key not in values and (same or resolved.origins[key] == "override")}
-    layer |= {key: value for key, value in changed.items() if key not in kept}
+    layer = with_entries(layer | {key: value for key, value in changed.items() if key not in kept})
     _require_known(layer)
     return _finish(layer)
 

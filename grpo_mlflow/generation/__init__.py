@@ -1,7 +1,16 @@
 """Where completions come from."""
 
-from grpo_mlflow.generation.base import Begun, Generator, Overlapping, Sampling, training_sampling
+from grpo_mlflow.generation.base import Begun, Generator, Overlapping, Sampling, Streaming, training_sampling
 from grpo_mlflow.generation.factory import Generators
 from grpo_mlflow.generation.local.generator import LocalGenerator
 
-__all__ = ["Begun", "Generator", "Generators", "LocalGenerator", "Overlapping", "Sampling", "training_sampling"]
+__all__ = [
+    "Begun",
+    "Generator",
+    "Generators",
+    "LocalGenerator",
+    "Overlapping",
+    "Sampling",
+    "Streaming",
+    "training_sampling",
+]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from grpo_mlflow.config import GenerationConfig
 from grpo_mlflow.types import Completion, Prompt
@@ -56,6 +56,17 @@ class Generator(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """Return what happened since the last call, as metrics of `perf/`."""
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A generator that gives the completions of some prompts before it samples those of others."""
+
+    def stream(
+        self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
+    ) -> Iterator[list[list[Completion]]]:
+        """Yield what `Generator.generate` would return in parts, in the order of the prompts."""
         ...
 
 

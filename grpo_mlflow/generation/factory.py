@@ -11,7 +11,6 @@ from grpo_mlflow.config import Config, remedies, server_checks
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation.base import Generator, training_sampling
 from grpo_mlflow.generation.local.generator import LocalGenerator
-from grpo_mlflow.generation.server.client import Client
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.launch import Launch, engine_class, launch_as, start_command
 from grpo_mlflow.generation.server.policy_server import PolicyServer
@@ -19,6 +18,7 @@ from grpo_mlflow.generation.server.process import ServerProcess
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import lora
 from grpo_mlflow.model.policy import Policy, load_as
+from grpo_mlflow.runtime.http.client import Client
 
 
 class Generators:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,7 @@ from grpo_mlflow.errors import UserError, one_line
 from grpo_mlflow.forward.padded import completion_logprobs
 from grpo_mlflow.model import checksums
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.runtime.files import scratch
+from grpo_mlflow.runtime.files import cache_root, scratch
 from grpo_mlflow.tasks import TASKS, Task
 
 _RECIPE = 2  # raise when code below changes what a recipe yields
@@ -39,12 +38,6 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 Progress = Callable[[int, int, float], None]  # step, steps, loss
-
-
-def cache_root() -> Path:
-    """Return the cache folder: GRPO_MLFLOW_CACHE, else the user's cache directory."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "grpo_mlflow"
-    return Path(os.environ.get("GRPO_MLFLOW_CACHE", default))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 
 from grpo_mlflow import __version__, redaction
 from grpo_mlflow.config import Config, Resolved, dump, flatten
+from grpo_mlflow.tasks import data_sets
 from grpo_mlflow.tracking import Tracker
 
 
@@ -19,6 +20,11 @@ def describe(tracker: Tracker, resolved: Resolved, kind: str, resumed: bool) -> 
     tracker.params(_parameters(described, kind))
     tracker.tags(_versions())
     tracker.text("config/resolved.yaml", dump(described))
+    if (digests := data_sets.digests(resolved.config)) is not None:
+        tracker.tags({data_sets.TAG: digests})
+    for table in data_sets.tables(resolved.config):
+        for each in table.data_sets:
+            tracker.data(each.name, each.digest, each.source, each.context, each.rows)
     if resumed:
         flat = redaction.without(flatten(described.model_dump()))
         changed = [f"{key}={flat[key]}" for key in _overridden(resolved)]

@@ -21,12 +21,13 @@ from grpo_mlflow import tasks, tracking
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line, redact
 from grpo_mlflow.forward import ways
-from grpo_mlflow.generation import Generators
+from grpo_mlflow.generation import Generator, Generators
+from grpo_mlflow.generation.local.generator import LocalGenerator
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import loading, policy
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.runs import messages, models, preflight
+from grpo_mlflow.runs import messages, models, preflight, samples
 from grpo_mlflow.runs.server_checks import Caution, ServerCheckup, Trouble
 from grpo_mlflow.types import Prompt
 
@@ -46,7 +47,8 @@ class Check:
     remedy: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.state:<8}{self.name:<22}{self.found}"
+        found = self.found.replace("\n", f"\n{'':<10}")
+        text = f"{self.state:<8}{self.name:<22}{found}"
         return f"{text}\n{'':<8}{'':<22}remedy: {self.remedy}" if self.remedy else text
 
 
@@ -77,6 +79,8 @@ class Doctor:
         yield self._check("MLflow store", self._store, needs=("model",))  # it opens a run, as training would only then
         yield self._check("memory", lambda: self._memory(actor[0]), needs=("model",))
         yield self._check("disk", lambda: self._disk(actor[0]), needs=("model",))
+        if self.config.generation.backend == "local" and self.config.data.source == "live":
+            yield self._check("problems", lambda: self._problems(actor[0]), needs=("model",))
         if "model" in self._missing or not self._names_a_server:
             return
         started: list[tuple[str, ServerGenerator]] = []
@@ -185,6 +189,11 @@ class Doctor:
         free = shutil.disk_usage(Path.cwd()).free
         return enough("disk", count * size * 12, free, "this disk", "checkpoint.keep_last=1, or another folder")
 
+    def _problems(self, actor: Policy, generator: Generator | None = None) -> str:
+        """Ask a few problems of the server, or of the model in this process."""
+        generator = generator or LocalGenerator(actor, self.config.generation.batch_size)
+        return samples.show(self.config, tasks.of(self.config, Path("outputs/doctor")), actor, generator)
+
     # With one
 
     def _generators(self, held: ExitStack, actor: Policy) -> list[tuple[str, ServerGenerator]]:
@@ -214,6 +223,8 @@ class Doctor:
         yield self._check(drawn, checkup.completions, (weights,))
         yield self._check(f"{word}log-probabilities", checkup.logprobs, (drawn,))
         yield self._check(f"{word}seeds", checkup.seeds, (drawn,))
+        if not word:
+            yield self._check("problems", lambda: self._problems(actor, generator), (drawn,))
         if SYNCS[self.config.generation.sync].sends:
             yield self._check(f"{word}new weights", checkup.new_weights, (weights,))
 

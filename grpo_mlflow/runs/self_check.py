@@ -28,8 +28,7 @@ from grpo_mlflow.errors import ModelError, UserError, one_line
 from grpo_mlflow.forward import attention, llama_pass, trial, ways
 from grpo_mlflow.generation.local import ways as sampling
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.model.tiny import cache_root
-from grpo_mlflow.runtime.files import write_whole
+from grpo_mlflow.runtime.files import cache_root, write_whole
 
 _CHEAP = 5_000_000_000  # weights times tokens: less than a second
 _DIFFERENTIATED = 4 * _CHEAP  # a row up to this is compared with its gradients, too; beyond, they take much memory

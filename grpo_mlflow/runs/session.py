@@ -17,6 +17,7 @@ from grpo_mlflow.runs.stored import Stored
 from grpo_mlflow.runtime import allocator, interrupts, output
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes, join
+from grpo_mlflow.tasks import data_sets
 from grpo_mlflow.tracking import NullTracker, Tracker
 
 
@@ -56,6 +57,8 @@ class Gathered:
             raise
         try:
             describe(tracker, self.resolved, self.kind, resumed=stored is not None and config.resume is not None)
+            for table in data_sets.tables(config):
+                self.console.say(table.line)
             yield tracker
         except BaseException as error:
             ending.raised(tracker, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from grpo_mlflow import tracking
 from grpo_mlflow.config import Arguments, Config, Resolved, flatten, parse_overrides, resolve, resuming, yaml12
 from grpo_mlflow.config.command import run_id_of
 from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line
+from grpo_mlflow.tasks import data_sets
 from grpo_mlflow.training.checkpoint import Checkpoint, is_name, read, reading
 
 _INSTEAD = {
@@ -204,7 +205,19 @@ def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Store
     if stored.checkpoint is None:
         _require_here(resume, stored.run_id, uri)
     overrides = resuming.changes(arguments, stored.config)
-    return resolve("", overrides, base=stored.config, origin=f"resume {resume}"), stored
+    resolved = resolve("", overrides, base=stored.config, origin=f"resume {resume}")
+    _require_same_rows(resume, tags, resolved.config)
+    return resolved, stored
+
+
+def _require_same_rows(resume: str, tags: Mapping[str, str], config: Config) -> None:
+    """Raise UserError if the run began with other rows: its seeds would name other problems."""
+    known, found = tags.get(data_sets.TAG), data_sets.digests(config)
+    if known is not None and known != found:
+        raise UserError(
+            f"resume = {resume!r}: its rows have changed since it began; allowed: the rows as they were, or a new run, "
+            "which may begin with model.train_id=CHECKPOINT"
+        )
 
 
 def _require_here(resume: str, run_id: str | None, uri: str | None) -> None:

@@ -43,6 +43,12 @@ def replacing(path: Path, *, synced: bool = False) -> Iterator[BinaryIO]:
         _sync_names(path.parent)
 
 
+def cache_root() -> Path:
+    """Return the folder of what runs share: GRPO_MLFLOW_CACHE, else the user's cache directory."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "grpo_mlflow"
+    return Path(os.environ.get("GRPO_MLFLOW_CACHE", default))
+
+
 def write_whole(path: Path, content: str, *, synced: bool = False) -> None:
     """Write a text as `replacing` does."""
     with replacing(path, synced=synced) as stream:

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from grpo_mlflow.config import Config, Resolved, flatten, overlay
+from grpo_mlflow.config import ENTRIES, Config, Resolved, flatten, overlay
 from grpo_mlflow.errors import ConfigError
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
@@ -29,6 +29,16 @@ class Dimension:
     def is_on(self, values: Mapping[str, Any]) -> bool:
         """Return whether the settings drawn so far switch it on."""
         return all(key in values and values[key] in allowed for key, allowed in self.when.items())
+
+
+def values_of(config: Config) -> dict[str, Any]:
+    """Return what a config says of each key that a space may have."""
+    flat = flatten(config.model_dump(mode="json"))
+    for name, entry in config.data.rewards.items():
+        weight = entry.get("weight", 1.0) if isinstance(entry, Mapping) else entry
+        called = name.rpartition(":")[2]
+        flat[f"{ENTRIES}{called}"] = config.train.reward_weights.get(called, weight)
+    return flat
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +74,7 @@ class Space:
 
     def own(self, config: Config) -> dict[str, Any] | None:
         """Return the settings that the config itself has for this space; None if the space does not hold them all."""
-        flat = flatten(config.model_dump(mode="json"))
+        flat = values_of(config)
         values: dict[str, Any] = {}
         for dimension in self.dimensions:
             if dimension.is_on(values):

@@ -18,10 +18,10 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
-from grpo_mlflow.config import TRAITS, Resolved, flatten, overlay, split_overrides, yaml12
+from grpo_mlflow.config import ENTRIES, TRAITS, Resolved, overlay, split_overrides, yaml12
 from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.search import space_entry
-from grpo_mlflow.search.space import Dimension, Distribution, Space, holds
+from grpo_mlflow.search.space import Dimension, Distribution, Space, holds, values_of
 
 _VARIES = [key for key, traits in TRAITS.items() if traits.varies]
 _SECTIONS = ", ".join(dict.fromkeys(key.partition(".")[0] + "." * ("." in key) for key in _VARIES))
@@ -45,11 +45,12 @@ def load(text: str, base: Resolved) -> Space:
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{where}: expected settings and what they vary over, such as train.lr: [1e-5, 1e-4]")
     dimensions: list[Dimension] = []
-    flat = flatten(base.config.model_dump(mode="json"))
+    flat = values_of(base.config)
     for key, entry in content.items():
-        if key not in _VARIES:
+        if key not in _VARIES and not (str(key).startswith(ENTRIES) and key in flat):
             raise ConfigError(f"{where}: {key}: cannot vary{_why(key)}; allowed: keys of {_SECTIONS} (--print-config)")
-        dimensions.append(_dimension(str(key), entry, f"{where}: {key}", dimensions, isinstance(flat[key], float)))
+        real = isinstance(flat[key], float) or key.startswith(ENTRIES)
+        dimensions.append(_dimension(str(key), entry, f"{where}: {key}", dimensions, real))
     by_key = {dimension.key: dimension for dimension in dimensions}
     for dimension in dimensions:
         conditions = _conditions(dimension, by_key)

@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from grpo_mlflow.config import Config
-from grpo_mlflow.errors import ConfigError
+from grpo_mlflow.config import Config, Resolved
+from grpo_mlflow.config import fitted as fit
+from grpo_mlflow.config.schema import RowsConfig
+from grpo_mlflow.tasks import rewards, sizes
 from grpo_mlflow.tasks.arithmetic import Arithmetic
-from grpo_mlflow.tasks.base import Task, draw, split_of, tagged, untagged
+from grpo_mlflow.tasks.base import Pending, Task, draw, split_of, tagged, untagged
 from grpo_mlflow.tasks.gsm8k import Gsm8k
 from grpo_mlflow.tasks.gym import PREFIX, ReasoningGym
 from grpo_mlflow.tasks.judged import Judged
 from grpo_mlflow.tasks.mix import Mix, member_of
 from grpo_mlflow.tasks.own import load as load_own
 from grpo_mlflow.tasks.posed import Overlong, Posed
+from grpo_mlflow.tasks.rewards import Rewards
 from grpo_mlflow.tasks.sat import Sat
+from grpo_mlflow.tasks.table import Rows
 
 __all__ = [
     "TASKS",
@@ -23,12 +27,15 @@ __all__ = [
     "Gsm8k",
     "Mix",
     "Overlong",
+    "Pending",
     "Posed",
     "ReasoningGym",
+    "Rows",
     "Sat",
     "Task",
     "create",
     "draw",
+    "fitted",
     "member_of",
     "of",
     "settings_of",
@@ -41,8 +48,8 @@ TASKS: dict[str, type[Arithmetic] | type[Sat]] = {"arithmetic": Arithmetic, "sat
 """The tasks whose words the embedded model's tokenizer keeps whole; another one here is another tokenizer."""
 
 
-def create(name: str, settings: dict[str, Any]) -> Task:
-    """Return the task of this name with its own settings.
+def create(name: str, settings: dict[str, Any], named: Rewards | None = None) -> Task:
+    """Return the task of this name with its own settings; `named` are the rewards of rows (None: the answer alone).
 
     Raises:
         ConfigError: there is no such task, or it refuses the settings.
@@ -53,6 +60,8 @@ def create(name: str, settings: dict[str, Any]) -> Task:
         return load_own(name, settings)
     if name == "gsm8k":
         return Gsm8k(**settings)
+    if name == "rows":
+        return Rows(RowsConfig(**settings), named)
     return TASKS[name](**settings)
 
 
@@ -67,6 +76,17 @@ def settings_of(config: Config, name: str) -> dict[str, Any]:
     return settings
 
 
+def fitted(resolved: Resolved, *, trains: bool = True) -> Resolved:
+    """Return the config with sizes that fit the rows that its task has; `trains`: whether they are trained on.
+
+    Raises:
+        ConfigError: as `of`.
+    """
+    resolved = fit(resolved, [*sizes.changes(resolved, trains)])
+    of(resolved.config)
+    return resolved
+
+
 def of(config: Config, folder: Path | None = None) -> Task:
     """Return the task that a run with this config has; texts that it cannot judge are kept in `folder`, the run's.
 
@@ -74,30 +94,15 @@ def of(config: Config, folder: Path | None = None) -> Task:
         ConfigError: a task cannot be made, or its rows are too few for the config's seeds.
     """
     data = config.data
-    made: dict[str, Task] = {name: create(name, settings_of(config, name)) for name in data.tasks}
-    for task in made.values():
-        if isinstance(task, Gsm8k):
-            _require_rows(task, config)
+    named = rewards.create(config, folder) if "rows" in data.tasks else None
+    made: dict[str, Task] = {name: create(name, settings_of(config, name), named) for name in data.tasks}
+    sizes.require(config)
     made = {
         name: Judged(task, name, folder) if folder is not None or name.startswith("python:") else task
         for name, task in made.items()
     }
     task = Mix(made, data.mix) if data.task == "mix" else made[data.task]
-    if data.system_prompt is None and data.overlong_buffer == 0:
+    limit, buffer, weights = config.generation.max_new_tokens, data.overlong_buffer, config.train.reward_weights
+    if data.system_prompt is None and buffer == 0 and not weights:
         return task
-    limit, buffer = config.generation.max_new_tokens, data.overlong_buffer
-    return Posed(task, data.system_prompt, Overlong(limit, buffer) if buffer else None)
-
-
-def _require_rows(task: Gsm8k, config: Config) -> None:
-    """Raise ConfigError where two seeds would name the same row: problems would count twice."""
-    train, held_out = (len(task.splits[split]) for split in ("train", "eval"))
-    if config.data.num_train_seeds > train:
-        raise ConfigError(
-            f"data.num_train_seeds = {config.data.num_train_seeds}: gsm8k has {train} training rows; allowed: 1 to "
-            f"{train}"
-        )
-    if config.eval.enabled and config.eval.num_ids > held_out:
-        raise ConfigError(
-            f"eval.num_ids = {config.eval.num_ids}: gsm8k has {held_out} evaluation rows; allowed: 2 to {held_out}"
-        )
+    return Posed(task, data.system_prompt, Overlong(limit, buffer) if buffer else None, weights)

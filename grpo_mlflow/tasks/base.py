@@ -8,16 +8,20 @@ training range shares a problem with an evaluation range, whatever the seeds.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from grpo_mlflow import seeding
-from grpo_mlflow.types import Problem, Split, Verdict
+from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.types import Completion, Problem, Split, Verdict
 
+Pending = Callable[[], list[Verdict]]
+"""Waits for verdicts that are on their way."""
 Content = TypeVar("Content")
 EVAL_SHARE = 0.2
 OPEN, CLOSE = "<SOLUTION>", "</SOLUTION>"
@@ -44,6 +48,35 @@ class Task(Protocol):
     def verify(self, problem: Problem, text: str) -> Verdict:
         """Judge a completion by the problem's payload. Never raises; `success` needs exactly one final answer."""
 
+    def verify_batch(
+        self, problems: Sequence[Problem], texts: Sequence[str]
+    ) -> Sequence[Verdict] | Awaitable[Sequence[Verdict]]:
+        """Judge several completions, each of a problem; `async` or not. One by one unless a task knows better."""
+        found = []
+        for problem, text in zip(problems, texts, strict=True):
+            with interrupts.deferred():  # a judge may catch whatever is raised in it, and go on
+                found.append(self.verify(problem, text))
+        return found
+
+    def begin(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> Pending:
+        """Begin to judge completions, each of a problem; what is returned waits for the verdicts.
+
+        A task that can judge in the background does so. Others judge when they are waited for.
+        """
+        return lambda: list(awaited(self.verify_batch(problems, [completion.text for completion in completions])))
+
+    def at(self, iteration: int, iterations: int) -> None:
+        """Note how far training is: a reward may depend on it."""
+        return None
+
+    def figures(self) -> Mapping[str, float]:
+        """Return what judging has cost since the last call, as metrics of `perf/` that add up over processes."""
+        return {}
+
+    def logged(self) -> Mapping[str, tuple[float, int]]:
+        """Return what the judge itself has logged since the last call: the sum of each figure, and how often."""
+        return {}
+
     @abstractmethod
     def reference_answer(self, problem: Problem) -> str:
         """Return a completion that succeeds."""
@@ -63,6 +96,17 @@ class Task(Protocol):
         0 unless a task knows better: open answers are not guessed.
         """
         return 0.0
+
+
+def awaited(given: Sequence[Verdict] | Awaitable[Sequence[Verdict]]) -> Sequence[Verdict]:
+    """Return what `verify_batch` gives, async or not."""
+    if not isinstance(given, Awaitable):
+        return given
+
+    async def wait() -> Sequence[Verdict]:
+        return await given
+
+    return asyncio.run(wait())
 
 
 def tagged(answer: str) -> str:
@@ -85,10 +129,15 @@ def folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+def place_of(task: str, content: str) -> int:
+    """Return the place of a problem's content among 2^64, by its hash; case and white space make no difference."""
+    digest = hashlib.blake2b(f"{task}:{folded(content)}".encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
 def split_of(task: str, content: str) -> Split:
     """Return the one split that a problem's content belongs to; case and white space make no difference."""
-    digest = hashlib.blake2b(f"{task}:{folded(content)}".encode(errors="surrogatepass"), digest_size=8).digest()
-    return "eval" if int.from_bytes(digest, "little") / 2**64 < EVAL_SHARE else "train"
+    return "eval" if place_of(task, content) / 2**64 < EVAL_SHARE else "train"
 
 
 def draw(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
-import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import fields, replace
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from grpo_mlflow.errors import UserError, one_line
-from grpo_mlflow.runtime.files import write_whole
-from grpo_mlflow.tasks.base import Task
+from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.tasks.base import Pending, Task, awaited
+from grpo_mlflow.tasks.unjudged import keep
 from grpo_mlflow.tasks.wrapped import Wrapped
-from grpo_mlflow.types import Problem, Split, Verdict
+from grpo_mlflow.types import Completion, Problem, Split, Verdict
 
 
 class Judged(Wrapped):
@@ -57,19 +61,62 @@ class Judged(Wrapped):
             raise UserError(self._line(problem, text, wrong))
         return _plain(given)
 
-    def _line(self, problem: Problem, text: str, what: str) -> str:
-        start = f"data.task = {self._called!r}: verify of problem {problem.id!r} (seed {problem.seed}) {what}"
-        if self._folder is None:
-            return start
-        name = re.sub(r"[^\w.-]+", "_", str(problem.id))[-100:]
-        path = self._folder / f"{name}-{problem.seed}.txt"
+    def begin(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> Pending:
+        """Begin to judge: in the background if the task does, or its `verify_batch` is async.
+
+        What is returned raises as `verify` does.
+        """
+        own, texts = type(self._task), [completion.text for completion in completions]
+        if getattr(own, "begin", Task.begin) is not Task.begin:
+            return self._task.begin(problems, completions)
+        if getattr(own, "verify_batch", Task.verify_batch) is Task.verify_batch:
+            return lambda: list(awaited(self.verify_batch(problems, texts)))
+        judge = partial(self._batch, problems, texts)
+        if not inspect.iscoroutinefunction(self._task.verify_batch):
+            return judge
+        # daemon: nobody waits for one that hangs when the run ends
+        future: Future[list[Verdict]] = Future()
+        threading.Thread(target=_fulfil, args=(future, judge), daemon=True).start()
+        return future.result
+
+    def at(self, iteration: int, iterations: int) -> None:
+        if hasattr(self._task, "at"):
+            self._task.at(iteration, iterations)
+
+    def figures(self) -> Mapping[str, float]:
+        return self._task.figures() if hasattr(self._task, "figures") else {}
+
+    def logged(self) -> Mapping[str, tuple[float, int]]:
+        return self._task.logged() if hasattr(self._task, "logged") else {}
+
+    def _batch(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
+        """Return the task's verdicts on a batch, looked at as those of `verify`."""
+        begins = f"of a batch of {len(texts)}, which begins with problem"
         try:
-            # half of a surrogate pair, which a model may write, is escaped: no file can hold it
-            write_whole(path, text.encode(errors="backslashreplace").decode())
-            kept = f"the text is in {path}"
-        except OSError as error:
-            kept = f"the text could not be kept: {one_line(error)}"
-        return f"{start}; {kept}"
+            with interrupts.deferred():
+                given: Any = awaited(self._task.verify_batch(problems, texts))
+            found = list(given)
+        except (Exception, SystemExit) as error:
+            what = f"raised {type(error).__name__}: {one_line(error)}"
+            raise UserError(self._line(problems[0], "\n".join(map(json.dumps, texts)), what, begins)) from error
+        if len(found) != len(texts):
+            what = f"gave {len(found)} verdicts; allowed: one for each"
+            raise UserError(self._line(problems[0], "\n".join(map(json.dumps, texts)), what, begins))
+        for problem, text, verdict in zip(problems, texts, found, strict=True):
+            if wrong := objection(verdict):
+                raise UserError(self._line(problem, text, wrong))
+        return [_plain(verdict) for verdict in found]
+
+    def _line(self, problem: Problem, text: str, what: str, of: str = "of problem") -> str:
+        kept = keep(self._folder, problem, text)
+        return f"data.task = {self._called!r}: verify {of} {problem.id!r} (seed {problem.seed}) {what}{kept}"
+
+
+def _fulfil(future: Future[list[Verdict]], judge: Callable[[], list[Verdict]]) -> None:
+    try:
+        future.set_result(judge())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def objection(verdict: object) -> str | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from grpo_mlflow import seeding
-from grpo_mlflow.tasks.base import Task
-from grpo_mlflow.types import Problem, Split, Verdict
+from grpo_mlflow.tasks.base import Pending, Task
+from grpo_mlflow.types import Completion, Problem, Split, Verdict
 
 _ID = re.compile(r"mix/(.+)/(?:train|eval)/[0-9]+")
 
@@ -41,6 +42,39 @@ class Mix(Task):
 
     def verify(self, problem: Problem, text: str) -> Verdict:
         return self._member(problem).verify(problem, text)
+
+    def begin(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> Pending:
+        places: dict[str, list[int]] = {}
+        for place, problem in enumerate(problems):
+            places.setdefault(str(member_of(problem.id)), []).append(place)
+        pending = [
+            (own, self.tasks[name].begin([problems[i] for i in own], [completions[i] for i in own]))
+            for name, own in places.items()
+        ]
+
+        def wait() -> list[Verdict]:
+            found = {place: verdict for own, wait in pending for place, verdict in zip(own, wait(), strict=True)}
+            return [found[place] for place in range(len(problems))]
+
+        return wait
+
+    def at(self, iteration: int, iterations: int) -> None:
+        for task in self.tasks.values():
+            task.at(iteration, iterations)
+
+    def figures(self) -> Mapping[str, float]:
+        found: Counter[str] = Counter()
+        for task in self.tasks.values():
+            found.update(task.figures())
+        return found
+
+    def logged(self) -> Mapping[str, tuple[float, int]]:
+        found: dict[str, tuple[float, int]] = {}
+        for task in self.tasks.values():
+            for name, (total, count) in task.logged().items():
+                before, number = found.get(name, (0.0, 0))
+                found[name] = before + total, number + count
+        return found
 
     def reference_answer(self, problem: Problem) -> str:
         return self._member(problem).reference_answer(problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from grpo_mlflow.tasks.base import Task
@@ -23,16 +24,39 @@ class Overlong:
     def penalise(self, verdict: Verdict, completion: Completion) -> Verdict:
         """Return the verdict with the penalty as a part of its reward; `success` stays what it is."""
         over = len(completion.token_ids) - (self.limit - self.buffer)
-        parts = {**verdict.parts, "overlong": -min(1.0, over / self.buffer) if over > 0 else 0.0}
-        return replace(verdict, parts=parts, reward=math.fsum((verdict.reward, parts["overlong"])))
+        penalty = -min(1.0, over / self.buffer) if over > 0 else 0.0
+        found = replace(
+            verdict, parts={**verdict.parts, "overlong": penalty}, reward=math.fsum((verdict.reward, penalty))
+        )
+        if verdict.values is None:
+            return found
+        weights = {**(verdict.weights or {}), "overlong": 1.0}
+        return replace(found, values={**verdict.values, "overlong": penalty}, weights=weights)
 
 
 class Posed(Wrapped):
-    """`task` with another system prompt (None: as it is) and a length penalty that training applies (None: none)."""
+    """`task` with another system prompt (None: as it is), and what training alone applies.
 
-    def __init__(self, task: Task, system_prompt: str | None = None, overlong: Overlong | None = None) -> None:
+    That is a length penalty (None: none), and weights of rewards by name that differ from those of evaluations.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        system_prompt: str | None = None,
+        overlong: Overlong | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(task)
-        self._system_prompt, self.overlong = system_prompt, overlong
+        self._system_prompt, self._overlong, self._weights = system_prompt, overlong, dict(weights or {})
+
+    def trained(self, verdict: Verdict, completion: Completion) -> Verdict:
+        """Return the verdict as training takes it."""
+        if self._weights and verdict.values is not None:
+            weights = {**(verdict.weights or {}), **{n: w for n, w in self._weights.items() if n in verdict.values}}
+            parts = {name: weights[name] * value for name, value in verdict.values.items() if value is not None}
+            verdict = replace(verdict, reward=math.fsum(parts.values()), parts=parts, weights=weights)
+        return self._overlong.penalise(verdict, completion) if self._overlong else verdict
 
     def problem(self, split: Split, seed: int) -> Problem:
         problem = self._task.problem(split, seed)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from grpo_mlflow.tasks.base import Task
-from grpo_mlflow.types import Problem, Split, Verdict
+from grpo_mlflow.tasks.base import Pending, Task
+from grpo_mlflow.types import Completion, Problem, Split, Verdict
 
 
 class Wrapped(Task):
@@ -20,6 +22,18 @@ class Wrapped(Task):
 
     def verify(self, problem: Problem, text: str) -> Verdict:
         return self._task.verify(problem, text)
+
+    def begin(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> Pending:
+        return self._task.begin(problems, completions)
+
+    def at(self, iteration: int, iterations: int) -> None:
+        self._task.at(iteration, iterations)
+
+    def figures(self) -> Mapping[str, float]:
+        return self._task.figures()
+
+    def logged(self) -> Mapping[str, tuple[float, int]]:
+        return self._task.logged()
 
     def reference_answer(self, problem: Problem) -> str:
         return self._task.reference_answer(problem)

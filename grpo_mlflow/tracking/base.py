@@ -29,6 +29,10 @@ class Tracker(Protocol):
 
     def tags(self, values: Mapping[str, str]) -> None: ...
 
+    def data(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
+        """Log a data set that the run uses, for `training` or `evaluation`."""
+        ...
+
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log all values at one step."""
         ...
@@ -74,6 +78,9 @@ class NullTracker:
         pass
 
     def tags(self, values: Mapping[str, str]) -> None:
+        pass
+
+    def data(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
         pass
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from grpo_mlflow.tracking.registry import register
 from grpo_mlflow.tracking.store import transfer
@@ -74,6 +76,24 @@ class Tags(Operation):
 
     def send(self, to: Destination) -> None:
         to.client.log_batch(to.run_id, tags=[RunTag(key, value) for key, value in self.values.items()])
+
+
+@dataclass(frozen=True, slots=True)
+class Data(Operation):
+    """A data set that the run uses, for `training` or `evaluation`; one of the same name and digest is the same."""
+
+    word = "data"
+    name: str
+    digest: str
+    source: str
+    context: str
+    rows: int
+
+    def send(self, to: Destination) -> None:
+        kind, key = ("http", "url") if self.source.startswith("https://") else ("local", "uri")  # as MLflow has them
+        source, profile = json.dumps({key: self.source}), json.dumps({"num_rows": self.rows})
+        found = Dataset(self.name, self.digest, kind, source, profile=profile)
+        to.client.log_inputs(to.run_id, [DatasetInput(found, [InputTag(MLFLOW_DATASET_CONTEXT, self.context)])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +179,7 @@ class Unknown(Operation):
 
 
 _KINDS: Mapping[str, type[Operation]] = {
-    kind.word: kind for kind in (Params, Tags, Metrics, Publish, Remove, Register, Status)
+    kind.word: kind for kind in (Params, Tags, Data, Metrics, Publish, Remove, Register, Status)
 }
 
 

@@ -27,6 +27,7 @@ from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.files import write_whole
 from grpo_mlflow.tracking import ownership
 from grpo_mlflow.tracking.operations import (
+    Data,
     Metrics,
     Operation,
     Params,
@@ -83,6 +84,10 @@ class MlflowTracker:
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._do(Tags({key: _sendable(value) for key, value in values.items()}))
+
+    def data(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
+        """Log a data set that the run uses, for `training` or `evaluation`."""
+        self._do(Data(_sendable(name), digest, _sendable(source), context, rows))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log all values at one step, unless a run before its resume logged the same.

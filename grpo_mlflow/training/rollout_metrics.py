@@ -44,16 +44,49 @@ def advantage_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def _rewards(judged: Sequence[Rollout]) -> dict[str, float]:
-    """Return the reward and its parts (0 where a rollout lacks one), and the shares right and well formed."""
-    rewards = [rollout.verdict.reward for rollout in judged]
-    parts = {name for rollout in judged for name in rollout.verdict.parts}
+    """Return the reward and its parts, and the shares right and well formed.
+
+    A part is 0 where a rollout lacks it; a reward by name is left out there, and so is the sum where none applies.
+    """
+    rewards = [r.verdict.reward for r in judged if not _is_unscored(r)] or [0.0]
+    named = {name for rollout in judged for name in rollout.verdict.values or ()}
+    parts = {name for rollout in judged for name in rollout.verdict.parts} - named
     return {
         "reward_mean": mean(rewards),
         "reward_std": _std(rewards),
         **{f"reward_{part}": mean([r.verdict.parts.get(part, 0.0) for r in judged]) for part in sorted(parts)},
+        **{key: value for name in sorted(named) for key, value in _named(judged, name).items()},
         "success_rate": mean([rollout.verdict.success for rollout in judged]),
         "format_rate": mean([rollout.verdict.parsed is not None for rollout in judged]),
     }
+
+
+def _named(judged: Sequence[Rollout], name: str) -> dict[str, float]:
+    """Return what the reward of this name gave to the rollouts that it applies to.
+
+    The mean of its part, which is weight times value, the part's standard deviation, the shares of rollouts with the
+    lowest and the highest value that it gave, and the share of rollouts that it applies to.
+    """
+    verdicts = [rollout.verdict for rollout in judged if name in (rollout.verdict.values or {})]
+    values = [value for v in verdicts if (value := (v.values or {})[name]) is not None]
+    key = f"reward_{name}"
+    applies = {f"{key}_applies": len(values) / len(judged)}
+    if not values:
+        return applies
+    parts = [verdict.parts[name] for verdict in verdicts if name in verdict.parts]
+    return {
+        key: mean(parts),
+        f"{key}_std": _std(parts),
+        f"{key}_at_lowest": mean([value == min(values) for value in values]),
+        f"{key}_at_highest": mean([value == max(values) for value in values]),
+        **applies,
+    }
+
+
+def _is_unscored(rollout: Rollout) -> bool:
+    """Return whether rewards by name were asked, and none applies."""
+    values = rollout.verdict.values
+    return values is not None and all(value is None for name, value in values.items() if name != "overlong")
 
 
 def _std(values: Sequence[float]) -> float:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from grpo_mlflow import seeding
-from grpo_mlflow.algorithm.advantages import group_advantages
-from grpo_mlflow.algorithm.names import Scale
+from grpo_mlflow.algorithm.advantages import completed, group_advantages, normalized_then_summed
+from grpo_mlflow.algorithm.names import MultiObjective, Scale
 from grpo_mlflow.errors import PromptTooLong, TextUntried, UserError
-from grpo_mlflow.generation import Generator, Sampling
+from grpo_mlflow.generation import Generator, Sampling, Streaming
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.runtime import interrupts
-from grpo_mlflow.tasks import Posed, Task
+from grpo_mlflow.tasks import Pending, Posed, Task
 from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout, Verdict
 
 
@@ -51,7 +51,15 @@ def collect(
         PromptTooLong: the model has too few positions for one of them.
     """
     prompts = render(policy, problems, sampling.max_new_tokens)
-    return judge(task, problems, prompts, generator.generate(prompts, k, sampling, seed, key), training)
+    if not isinstance(generator, Streaming):
+        return judge(task, problems, prompts, generator.generate(prompts, k, sampling, seed, key), training)
+    sampled: list[list[Completion]] = []
+    pending: list[Pending] = []
+    for batch in generator.stream(prompts, k, sampling, seed, key):
+        # judged while the next ones are sampled
+        pending.append(begin(task, problems[len(sampled) : len(sampled) + len(batch)], batch))
+        sampled += batch
+    return _judged(task, prompts, sampled, lambda: [v for wait in pending for v in wait()], training)
 
 
 def render(policy: Policy, problems: Sequence[Problem], new: int) -> list[Prompt]:
@@ -111,26 +119,79 @@ def judge(
 ) -> list[list[Rollout]]:
     """Return the completions of each problem with the task's verdict on each.
 
-    With `training` a completion that runs too long costs what the run's task asks for that.
+    With `training` verdicts are as the run's task wants them for that (`Posed.trained`).
     """
-    overlong = task.overlong if training and isinstance(task, Posed) else None
+    return _judged(task, prompts, sampled, begin(task, problems, sampled), training)
 
-    def verdict(problem: Problem, completion: Completion) -> Verdict:
-        with interrupts.deferred():  # a judge may catch whatever is raised in it, and go on
-            judged = task.verify(problem, completion.text)
-        return overlong.penalise(judged, completion) if overlong else judged
+
+def begin(task: Task, problems: Sequence[Problem], sampled: Sequence[Sequence[Completion]]) -> Pending:
+    """Begin to judge the completions of each problem; what is returned waits for the verdicts on all, in order."""
+    asked = [problem for problem, row in zip(problems, sampled, strict=True) for _ in row]
+    return task.begin(asked, [completion for row in sampled for completion in row])
+
+
+def _judged(
+    task: Task,
+    prompts: Sequence[Prompt],
+    sampled: Sequence[Sequence[Completion]],
+    pending: Pending,
+    training: bool,
+) -> list[list[Rollout]]:
+    own = task.trained if training and isinstance(task, Posed) else None
+    verdicts = iter(pending())
+
+    def rollout(prompt: Prompt, completion: Completion) -> Rollout:
+        verdict = next(verdicts)
+        return Rollout(prompt, completion, own(verdict, completion) if own else verdict)
 
     return [
-        [Rollout(prompt, completion, verdict(problem, completion)) for completion in completions]
-        for problem, prompt, completions in zip(problems, prompts, sampled, strict=True)
+        [rollout(prompt, completion) for completion in completions]
+        for prompt, completions in zip(prompts, sampled, strict=True)
     ]
 
 
-def form_groups(problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]], scale: Scale) -> list[Group]:
-    """Return the groups with their advantages; `batch` scaling takes the rewards given here as its batch."""
-    rewards = np.array([[rollout.verdict.reward for rollout in row] for row in rollouts])
-    advantages = group_advantages(rewards, scale)
+def form_groups(
+    problems: Sequence[Problem],
+    rollouts: Sequence[Sequence[Rollout]],
+    scale: Scale,
+    objectives: MultiObjective = "sum_then_normalize",
+) -> list[Group]:
+    """Return the groups with their advantages; what takes a batch takes the rewards given here.
+
+    A reward that does not apply to a rollout leaves its advantage to the others (`advantages.completed`).
+    """
+    verdicts = [[rollout.verdict for rollout in row] for row in rollouts]
+    if objectives == "normalize_then_sum":
+        names, values = _table(verdicts, lambda verdict: verdict.values or {"reward": verdict.reward})
+        weights = [[[(verdict.weights or {}).get(name, 1.0) for name in names] for verdict in row] for row in verdicts]
+        advantages = normalized_then_summed(values, np.array(weights))
+    else:
+        advantages = group_advantages(_sums(verdicts), scale)
     return [
-        Group(problem, tuple(row), tuple(values))
-        for problem, row, values in zip(problems, rollouts, advantages.tolist(), strict=True)
+        Group(problem, tuple(row), tuple(own))
+        for problem, row, own in zip(problems, rollouts, advantages.tolist(), strict=True)
     ]
+
+
+def _sums(verdicts: Sequence[Sequence[Verdict]]) -> NDArray[np.float64]:
+    """Return the rewards (G, K), with the group's mean of a part in the place of one that does not apply."""
+    rewards = np.array([[verdict.reward for verdict in row] for row in verdicts])
+    lacking = [g for g, row in enumerate(verdicts) if any(None in (v.values or {}).values() for v in row)]
+    if lacking:
+        _, parts = _table([verdicts[g] for g in lacking], _parts)
+        rewards[lacking] = completed(parts).sum(axis=2)
+    return rewards
+
+
+def _parts(verdict: Verdict) -> dict[str, float | None]:
+    return {**dict.fromkeys(verdict.values or {}), **verdict.parts}
+
+
+def _table(
+    verdicts: Sequence[Sequence[Verdict]], of: Callable[[Verdict], Mapping[str, float | None]]
+) -> tuple[list[str], NDArray[np.float64]]:
+    """Return the names of what verdicts hold, and its numbers (G, K, names): NaN where one has none."""
+    found = [[of(verdict) for verdict in row] for row in verdicts]
+    names = list(dict.fromkeys(name for row in found for each in row for name in each))
+    table = [[[each.get(name) for name in names] for each in row] for row in found]
+    return names, np.array(table, dtype=np.float64)

@@ -27,7 +27,8 @@ One turn of `run`, where each name without an underscore is a part (`parts.Parts
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from grpo_mlflow.algorithm.statistics import mean
@@ -106,6 +107,7 @@ class Trainer:
         """Sample rollouts with version `version` and update it to the next."""
         source, learner, processes = self._parts.source, self._parts.learner, self._parts.processes
         start, phases = time.perf_counter(), Phases()
+        self._parts.task.at(version, self._config.train.iterations)
         with phases.measure("generate"):
             collected = source.groups(version)
             source.begin(version + 1)
@@ -117,10 +119,11 @@ class Trainer:
             tokens, seconds = rollout_metrics.tokens(collected.sampled), time.perf_counter() - start
             self.progress, self._steps = self.progress.after_iteration(tokens, seconds), learner.step
             trained = metrics.pop("tokens_trained") or 0.0
-            metrics |= collected.metrics()
+            metrics |= collected.metrics() | self._judge_logged()
+            judging = self._judging()
             done = Iteration(version, collected, metrics, trained, phases.seconds, time.perf_counter() - start)
             if processes.is_first:
-                self._track(done)
+                self._track(done, judging)
             seen = observations.of_iteration(metrics, self._own_rollouts)
             watch = self.progress.watch.after_iteration(seen, version)
             self._tell(watch.news(self.progress.watch))
@@ -135,10 +138,13 @@ class Trainer:
 
     def _evaluate(self, version: int) -> None:
         parts, start = self._parts, time.perf_counter()
+        parts.task.at(version, self._config.train.iterations)
         found = self._baseline if version == 0 and self._baseline is not None else self._measure(version)
         seconds = time.perf_counter() - start
         with interrupts.deferred():
             evaluation.track(parts.tracker, found, version, seconds, self._config.tracking.samples)
+            if logged := self._judge_logged():
+                parts.tracker.metrics({f"eval/{name}": value for name, value in logged.items()}, version)
             evaluated = self.progress.after_evaluation(found, time.perf_counter() - start)
         if (hook := self._on_evaluation) is not None:
             parts.processes.decided(lambda: hook(evaluated, found))
@@ -229,9 +235,9 @@ class Trainer:
         for text in news:
             self._parts.console.warn(text)
 
-    def _track(self, done: Iteration) -> None:
+    def _track(self, done: Iteration, judging: Mapping[str, float]) -> None:
         parts = self._parts
-        perf = done.perf(self._generator_metrics(), self._meter)
+        perf = done.perf({**self._generator_metrics(), **judging}, self._meter)
         iteration.track(parts.tracker, done, perf, self._config.tracking.rollouts)
         parts.console.say(done.line())
         live = {"reward": f"{done.metrics['reward_mean']:.3f}"}
@@ -241,9 +247,25 @@ class Trainer:
 
     def _track_generators(self, version: int) -> None:
         """Log what the last evaluation's sampling met; that of the others stands with the iteration after."""
-        met = self._generator_metrics()
+        met = {**self._generator_metrics(), **self._judging()}
         if met:
             self._parts.tracker.metrics({f"perf/{name}": value for name, value in met.items()}, version)
+
+    def _judging(self) -> dict[str, float]:
+        """Return what judging has cost since the last call, in all processes."""
+        found: Counter[str] = Counter()
+        for figures in self._parts.processes.together([dict(self._parts.task.figures())]):
+            found.update(figures)
+        return dict(found)
+
+    def _judge_logged(self) -> dict[str, float]:
+        """Return the means of what reward functions have logged themselves since the last call, in all processes."""
+        sums: dict[str, tuple[float, int]] = {}
+        for logged in self._parts.processes.together([dict(self._parts.task.logged())]):
+            for name, (total, count) in logged.items():
+                before, number = sums.get(name, (0.0, 0))
+                sums[name] = before + total, number + count
+        return {f"logged_{name}": total / count for name, (total, count) in sums.items()}
 
     def _generator_metrics(self) -> dict[str, float]:
         """Return what the generators met since the last call, that of evaluations included."""

@@ -259,6 +259,7 @@ def test_a_config_cannot_be_changed() -> None:
         (["data.sat.difficulty=[0.1,0.2]"], "data.sat.difficulty"),
         (["data.task=sat", "data.arithmetic.digits=3"], "data.arithmetic.digits"),
         (["data.gsm8k.path=rows"], "data.gsm8k.path"),
+        (["data.rows.prompt=question"], "data.rows.prompt"),
         (["data.reasoning_gym={max_terms: 3}"], "data.reasoning_gym"),
         (["data.settings={length: 3}"], "data.settings"),
         (["data.mix={sat: 1}"], "data.mix"),

@@ -13,22 +13,23 @@ from grpo_mlflow.errors import ConfigError
 RESUME = (
     *("resume", "train.iterations", "eval.interval", "model.device", "model.ref_device", "checkpoint.", "tracking."),
     *("generation.base_url", "generation.sync_dir", "generation.server.", "eval.base_url"),
-    *("generation.timeout", "generation.retry_seconds"),
+    *("generation.timeout", "generation.retry_seconds", "data.reward_timeout"),
 )
 NOT_COMPARED = (
     *("search.", "tracking.", "checkpoint.", "resume", "model.device", "eval.base_url", "generation.base_url"),
     *("generation.server.", "generation.sync_dir", "generation.timeout", "generation.retry_seconds"),
+    "data.reward_timeout",
 )
 MEASURING = ("search.k", "search.objective", "search.objective_window", "search.cost")
 VARIES = ("seed", "model.", "generation.", "train.", "data.")
 SERVED = ("generation.base_url", "generation.server.")
 MEASURED = (
     *("model.chat_template", "data.task", "data.system_prompt", "data.mix", "data.arithmetic.", "data.sat."),
-    *("data.gsm8k.", "data.reasoning_gym", "data.settings"),
+    *("data.gsm8k.", "data.rows.", "data.reasoning_gym", "data.settings", "data.rewards", "data.success"),
 )
 SECRET = (
     *("generation.base_url", "generation.server.arguments", "eval.base_url", "tracking.uri", "search.storage"),
-    "data.settings",
+    *("data.settings", "data.rewards", "data.success"),
 )
 EVALUATION = (
     *(*MEASURED, "seed", "generation.backend", "generation.max_new_tokens", "generation.temperature"),
@@ -48,7 +49,14 @@ def test_every_setting_declares_every_trait() -> None:
     [
         ("resume", {key for key in KEYS if key.startswith(RESUME)}),
         ("compared", {key for key in KEYS if key in MEASURING or not key.startswith(NOT_COMPARED)}),
-        ("varies", {key for key in KEYS if key.startswith(VARIES) and not key.startswith((*MEASURED, *SERVED))}),
+        (
+            "varies",
+            {
+                key
+                for key in KEYS
+                if key.startswith(VARIES) and not key.startswith((*MEASURED, *SERVED, "data.reward_timeout"))
+            },
+        ),
         ("secret", set(SECRET)),
         ("evaluation", {key for key in KEYS if key.startswith(EVALUATION)}),
     ],

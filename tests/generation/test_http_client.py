@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from grpo_mlflow.errors import UserError
-from grpo_mlflow.generation.server.client import Client, Fault, Loop, Refusal
+from grpo_mlflow.runtime.http.client import Client, Fault, Loop, Refusal
 from tests.support.raw_server import RawServer
 
 OK = b"HTTP/1.1 200 OK\r\n"

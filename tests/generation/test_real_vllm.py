@@ -23,7 +23,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
 from grpo_mlflow.config import Config, LoraConfig, TinyConfig, resolve
 from grpo_mlflow.generation import Generator, Generators, Sampling
 from grpo_mlflow.generation.server.checksums import Comparison, WeightSums
-from grpo_mlflow.generation.server.client import Client, Loop
 from grpo_mlflow.generation.server.engine import Ask, Draw
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.vllm import VLLM
@@ -31,6 +30,7 @@ from grpo_mlflow.model import lora, tiny
 from grpo_mlflow.model import policy as policies
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runs.doctor import Doctor
+from grpo_mlflow.runtime.http.client import Client, Loop
 from tests.support.conformance import Conformance, ShapedConformance, ids_of, prompts
 from tests.support.paths import ROOT
 from tests.support.real_vllm import NEEDS_VLLM, server_settings

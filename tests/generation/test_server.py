@@ -18,9 +18,9 @@ from grpo_mlflow.config import resolve
 from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.generation import Generators, Sampling
-from grpo_mlflow.generation.server.client import Client, Fault, Loop, Refusal
-from grpo_mlflow.generation.server.retries import Retries
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime.http.client import Client, Fault, Loop, Refusal
+from grpo_mlflow.runtime.http.retries import Retries
 from tests.support.conformance import ids_of, prompts
 from tests.support.fake_server import DIALECTS, SAMPLE, FakeServer, Quirks
 from tests.support.fake_server import Fault as Scripted

@@ -20,10 +20,10 @@ import pytest
 from grpo_mlflow import runs
 from grpo_mlflow.config import Resolved, ServerConfig, resolve
 from grpo_mlflow.errors import ServerFailed, UserError
-from grpo_mlflow.generation.server.client import Fault
 from grpo_mlflow.generation.server.launch import launch
 from grpo_mlflow.generation.server.link import Link
 from grpo_mlflow.generation.server.process import ServerProcess
+from grpo_mlflow.runtime.http.client import Fault
 from tests.support.paths import ROOT
 from tests.support.small_runs import SMALL
 from tests.support.stub_server import stub

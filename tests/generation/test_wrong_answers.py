@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from grpo_mlflow.generation import Sampling
-from grpo_mlflow.generation.server.client import Fault
 from grpo_mlflow.generation.server.copies import copied
 from grpo_mlflow.generation.server.engine import Ask, draw_of
+from grpo_mlflow.runtime.http.client import Fault
 
 ASK = Ask((1, 2), 2, Sampling(8), 0, (0,))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,11 +17,14 @@ import torch
 from grpo_mlflow.cli import doctor as command
 from grpo_mlflow.config import resolve
 from grpo_mlflow.errors import ServerUnfit, UserError, one_line
+from grpo_mlflow.generation import Generator
 from grpo_mlflow.generation.server.engine import Remedies
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runs import samples
 from grpo_mlflow.runs.doctor import Check, Doctor, enough
-from grpo_mlflow.runs.server_checks import ServerCheckup, Trouble
-from grpo_mlflow.types import Prompt
+from grpo_mlflow.runs.server_checks import Caution, ServerCheckup, Trouble
+from grpo_mlflow.tasks import Task
+from grpo_mlflow.types import Completion, Problem, Prompt, Split, Verdict
 from tests.support.fake_server import DIALECTS, FakeServer, Quirks
 from tests.support.paths import ROOT
 from tests.support.small_runs import SMALL
@@ -241,3 +246,53 @@ def test_the_command_says_so_in_its_exit_code(small_model: Path, store: str) -> 
     bad = run("generation.backend=vllm_server", "generation.base_url=http://127.0.0.1:9")
     assert (bad.returncode, "remedy:" in bad.stdout) == (1, True)
     assert "Traceback" not in bad.stderr
+
+
+class Unreachable(Task):
+    """The answer that it gives itself is worth nothing."""
+
+    name = "unreachable"
+
+    def problem(self, split: Split, seed: int) -> Problem:
+        return Problem(f"unreachable/{split}/{seed}", seed, ({"role": "user", "content": f"{seed}?"},), {"n": seed})
+
+    def verify(self, problem: Problem, text: str) -> Verdict:
+        return Verdict(0.25, {"own": 0.25}, False, text or None)
+
+    def reference_answer(self, problem: Problem) -> str:
+        return "right"
+
+
+class Scripted:
+    """A generator that writes the same for every prompt."""
+
+    def generate(self, prompts: Sequence[Prompt], k: int, *sampling: object) -> list[list[Completion]]:
+        return [[Completion((1, 2), "wrong\n", (0.0, 0.0), "length", 0)] * k for _ in prompts]
+
+
+def rows_of(folder: Path) -> list[str]:
+    rows = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(20)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["data.task=rows", f"data.rows.path={folder / 'rows.jsonl'}", "data.num_train_seeds=8"]
+
+
+def test_three_problems_are_shown_with_their_rewards(shared_store: str, tmp_path: Path) -> None:
+    words = [*rows_of(tmp_path), "data.rows.prompt={question} Only the number."]
+    found = {check.name: check for check in examine(shared_store, tmp_path, *words)}
+    assert found["problems"].state == "ok"
+    lines = [" ".join(line.split()) for line in str(found["problems"]).splitlines()]
+    assert lines[0].startswith("ok problems rows: 20 distinct, 1")
+    assert sum(re.fullmatch(r"user 'What is \d+ \+ 1\? Only the number\.'", line) is not None for line in lines) == 3
+    assert sum(re.fullmatch(r"completion .* \(\d+ tokens(, cut off)?\)", line) is not None for line in lines) == 3
+    assert sum(re.fullmatch(r"rewards [01] \(exact [01]\), .*success", line) is not None for line in lines) == 3
+    assert sum(re.fullmatch(r"its answer '\d+': 1 \(exact 1\), success", line) is not None for line in lines) == 3
+
+
+def test_a_right_answer_that_is_no_success_is_a_warning(
+    policy: Policy,
+) -> None:
+    with pytest.raises(Caution) as caught:
+        samples.show(resolve("tiny", SMALL).config, Unreachable(), policy, cast(Generator, Scripted()))
+    assert "right answer of 3 of them is no success" in caught.value.remedy
+    assert "completion 'wrong\\n' (2 tokens, cut off)" in str(caught.value)
+    assert "its answer 'right': 0.25 (own 0.25), no success" in str(caught.value)

@@ -17,10 +17,9 @@ import pytest
 from grpo_mlflow import runs, tracking
 from grpo_mlflow.config import Resolved, parse_arguments, resolve
 from grpo_mlflow.errors import UserError
-from grpo_mlflow.model import tiny
 from grpo_mlflow.runs import stored
 from grpo_mlflow.runs.session import session
-from grpo_mlflow.runtime.files import scratch
+from grpo_mlflow.runtime.files import cache_root, scratch
 from grpo_mlflow.search import recovery
 from grpo_mlflow.search.study import RUN_ID
 from tests.support.signals import at_every_line
@@ -135,7 +134,7 @@ def test_a_model_that_was_half_made_is_removed_by_who_makes_the_next(
     os.utime(left, (0, 0))
     monkeypatch.setenv("GRPO_MLFLOW_CACHE", str(tmp_path))
     runs.warmup(small(f"sqlite:///{tmp_path}/mlflow.db", "model.tiny.steps=1"))
-    assert [path.name for path in tiny.cache_root().glob("tiny/.making-*")] == []
+    assert [path.name for path in cache_root().glob("tiny/.making-*")] == []
     assert small_model.exists()
 
 

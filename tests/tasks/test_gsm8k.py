@@ -13,7 +13,7 @@ import pytest
 from grpo_mlflow import tasks
 from grpo_mlflow.config import resolve
 from grpo_mlflow.errors import ConfigError, UserError
-from grpo_mlflow.tasks import Gsm8k
+from grpo_mlflow.tasks import Gsm8k, contents
 from grpo_mlflow.tasks.numbers import final_number, is_number
 from grpo_mlflow.types import Problem
 from tests.support.timing import quick
@@ -349,8 +349,9 @@ def test_rows_that_are_none_are_one_line(tmp_path: Path, name: str, content: str
 def test_seeds_beyond_the_rows_are_refused(folder: Path) -> None:
     words = ["data.task=gsm8k", f"data.gsm8k.path={folder}", "data.num_train_seeds=20", "data.problems_per_iteration=4"]
     assert tasks.of(resolve("tiny", [*words, "eval.num_ids=5"]).config).name == "gsm8k"
-    with pytest.raises(ConfigError, match=r"eval\.num_ids = 6: gsm8k has 5 evaluation rows; allowed: 2 to 5"):
-        tasks.of(resolve("tiny", [*words, "eval.num_ids=6"]).config)
+    more = resolve("tiny", [*words, "eval.num_ids=6"]).config
+    found, line = contents.evaluation_problems(tasks.of(more), more)
+    assert (len(found), line) == (5, "eval.num_ids = 6: 5 different problems; each counts once")
     with pytest.raises(ConfigError, match=r"data\.num_train_seeds = 21: gsm8k has 20 training rows"):
         tasks.of(resolve("tiny", [*words, "data.num_train_seeds=21"]).config)
 

@@ -101,3 +101,22 @@ def test_a_line_that_this_version_does_not_know_is_set_aside(shared_store: str, 
     assert mlflow.MlflowClient(shared_store).get_run(first.run_id).data.tags["after"] == "it"
     assert not (first.run_dir / "spool.jsonl").exists()
     assert json.loads((first.run_dir / "refused.jsonl").read_text()) == line
+
+
+def test_a_data_set_waits_and_is_one_however_often_it_is_sent(shared_store: str) -> None:
+    config = TrackingConfig(uri=shared_store)
+    first = tracking.start(config, "train")
+    line = ["data", "mine.jsonl", "0" * 32, "/home/me/mine.jsonl", "training", 38]
+    (first.run_dir / "spool.jsonl").write_text(f"{json.dumps(line)}\n" * 2)
+    tracker = tracking.start(config, "train", resume=first.run_id)
+    tracker.data("mine.jsonl", "0" * 32, "/home/me/mine.jsonl", "training", 38)
+    tracker.data("org/name", "1" * 32, "https://huggingface.co/datasets/org/name", "evaluation", 9)
+    tracker.finish("FINISHED")
+    inputs = tracking.connect(shared_store).get_run(first.run_id).inputs.dataset_inputs
+    found = {each.dataset.name: each for each in inputs}
+    assert len(inputs) == 2
+    own, hub = found["mine.jsonl"].dataset, found["org/name"].dataset
+    assert (own.source_type, json.loads(own.source)) == ("local", {"uri": "/home/me/mine.jsonl"})
+    assert (hub.source_type, json.loads(hub.source)) == ("http", {"url": "https://huggingface.co/datasets/org/name"})
+    assert json.loads(own.profile) == {"num_rows": 38}
+    assert [tag.value for tag in found["org/name"].tags] == ["evaluation"]

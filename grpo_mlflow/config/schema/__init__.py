@@ -5,7 +5,15 @@ a laptop. Fields are strict (the text "8" is not a number) and frozen.
 """
 
 from grpo_mlflow.config.schema.config import Config
-from grpo_mlflow.config.schema.data import TASK_NAMES, ArithmeticConfig, DataConfig, Gsm8kConfig, SatConfig, TaskName
+from grpo_mlflow.config.schema.data import (
+    TASK_NAMES,
+    ArithmeticConfig,
+    DataConfig,
+    Gsm8kConfig,
+    RowsConfig,
+    SatConfig,
+    TaskName,
+)
 from grpo_mlflow.config.schema.eval import EvalConfig
 from grpo_mlflow.config.schema.generation import Backend, GenerationConfig, ServerConfig, SyncName
 from grpo_mlflow.config.schema.model import LoraConfig, ModelConfig, TinyConfig
@@ -25,6 +33,7 @@ __all__ = [
     "Gsm8kConfig",
     "LoraConfig",
     "ModelConfig",
+    "RowsConfig",
     "SatConfig",
     "SearchConfig",
     "ServerConfig",

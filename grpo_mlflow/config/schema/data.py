@@ -31,8 +31,24 @@ class Gsm8kConfig(Section, resume=False, compared=True, varies=False, secret=Fal
     )
 
 
-TASK_NAMES = "'arithmetic' or 'sat', 'gsm8k', 'mix', reasoning_gym/NAME or python:MODULE:CLASS"
-_TASK_NAME = re.compile(rf"arithmetic|sat|gsm8k|mix|reasoning_gym/[a-z0-9_]+|{OWN}")
+class RowsConfig(Section, resume=False, compared=True, varies=False, secret=False, evaluation=True):
+    path: str | None = setting(
+        None, "rows to learn from: a file or folder (jsonl, json, csv, parquet), or a hub id such as openai/gsm8k:main"
+    )
+    eval_path: str | None = setting(
+        None, "rows to evaluate on; null: those of path whose file names say test or validation, else a part of all"
+    )
+    eval_share: Annotated[float, Field(gt=0, lt=1)] = setting(
+        0.2, "the part of the rows that is evaluated, where nothing else says which"
+    )
+    prompt: Annotated[str, Field(min_length=1)] = setting(
+        "prompt", "a column (texts, or lists of chat messages), or a template such as '{question} Think first.'"
+    )
+    answer: str | None = setting(None, "the column with the right answer; null: `answer`, if there is one")
+
+
+TASK_NAMES = "'arithmetic' or 'sat', 'gsm8k', 'rows', 'mix', reasoning_gym/NAME or python:MODULE:CLASS"
+_TASK_NAME = re.compile(rf"arithmetic|sat|gsm8k|rows|mix|reasoning_gym/[a-z0-9_]+|{OWN}")
 
 
 def _task_name(name: str) -> str:
@@ -70,9 +86,33 @@ class DataConfig(Section, resume=False, compared=True, varies=True, secret=False
     mix: dict[str, PositiveFloat] = setting(
         {}, "task = mix: names of tasks and their weights", varies=False, evaluation=True
     )
+    rewards: dict[str, JsonValue] = setting(
+        {},
+        "task = rows: rewards by name, each a weight or {use: NAME or python:MODULE:FUNCTION, weight: 1, OPTIONS} "
+        "(docs/rewards.md)",
+        varies=False,
+        secret=True,
+        evaluation=True,
+    )
+    success: str | dict[str, JsonValue] | None = setting(
+        None,
+        "the reward that pass@k counts: its name, or {name: NAME, at_least: 1}; null: the first",
+        varies=False,
+        secret=True,
+        evaluation=True,
+    )
+    reward_timeout: PositiveFloat = setting(
+        60.0,
+        "seconds that a reward function may take for a batch",
+        resume=True,
+        compared=False,
+        varies=False,
+        evaluation=False,
+    )
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     sat: SatConfig = SatConfig()
     gsm8k: Gsm8kConfig = Gsm8kConfig()
+    rows: RowsConfig = RowsConfig()
     reasoning_gym: dict[str, JsonValue] = setting(
         {}, "settings of the generator, as a mapping", varies=False, evaluation=True
     )

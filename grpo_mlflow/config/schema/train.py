@@ -34,6 +34,13 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     )
     loss_options: dict[str, JsonValue] = setting({}, "options of the loss's own, as a mapping")
     scale_rewards: names.Scale = setting("group", "what divides r - mean(group); leave_one_out: r - mean of the others")
+    reward_weights: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = setting(
+        {}, "weights of data.rewards in training, where they differ: evaluations keep those that are there"
+    )
+    multi_objective_aggregation: names.MultiObjective = setting(
+        "sum_then_normalize",
+        "several data.rewards: summed before they are normalised, or each normalised within its group first (GDPO)",
+    )
     surrogate: names.Surrogate = setting("clip", "how the ratio is bounded")
     ratio_level: names.RatioLevel = setting("token", "ratio per token, or per rollout (GSPO)")
     clip_low: Annotated[float, Field(ge=0, le=1)] = setting(0.2, "lower bound of the ratio is 1 - clip_low")

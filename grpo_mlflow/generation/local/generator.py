@@ -38,7 +38,12 @@ class LocalGenerator:
     def generate(
         self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
     ) -> list[list[Completion]]:
-        groups: list[list[Completion]] = []
+        return [group for groups in self.stream(prompts, k, sampling, seed, key) for group in groups]
+
+    def stream(
+        self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
+    ) -> Iterator[list[list[Completion]]]:
+        """Yield the completions of `batch_size` prompts at a time."""
         for start in range(0, len(prompts), self._batch_size):
             batch = prompts[start : start + self._batch_size]
             keys = ((*key, prompt.problem_id, j) for prompt in batch for j in range(k))
@@ -55,8 +60,7 @@ class LocalGenerator:
                 )
                 for (ids, logprobs), text in zip(rows, texts, strict=True)
             ]
-            groups += [completions[i * k : (i + 1) * k] for i in range(len(batch))]
-        return groups
+            yield [completions[i * k : (i + 1) * k] for i in range(len(batch))]
 
     @torch.no_grad()  # in inference mode autocast would cast the weights anew for every token
     def _sample(

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Sequence
 
 from grpo_mlflow.errors import ServerFailed
-from grpo_mlflow.generation.server.client import all_of
 from grpo_mlflow.generation.server.delivery import deliver
 from grpo_mlflow.generation.server.engine import Ask, Draw
 from grpo_mlflow.generation.server.link import Link
 from grpo_mlflow.generation.server.proof import Proof, WrongWeights
+from grpo_mlflow.runtime.http.client import all_of
 
 _ROUNDS = 5  # how often a batch is repeated because the weights were lost on the way
 log = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 from grpo_mlflow.generation.server import canary
-from grpo_mlflow.generation.server.client import Unfit
 from grpo_mlflow.generation.server.link import Link
 from grpo_mlflow.generation.server.proof import Proof, WrongWeights
+from grpo_mlflow.runtime.http.client import Unfit
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.server.checksums import WeightSums
-from grpo_mlflow.generation.server.client import Client, Fault, Refusal
+from grpo_mlflow.runtime.http.client import Client, Fault, Refusal
 from grpo_mlflow.types import FinishReason
 
 T = TypeVar("T")

@@ -11,12 +11,12 @@ from typing import TypeVar
 from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.server.checksums import WeightSums
-from grpo_mlflow.generation.server.client import Fault
 from grpo_mlflow.generation.server.copies import copied
 from grpo_mlflow.generation.server.engine import Ask, Draw, Engine, check, shaped
 from grpo_mlflow.generation.server.process import ServerProcess
-from grpo_mlflow.generation.server.retries import Retries
 from grpo_mlflow.generation.server.sync import Package
+from grpo_mlflow.runtime.http.client import Fault
+from grpo_mlflow.runtime.http.retries import Retries
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -21,7 +21,6 @@ from grpo_mlflow.errors import ServerFailed, ServerUnfit, redact
 from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.server import canary, pricing
 from grpo_mlflow.generation.server.batches import Batches
-from grpo_mlflow.generation.server.client import Loop, Refusal, Unfit
 from grpo_mlflow.generation.server.delivery import deliver
 from grpo_mlflow.generation.server.engine import Ask, Draw, Engine, Incapable, Remedies, shaped
 from grpo_mlflow.generation.server.link import Link
@@ -30,6 +29,7 @@ from grpo_mlflow.generation.server.proof import Proof, WrongWeights
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.generation.server.weights import WeightsFolder
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime.http.client import Loop, Refusal, Unfit
 
 T = TypeVar("T")
 _TEXT = "What is 12 + 34? (x1 OR NOT x2)\n<SOLUTION>01</SOLUTION> naïve 東京"

@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from grpo_mlflow.generation.server.client import Client, Fault, Refusal, Unfit
 from grpo_mlflow.generation.server.engine import (
     NO_SCORES,
     Ask,
@@ -28,6 +27,7 @@ from grpo_mlflow.generation.server.engine import (
     adapter_label,
     draw_of,
 )
+from grpo_mlflow.runtime.http.client import Client, Fault, Refusal, Unfit
 
 _LORA = (
     "it needs --enable-lora, --lora-target-modules all and a --max-lora-rank of model.lora.rank or more, and must see "

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mlflow.generation.server.checksums import TensorSum, WeightSums
-from grpo_mlflow.generation.server.client import Client, Fault, Refusal, Unfit
 from grpo_mlflow.generation.server.engine import (
     NO_SCORES,
     SERVERSIDE,
@@ -30,6 +29,7 @@ from grpo_mlflow.generation.server.engine import (
     adapter_label,
     draw_of,
 )
+from grpo_mlflow.runtime.http.client import Client, Fault, Refusal, Unfit
 
 _LORA = (
     "it needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a --max-lora-rank of model.lora.rank or more, and "

@@ -83,7 +83,10 @@ def open_recording(config: Config) -> Recording | None:
                 f"data.problems_per_iteration x data.rollouts_per_problem is {config.rollouts_per_iteration}"
             )
         return rollouts.form_groups(
-            [group.problem for group in groups], [group.rollouts for group in groups], config.train.scale_rewards
+            [group.problem for group in groups],
+            [group.rollouts for group in groups],
+            config.train.scale_rewards,
+            config.train.multi_objective_aggregation,
         )
 
     groups_of(wanted - 1)  # groups of another size are refused now rather than in an iteration

@@ -76,7 +76,8 @@ class Sampler:
 
     def form(self, problems: Sequence[Problem], judged: Sequence[Sequence[Rollout]]) -> list[Group]:
         """Return groups with their advantages; `batch` scaling takes the groups given here as its batch."""
-        return rollouts.form_groups(problems, judged, self._config.train.scale_rewards)
+        train = self._config.train
+        return rollouts.form_groups(problems, judged, train.scale_rewards, train.multi_objective_aggregation)
 
 
 def iteration_key(version: int) -> tuple[str | int, ...]:

@@ -15,11 +15,12 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from grpo_mlflow.errors import ServerFailed, redact
-from grpo_mlflow.generation.server.client import Fault
+from grpo_mlflow.runtime.http.client import Fault
 
 T = TypeVar("T")
 _FIRST, _LONGEST = 0.1, 10.0  # seconds
 _WARNING = 30.0  # seconds between two warnings
+_DOCTOR = "; `python -m entrypoints.doctor` with the same settings says what is wrong"
 _JITTER = random.Random()  # its own: the global generator may be somebody's
 log = logging.getLogger(__name__)
 
@@ -27,12 +28,14 @@ log = logging.getLogger(__name__)
 class Retries:
     """Asks again with exponential backoff and jitter until `seconds` have passed since the first failure of a request.
 
-    `server` is its address, for the warning. `count` is how often it asked again. Jitter keeps the concurrent requests
-    of a batch from coming back all at once.
+    `server` is its address, for the warning. `setting` is what `seconds` is set by, `hint` what the warning ends with.
+    `count` is how often it asked again. Jitter keeps the concurrent requests of a batch from coming back all at once.
     """
 
-    def __init__(self, server: str, seconds: float) -> None:
-        self._server, self._seconds = server, seconds
+    def __init__(
+        self, server: str, seconds: float, setting: str = "generation.retry_seconds", hint: str = _DOCTOR
+    ) -> None:
+        self._server, self._seconds, self._setting, self._hint = server, seconds, setting, hint
         self._warn_at = 0.0
         self.count = 0
 
@@ -55,14 +58,13 @@ class Retries:
                 wait = max(fault.wait, pause * _JITTER.uniform(0.5, 1.5))
                 left = failed_at + self._seconds - now
                 if left <= 0:
-                    spent = f" for {self._seconds:g} s (generation.retry_seconds)" if self._seconds else ""
+                    spent = f" for {self._seconds:g} s ({self._setting})" if self._seconds else ""
                     raise ServerFailed(f"{what} failed{spent}: {fault}") from fault
                 if pause == _FIRST and now >= self._warn_at:  # all requests of a batch fail at once
                     self._warn_at = now + _WARNING
                     log.warning(
-                        "the server at %s: %s: %s; asking again for %g s (generation.retry_seconds); "
-                        "`python -m entrypoints.doctor` with the same settings says what is wrong",
-                        *(redact(self._server), what, fault, self._seconds),
+                        "the server at %s: %s: %s; asking again for %g s (%s)%s",
+                        *(redact(self._server), what, fault, self._seconds, self._setting, self._hint),
                     )
                 self.count += 1
                 await asyncio.sleep(min(wait, left))

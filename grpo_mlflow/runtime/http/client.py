@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from grpo_mlflow.errors import one_line, redact
-from grpo_mlflow.generation.server.connection import open_client, proxy_of
+from grpo_mlflow.runtime.http.connection import open_client, proxy_of
 
 T = TypeVar("T")
 _MAY_PASS = (408, 409, 425, 429)
@@ -52,17 +52,18 @@ class Unfit(Refusal):
 class Client:
     """Talks to the server at `base_url` (with or without a trailing /v1); use it inside one event loop.
 
-    `timeout` is how long a request may take, from its connection to the last byte of its answer, in seconds.
+    `timeout` is how long a request may take, from its connection to the last byte of its answer, in seconds. `key` is
+    what it is sent as its key; None: OPENAI_API_KEY of the environment.
 
     Raises:
         UserError: the key or the proxy in the environment cannot be used.
     """
 
-    def __init__(self, base_url: str, timeout: float) -> None:
+    def __init__(self, base_url: str, timeout: float, key: str | None = None) -> None:
         self.root = base_url.rstrip("/").removesuffix("/v1")
         self._timeout, proxy = timeout, proxy_of(self.root)
         self._through = f" (through the proxy {proxy})" if proxy else ""
-        self._sdk = open_client(self.root, timeout)
+        self._sdk = open_client(self.root, timeout, key)
 
     async def get(self, path: str) -> Any:
         """Return the JSON answer.

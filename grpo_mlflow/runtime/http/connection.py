@@ -17,8 +17,8 @@ _REDIRECTS = 3  # a gateway's http to https, and one more; each costs a round tr
 _KEY = "OPENAI_API_KEY"
 
 
-def open_client(root: str, timeout: float) -> openai.AsyncOpenAI:
-    """Return a client for the server at `root`, without retries of its own.
+def open_client(root: str, timeout: float, key: str | None = None) -> openai.AsyncOpenAI:
+    """Return a client for the server at `root`, without retries of its own; `key` None: that of the environment.
 
     Raises:
         UserError: the key or the proxy in the environment cannot be used.
@@ -34,7 +34,9 @@ def open_client(root: str, timeout: float) -> openai.AsyncOpenAI:
     except Exception as error:  # whatever the library says of an address in HTTP_PROXY and its like
         shown = proxy_of(root) or "the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY)"
         raise UserError(f"the proxy in {shown} cannot be used: {one_line(error)}; allowed: http://HOST:PORT") from error
-    return openai.AsyncOpenAI(base_url=f"{root}/v1", api_key=_key(), max_retries=0, timeout=patience, http_client=http)
+    return openai.AsyncOpenAI(
+        base_url=f"{root}/v1", api_key=_key(key), max_retries=0, timeout=patience, http_client=http
+    )
 
 
 def proxy_of(root: str) -> str | None:
@@ -56,13 +58,15 @@ def _is_this_machine(host: str) -> bool:
     return number.is_loopback or number.is_unspecified
 
 
-def _key() -> str:
+def _key(given: str | None) -> str:
     """Return the key that servers are sent, or a word that no server takes for one.
 
     Raises:
         UserError: a header cannot hold it. Sent anyway, it would fail with each request, and be shown.
     """
-    key = os.environ.get(_KEY, "").strip()  # a key read from a file ends with a line break
+    # a key read from a file ends with a line break
+    key = (os.environ.get(_KEY, "") if given is None else given).strip()
     if not (key.isascii() and key.isprintable()):
-        raise UserError(f"{_KEY}: cannot be sent in an HTTP header; allowed: printable ASCII characters in one line")
+        name = _KEY if given is None else "api_key"
+        raise UserError(f"{name}: cannot be sent in an HTTP header; allowed: printable ASCII characters in one line")
     return key or "none"
