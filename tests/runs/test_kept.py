@@ -81,13 +81,14 @@ def test_upload_leaves_alone_what_a_living_process_writes(
     Memory.away = EVERYTHING
     tracker = tracking.start(small(store, *SHORT).config.tracking, "train")
     tracker.text("a.json", "{}")
+    tracker.finish("FAILED")
     other = {**owners.me(), "pid": os.getppid(), "started": psutil.Process(os.getppid()).create_time()}
     client = mlflow.MlflowClient(store)
     client.set_tag(tracker.run_id, "grpo.owner", json.dumps(other))
     Memory.away = None
     with pytest.raises(UserError, match="1 runs still wait"):
         upload.main([f"tracking.uri={store}"])
-    assert f"1 wait: run {tracker.run_id}: process {os.getppid()} on " in capsys.readouterr().out
+    assert f"3 wait: run {tracker.run_id}: process {os.getppid()} on " in capsys.readouterr().out
     assert Memory.files == {}
     (home / "outputs" / tracker.run_id).rename(home / "outputs" / ("0" * 32))  # of a run of another store
     with pytest.raises(UserError, match="1 runs still wait"):

@@ -270,7 +270,9 @@ ACCIDENTS: dict[str, Accident] = {
     "config [1]": Accident(changed("trainer/config.yaml", b"[1]"), ("config.yaml",), 2),
     "config no text": Accident(changed("trainer/config.yaml", b"\xff\xfe"), ("config.yaml",), 2),
     "config empty": Accident(changed("trainer/config.yaml", b""), ("config.yaml",), 2),
-    "config unknown key": Accident(changed("trainer/config.yaml", b"train: {nothing: 1}"), ("train.nothing",), 2),
+    "config unknown key": Accident(
+        changed("trainer/config.yaml", b"{train: {nothing: 1}, generation: {backend: local}}"), ("train.nothing",), 2
+    ),
     "ahead no groups": Accident(changed("trainer/ahead.jsonl", b'{"x": 1}\n'), ("ahead.jsonl",), 2),
     "manifest {}": Accident(changed("manifest.json", b"{}", sealed=False), ("manifest.json",), 2),
     "manifest [1]": Accident(changed("manifest.json", b"[1]", sealed=False), ("manifest.json",), 2),
