@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 

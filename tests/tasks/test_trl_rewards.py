@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 from tests.support.rewarded import problem, rewards_of, values
 
 FILES = ROOT / "tests" / "support" / "reward_files"
-_ = None
+NA: float | None = None  # does not apply
 PLAIN: list[tuple[Problem, list[str]]] = [
     (problem("1 + 1 =", answer="2", level=1), ["2", " 2 ", "two", "3"]),
     (problem("7 * 8 =", answer="56", level=None), ["56", "", "15", "56 "]),
@@ -40,7 +40,7 @@ TRL: list[tuple[str, list[tuple[Problem, list[str]]], dict[str, list[float | Non
         {
             "right": [1, 1, 0, 0, 1, 0, 0, 1, 1, 1, 0, 0],
             "short": [0.2, 0.4, 0.4, 0.2, 0.3, 0.1, 0.3, 0.4, 0.2, 0.2, 0.2, 0.3],
-            "digits": [1, 1, 0, 1, _, _, _, _, _, _, _, _],
+            "digits": [1, 1, 0, 1, NA, NA, NA, NA, NA, NA, NA, NA],
         },
     ),
     (
@@ -48,8 +48,8 @@ TRL: list[tuple[str, list[tuple[Problem, list[str]]], dict[str, list[float | Non
         PLAIN,
         {
             "near": [1, 0.5, 0.5, 1, 1, 0.5, 1, 0.6666667, 1, 1, 1, 0.6666667],
-            "even": [0, 0, 0, 0, 1, _, 1, 0, 0, 0, 0, 1],
-            "same": [0.0833333] * 8 + [0.1666667] * 2 + [0.0833333] * 2,
+            "even": [0, 0, 0, 0, 1, NA, 1, 0, 0, 0, 0, 1],
+            "same": [*[0.0833333] * 8, *[0.1666667] * 2, *[0.0833333] * 2],
         },
     ),
     (
@@ -57,21 +57,21 @@ TRL: list[tuple[str, list[tuple[Problem, list[str]]], dict[str, list[float | Non
         CHAT,
         {
             "polite": [1, 0, 0, 1, 0, 1, 0, 1],
-            "matches": [0.5, 0, 0, 0.5, _, _, _, _],
+            "matches": [0.5, 0, 0, 0.5, NA, NA, NA, NA],
             "asked": [1, 0, 0, 1, 0, 1, 0, 1],
         },
     ),
 ]
 
 
-@pytest.mark.parametrize(("file", "rows", "expected"), TRL, ids=[file for file, _, _ in TRL])
+@pytest.mark.parametrize(("file", "rows", "expected"), TRL, ids=[file for file, NA, _ in TRL])
 def test_a_file_in_trls_form_gives_what_trl_gives(
     file: str, rows: list[tuple[Problem, list[str]]], expected: dict[str, list[float | None]]
 ) -> None:
     named: dict[str, Any] = {f"python:{FILES / file}.py:{name}": 1.0 for name in expected}
     made = rewards_of(named)
     problems = [each for each, texts in rows for _ in texts]
-    texts = [text for _, texts in rows for text in texts]
+    texts = [text for NA, texts in rows for text in texts]
     found = made.begin(problems, texts, [range(len(text) + 1) for text in texts])()
     for name, wanted in expected.items():
         given = values(found, name)
@@ -79,7 +79,8 @@ def test_a_file_in_trls_form_gives_what_trl_gives(
         numbers = [value for value in given if value is not None]
         assert numbers == pytest.approx([value for value in wanted if value is not None], abs=1e-6)
     if file == "plain":
-        assert made.logged() == {"tokens": (pytest.approx(2.6666667), 1)}
+        ((name, (total, count)),) = made.logged().items()
+        assert (name, round(total, 5), count) == ("tokens", 2.66667, 1)
 
 
 def test_a_module_is_found_where_python_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:

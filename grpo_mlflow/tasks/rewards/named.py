@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from concurrent.futures import wait as futures_wait
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -27,6 +28,7 @@ from grpo_mlflow.types import Problem, Verdict
 
 T = TypeVar("T")
 Values = list[float | None]
+_GRACE = 5.0  # seconds
 _ISOLATED = {"math": "mathematics", "regex": "regex", "json_schema": "json_schema"}
 _ISOLATED_FILE = str(Path(__file__).with_name("isolated.py"))
 _PACKAGES = {"math": ("math_verify", "math-verify"), "json_schema": ("jsonschema", "jsonschema")}
@@ -104,7 +106,9 @@ class Rewards:
                     values |= found.values
                     self._log(found.metrics)
                 values |= {name: _result(future, blame) for name, future in futures.items()}
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, Exception):  # what a judge is about to answer is not asked again by a resumed run
+                    futures_wait(futures.values(), timeout=_GRACE)
                 for given in called:
                     given.cancel()
                 for future in futures.values():
