@@ -151,7 +151,8 @@ class Cases:
 
     def _struck_at_random(self, folder: Path, point: Point, draws: random.Random, record: Record) -> int:
         """Kill the work after a random time, and return the process."""
-        seconds = self.measured(point.work, resumed=False).seconds * draws.uniform(0.3, 0.95)
+        share = (0.1, 0.5) if point.work == "study" else (0.3, 0.95)  # of a study, while trials run
+        seconds = self.measured(point.work, resumed=False).seconds * draws.uniform(*share)
         pid = processes.fork(folder, "0.log", lambda: works.begin(point.work))
         record.codes.append(processes.wait(pid, (seconds, signal.SIGKILL)))
         return pid
