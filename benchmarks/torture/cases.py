@@ -74,7 +74,8 @@ class Cases:
         if ended != 0:
             self._go_on(folder, point, record)
         found = processes.answer(folder, lambda: history.read(folder, self.address))
-        record.wrong += found["wrong"] + processes.mistakes(folder)
+        record.said = processes.errors(folder)
+        record.wrong += found["wrong"] + processes.mistakes(record.said)
         expected = self.measured(point.work, resumed=False).history
         for part in ("runs", "study"):
             record.differences += history.differences(expected[part], found[part], part)
