@@ -74,7 +74,8 @@ class Cases:
         if ended != 0:
             self._go_on(folder, point, record)
         found = processes.answer(folder, lambda: history.read(folder, self.address))
-        record.wrong += found["wrong"] + processes.mistakes(folder)
+        record.said = processes.errors(folder)
+        record.wrong += found["wrong"] + processes.mistakes(record.said)
         expected = self.measured(point.work, resumed=False).history
         for part in ("runs", "study"):
             record.differences += history.differences(expected[part], found[part], part)
@@ -151,7 +152,8 @@ class Cases:
 
     def _struck_at_random(self, folder: Path, point: Point, draws: random.Random, record: Record) -> int:
         """Kill the work after a random time, and return the process."""
-        seconds = self.measured(point.work, resumed=False).seconds * draws.uniform(0.3, 0.95)
+        share = (0.1, 0.5) if point.work == "study" else (0.3, 0.95)  # of a study, while trials run
+        seconds = self.measured(point.work, resumed=False).seconds * draws.uniform(*share)
         pid = processes.fork(folder, "0.log", lambda: works.begin(point.work))
         record.codes.append(processes.wait(pid, (seconds, signal.SIGKILL)))
         return pid

@@ -124,7 +124,8 @@ def run(cases: Cases, number: int, outage: Outage) -> Record:
     finally:
         server.end()
     found = processes.answer(folder, lambda: history.read(folder, cases.address))
-    record.wrong += found["wrong"] + processes.mistakes(folder)
+    record.said = processes.errors(folder)
+    record.wrong += found["wrong"] + processes.mistakes(record.said)
     for part in ("runs", "study"):
         record.differences += history.differences(expected.history[part], found[part], part)
     record.seconds = round(time.monotonic() - began, 2)

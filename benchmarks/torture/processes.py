@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,16 @@ def alive(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
-def mistakes(folder: Path) -> list[str]:
-    """Return what the processes of a case have said of errors that they did not expect."""
-    logs = sorted(folder.glob("*.log"))
-    return [line for log in logs for line in log.read_text(errors="replace").splitlines() if MISTAKE in line]
+def errors(folder: Path) -> list[str]:
+    """Return the errors that the processes of a case have ended with, in order."""
+    logs = sorted(folder.glob("*.log"), key=lambda log: log.stat().st_mtime)
+    lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+    return [line for line in lines if line.startswith("error: ")]
+
+
+def mistakes(said: Sequence[str]) -> list[str]:
+    """Return those errors that nobody had expected."""
+    return [line for line in said if MISTAKE in line]
 
 
 def answer(folder: Path, call: Callable[[], Any]) -> Any:
