@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
