@@ -249,7 +249,10 @@ NOT_RUN: dict[str, tuple[str, Callable[[Command, World], None]]] = {
     ),
     r"(sbatch|kubectl|docker) .*": ("needs a cluster", check_ours_inside),
 }
-NO_SETTINGS = {"train.log10_lr"}  # a parameter that runs log beside their settings
+NO_SETTINGS = {
+    "train.log10_lr",  # a parameter that runs log beside their settings
+    "train.reward_weights.brief",  # an entry of a mapping
+}
 COMMANDS = every_command()
 SERVER = re.compile(r"(\S+/)?python3? -m (vllm|sglang)\.")
 

@@ -1,6 +1,6 @@
 """Where completions come from."""
 
-from grpo_mlflow.generation.base import Begun, Generator, Overlapping, Sampling, Streaming, training_sampling
+from grpo_mlflow.generation.base import Begun, Generator, Overlapping, Sampling, Streaming, Telling, training_sampling
 from grpo_mlflow.generation.factory import Generators
 from grpo_mlflow.generation.local.generator import LocalGenerator
 
@@ -12,5 +12,6 @@ __all__ = [
     "Overlapping",
     "Sampling",
     "Streaming",
+    "Telling",
     "training_sampling",
 ]

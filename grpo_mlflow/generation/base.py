@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from grpo_mlflow.config import GenerationConfig
 from grpo_mlflow.types import Completion, Prompt
+
+Drawn = Callable[[int, Sequence[tuple[tuple[int, ...], str]]], None]
+"""Is told the number of a prompt, and the token ids and the text of each of its completions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,27 @@ class Streaming(Protocol):
         self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
     ) -> Iterator[list[list[Completion]]]:
         """Yield what `Generator.generate` would return in parts, in the order of the prompts."""
+        ...
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A generator that tells what it has drawn for a prompt while it draws for others."""
+
+    def tell(
+        self,
+        prompts: Sequence[Prompt],
+        k: int,
+        sampling: Sampling,
+        seed: int,
+        key: tuple[str | int, ...],
+        *,
+        drawn: Drawn,
+    ) -> list[list[Completion]]:
+        """Return what `Generator.generate` would, and call `drawn` in another thread as soon as a prompt is done.
+
+        What it tells may be drawn again: then it tells the prompt again.
+        """
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from grpo_mlflow import seeding
 from grpo_mlflow.algorithm.advantages import completed, group_advantages, normalized_then_summed
 from grpo_mlflow.algorithm.names import MultiObjective, Scale
 from grpo_mlflow.errors import PromptTooLong, TextUntried, UserError
-from grpo_mlflow.generation import Generator, Sampling, Streaming
+from grpo_mlflow.generation import Generator, Sampling, Streaming, Telling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.tasks import Pending, Posed, Task
 from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout, Verdict
@@ -51,15 +52,42 @@ def collect(
         PromptTooLong: the model has too few positions for one of them.
     """
     prompts = render(policy, problems, sampling.max_new_tokens)
-    if not isinstance(generator, Streaming):
-        return judge(task, problems, prompts, generator.generate(prompts, k, sampling, seed, key), training)
-    sampled: list[list[Completion]] = []
-    pending: list[Pending] = []
-    for batch in generator.stream(prompts, k, sampling, seed, key):
-        # judged while the next ones are sampled
-        pending.append(begin(task, problems[len(sampled) : len(sampled) + len(batch)], batch))
-        sampled += batch
-    return _judged(task, prompts, sampled, lambda: [v for wait in pending for v in wait()], training)
+    sampled, pending = _drawn(task, problems, generator, prompts, k, sampling, seed, key)
+    return _judged(task, prompts, sampled, lambda: [verdict for wait in pending for verdict in wait()], training)
+
+
+def _drawn(
+    task: Task,
+    problems: Sequence[Problem],
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    *asked: Any,
+) -> tuple[list[list[Completion]], list[Pending]]:
+    """Return completions, and what waits for their verdicts: judged while others are sampled, if the generator can."""
+    if isinstance(generator, Streaming):
+        sampled: list[list[Completion]] = []
+        pending: list[Pending] = []
+        for batch in generator.stream(prompts, *asked):
+            pending.append(begin(task, problems[len(sampled) : len(sampled) + len(batch)], batch))
+            sampled += batch
+        return sampled, pending
+    if not isinstance(generator, Telling):
+        sampled = generator.generate(prompts, *asked)
+        return sampled, [begin(task, problems, sampled)]
+    begun: dict[int, tuple[list[str], Pending]] = {}
+
+    def drawn(place: int, found: Sequence[tuple[tuple[int, ...], str]]) -> None:
+        # nothing but the text and its tokens is looked at, and only the text decides a verdict
+        row = [Completion(ids, text, (), "stop", 0) for ids, text in found]
+        begun[place] = [each.text for each in row], begin(task, [problems[place]], [row])
+
+    sampled = generator.tell(prompts, *asked, drawn=drawn)
+    pending = []
+    for place, (problem, row) in enumerate(zip(problems, sampled, strict=True)):
+        texts, wait = begun.get(place, (None, None))
+        is_same = wait is not None and texts == [completion.text for completion in row]  # else it was drawn again
+        pending.append(wait if wait is not None and is_same else begin(task, [problem], [row]))
+    return sampled, pending
 
 
 def render(policy: Policy, problems: Sequence[Problem], new: int) -> list[Prompt]:

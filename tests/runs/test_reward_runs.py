@@ -16,8 +16,8 @@ from grpo_mlflow.config import Resolved, resolve
 from grpo_mlflow.errors import ServerFailed, UserError
 from grpo_mlflow.training import rollout_files
 from tests.support import ranks
-from tests.support.fake_judge import FakeJudge
-from tests.support.fake_server import FakeServer
+from tests.support.fake_judge import FakeJudge, by_length
+from tests.support.fake_server import SAMPLE, FakeServer
 from tests.support.small_runs import SMALL, curves, newest, resume, same
 from tests.support.small_studies import STUDY, search
 
@@ -205,6 +205,20 @@ def test_a_server_samples_what_is_judged(words: list[str], small_model: Path, sh
         finished = runs.train(resolved(words, *own, f"generation.async_rollouts={ahead}", "data.resample_rounds=1"))
     assert finished.progress.iteration == 3
     assert len(metric(shared_store, finished.run_id, "train/reward_near")) == 3
+
+
+def test_a_judge_is_asked_while_a_server_samples(words: list[str], small_model: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def answer(body: dict[str, Any]) -> str:
+        seen.append(server.requests[SAMPLE["vllm"]])
+        return by_length(body)
+
+    with FakeServer("vllm", small_model) as server, FakeJudge(answer) as fake:
+        own = ["generation.backend=vllm_server", f"generation.base_url={server.url}", "generation.batch_size=1"]
+        short = ["eval.enabled=false", "train.iterations=1", "train.lr_warmup_steps=0"]
+        runs.train(resolved(words, judged(tmp_path, fake), *own, *short))
+        assert seen[0] < server.requests[SAMPLE["vllm"]]
 
 
 def test_rows_with_rewards_are_part_of_a_mix(words: list[str], shared_store: str) -> None:

@@ -150,6 +150,36 @@ def test_a_part_is_judged_while_the_next_is_sampled(policy: Policy) -> None:
     ]
 
 
+class Tells(InParts):
+    """Tells the completions of each prompt in the order of `told`, and those of prompt 1 wrongly at first."""
+
+    def __init__(self, events: list[str], told: Sequence[int]) -> None:
+        super().__init__(events)
+        self._told = told
+
+    stream = None  # type: ignore[assignment]
+
+    def tell(self, prompts: Sequence[Prompt], k: int, *asked: object, drawn: Any) -> list[list[Completion]]:
+        for place in self._told:
+            self._events.append(f"told {place}")
+            drawn(place, [((1, 2), f"{prompts[place].problem_id} {j}{'?' * (place == 1)}") for j in range(k)])
+        texts = [[f"{prompt.problem_id} {j}" for j in range(k)] for prompt in prompts]
+        return [[Completion((1, 2), text, (0.0, 0.0), "stop", 0) for text in each] for each in texts]
+
+
+def test_what_a_server_tells_is_judged_while_it_samples_others_and_again_if_it_was_drawn_again(policy: Policy) -> None:
+    events: list[str] = []
+    task = InBackground(events)
+    problems = [task.problem("train", n) for n in range(3)]
+    generator = Tells(events, [2, 1])
+    found = collect(task, policy, generator, problems, k=2, sampling=Sampling(4), seed=0, key=("train", 0))
+    # neither what was drawn again nor what was not told was judged before
+    assert events == ["told 2", "begun 2", "told 1", "begun 2", "begun 2", "begun 2", *["waited"] * 3]
+    assert [[rollout.verdict.parsed for rollout in row] for row in found] == [
+        [f"numbered/{n} {j}" for j in range(2)] for n in range(3)
+    ]
+
+
 class Batched(Numbered):
     """Judges in batches, as `gives` says."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.generation.server.delivery import deliver
@@ -14,6 +14,7 @@ from grpo_mlflow.generation.server.proof import Proof, WrongWeights
 from grpo_mlflow.runtime.http.client import all_of
 
 _ROUNDS = 5  # how often a batch is repeated because the weights were lost on the way
+Told = Callable[[int, Sequence[Draw]], None]
 log = logging.getLogger(__name__)
 
 
@@ -24,8 +25,11 @@ class Batches:
         self._link, self._proof = link, proof
         self.redraws = 0
 
-    async def sample(self, asks: Sequence[Ask], at_once: int) -> list[list[Draw]]:
+    async def sample(self, asks: Sequence[Ask], at_once: int, told: Told | None = None) -> list[list[Draw]]:
         """Return the draws in the order of `asks`, with `at_once` prompts in flight.
+
+        `told` is called with the number of an ask and its draws as soon as they are there; of a batch that is drawn
+        again, again.
 
         Raises:
             WrongWeights: the server, which is sent no weights, does not serve those that it should.
@@ -33,7 +37,7 @@ class Batches:
         """
         for _ in range(_ROUNDS):
             loads = self._link.loads
-            found = await self._draw(asks, at_once)
+            found = await self._draw(asks, at_once, told)
             try:
                 await self._proof.prove_still()
             except WrongWeights as wrong:
@@ -49,11 +53,14 @@ class Batches:
             "its own weights into it"
         )
 
-    async def _draw(self, asks: Sequence[Ask], at_once: int) -> list[list[Draw]]:
+    async def _draw(self, asks: Sequence[Ask], at_once: int, told: Told | None) -> list[list[Draw]]:
         slots = asyncio.Semaphore(at_once)
 
-        async def draw(ask: Ask) -> list[Draw]:
+        async def draw(place: int, ask: Ask) -> list[Draw]:
             async with slots:
-                return await self._link.ask("sampling", lambda: self._link.complete(ask))
+                draws = await self._link.ask("sampling", lambda: self._link.complete(ask))
+            if told is not None:
+                told(place, draws)
+            return draws
 
-        return await all_of([draw(ask) for ask in asks])
+        return await all_of([draw(place, ask) for place, ask in enumerate(asks)])

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from grpo_mlflow import seeding
 from grpo_mlflow.errors import ServerFailed
-from grpo_mlflow.generation.base import Sampling
+from grpo_mlflow.generation.base import Drawn, Sampling
+from grpo_mlflow.generation.server.batches import Told
 from grpo_mlflow.generation.server.copies import copied
 from grpo_mlflow.generation.server.engine import Ask, Draw
 from grpo_mlflow.generation.server.policy_server import PolicyServer
@@ -69,10 +70,40 @@ class ServerGenerator:
     ) -> list[list[Completion]]:
         return self.begin(prompts, k, sampling, seed, key).result()
 
+    def tell(
+        self,
+        prompts: Sequence[Prompt],
+        k: int,
+        sampling: Sampling,
+        seed: int,
+        key: tuple[str | int, ...],
+        *,
+        drawn: Drawn,
+    ) -> list[list[Completion]]:
+        """Sample as `generate` does, and tell what is drawn for each prompt."""
+
+        def told(place: int, draws: Sequence[Draw]) -> None:
+            ids = [draw.token_ids for draw in draws]
+            drawn(place, list(zip(ids, self._policy.decode(ids), strict=True)))
+
+        return self._begin(prompts, k, sampling, seed, key, told=told).result()
+
     def begin(
         self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
     ) -> _Begun:
         """Begin to sample as `generate` would, with the weights that the server has now."""
+        return self._begin(prompts, k, sampling, seed, key)
+
+    def _begin(
+        self,
+        prompts: Sequence[Prompt],
+        k: int,
+        sampling: Sampling,
+        seed: int,
+        key: tuple[str | int, ...],
+        *,
+        told: Told | None = None,
+    ) -> _Begun:
         asks = tuple(
             Ask(
                 token_ids=prompt.token_ids,
@@ -85,7 +116,7 @@ class ServerGenerator:
             for prompt in prompts
         )
         assert self.server.version is not None, "sync first"
-        return _Begun(self, asks, self.server.version, self.server.start(asks, self._batch_size))
+        return _Begun(self, asks, self.server.version, self.server.start(asks, self._batch_size, told))
 
     def completions(self, ask: Ask, draws: Sequence[Draw], version: int) -> list[Completion]:
         """Return one prompt's draws as completions, with text decoded from the token ids.

@@ -20,7 +20,7 @@ from grpo_mlflow.config import GenerationConfig
 from grpo_mlflow.errors import ServerFailed, ServerUnfit, redact
 from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.server import canary, pricing
-from grpo_mlflow.generation.server.batches import Batches
+from grpo_mlflow.generation.server.batches import Batches, Told
 from grpo_mlflow.generation.server.delivery import deliver
 from grpo_mlflow.generation.server.engine import Ask, Draw, Engine, Incapable, Remedies, shaped
 from grpo_mlflow.generation.server.link import Link
@@ -180,9 +180,12 @@ class PolicyServer:
             return f"The run starts it with this command, which generation.server.* change{choice}: {command}"
         return f"Start it again with this command{choice}: {command}"
 
-    def start(self, asks: Sequence[Ask], at_once: int) -> Future[list[list[Draw]]]:
-        """Begin to sample, `at_once` prompts in flight; the future holds the draws in the order of `asks`."""
-        return self._loop.start(self._with_address(lambda: self._batches.sample(asks, at_once)))
+    def start(self, asks: Sequence[Ask], at_once: int, told: Told | None = None) -> Future[list[list[Draw]]]:
+        """Begin to sample, `at_once` prompts in flight; the future holds the draws in the order of `asks`.
+
+        `told` is as in `Batches.sample`, and called in another thread.
+        """
+        return self._loop.start(self._with_address(lambda: self._batches.sample(asks, at_once, told)))
 
     def metrics(self) -> dict[str, float]:
         """Return what happened since the last call."""
