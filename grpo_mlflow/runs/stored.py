@@ -212,8 +212,7 @@ def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Store
 
 def _require_same_rows(resume: str, tags: Mapping[str, str], config: Config) -> None:
     """Raise UserError if the run began with other rows: its seeds would name other problems."""
-    known, found = tags.get(data_sets.TAG), data_sets.digests(config)
-    if known is not None and known != found:
+    if data_sets.changed(config, tags):
         raise UserError(
             f"resume = {resume!r}: its rows have changed since it began; allowed: the rows as they were, or a new run, "
             "which may begin with model.train_id=CHECKPOINT"

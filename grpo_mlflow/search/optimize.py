@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow import runs, tasks, tracking
-from grpo_mlflow.config import Resolved
+from grpo_mlflow.config import Config, Resolved
 from grpo_mlflow.config.schema import SearchConfig
 from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.runs import models
@@ -30,7 +30,7 @@ from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.trials import Search
 from grpo_mlflow.search.workers import Workers
-from grpo_mlflow.tasks import contents
+from grpo_mlflow.tasks import contents, data_sets
 from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import evaluation
 
@@ -53,6 +53,7 @@ def optimize(resolved: Resolved, space: Space, storage: BaseStorage, command: Se
     queue = studies.Queue(study, storage, resolved.config, space)
     while (right := rights.take(storage, search.study_name)) is None:
         if (parent := rights.parent_of(storage, search.study_name)) is not None:
+            _require_same_rows(resolved.config, parent)
             console.say(f"joining study {search.study_name}; the command that leads it will end it")
             baseline = _shared_baseline(resolved, parent)
             with interrupts.handled():
@@ -80,6 +81,7 @@ def _lead(
         )
     if known:
         tracking.require_free(config.tracking.uri, known)
+        _require_same_rows(config, known)
     with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
         study.set_user_attr(_PARENT, tracker.run_id)
         if champion.model_name(search.study_name) != search.study_name:
@@ -112,6 +114,15 @@ def _lead(
         console.say(f"files     {tracker.run_dir / 'study'}")
         _require_result(trials, search, finalists)
     return finalists
+
+
+def _require_same_rows(config: Config, parent: str) -> None:
+    """Raise UserError if the study began with other rows: its trials could not be compared with further ones."""
+    if data_sets.changed(config, tracking.find_run(tracking.connect(config.tracking.uri), parent).data.tags):
+        raise UserError(
+            f"study {config.search.study_name!r}: its rows have changed since it began; allowed: the rows as they "
+            "were, or another search.study_name"
+        )
 
 
 def _require_result(trials: Sequence[FrozenTrial], search: SearchConfig, finalists: Sequence[Finalist]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,17 @@ def digests(config: Config) -> str | None:
     """
     found = [each.digest for table in tables(config) for each in table.data_sets]
     return " ".join(found) or None
+
+
+def changed(config: Config, tags: Mapping[str, str]) -> bool:
+    """Return whether a run with these tags began with other rows than a config has now.
+
+    Raises:
+        ConfigError: as `tables`.
+        UserError: as `tables`.
+    """
+    known = tags.get(TAG)
+    return known is not None and known != digests(config)
 
 
 def _table(name: str, found: splits.Splits[Any], path: str, eval_path: str) -> Table:

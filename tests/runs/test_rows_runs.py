@@ -120,3 +120,7 @@ def test_a_study_over_rows(words: list[str], shared_store: str, tmp_path: Path) 
     experiment = client.get_experiment_by_name("grpo").experiment_id
     [parent] = client.search_runs([experiment], "tags.`grpo.kind` = 'optimize'")
     assert len(parent.inputs.dataset_inputs) == 2
+    changed = (tmp_path / "test.jsonl").read_text().replace('"answer": "', '"answer": "0')
+    (tmp_path / "test.jsonl").write_text(changed)
+    with pytest.raises(UserError, match=r"^study 'grpo': its rows have changed since it began"):
+        search(resolved(words, *STUDY, *own, "search.n_trials=2", "search.sampler=grid"))
