@@ -77,7 +77,7 @@ def test_upload_sends_what_runs_below_a_folder_have_kept(
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(interrupts.Interrupted(15), "KILLED"), (KeyboardInterrupt(), "KILLED"), (OSError(), "FAILED")],
+    [(interrupts.Interrupted(15), "KILLED"), (KeyboardInterrupt(), "KILLED"), (RuntimeError(), "FAILED")],
 )
 def test_upload_brings_the_status_of_a_run_that_ended_while_its_writes_waited(
     error: BaseException, status: str, home: Path, store: str
