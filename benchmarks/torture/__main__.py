@@ -1,6 +1,6 @@
 """Does anything get lost when a run or a study is killed? Does any input end in a traceback?
 
-    python -m benchmarks.torture                       # 84 kills, three at each point, and five outages of a minute
+    python -m benchmarks.torture                       # 84 kills, three at each point, and six outages of a minute
     python -m benchmarks.torture --cases 500           # goes on where the last call has ended
     python -m benchmarks.torture --only 'study: registration' --cases 20 --outages 0
     python -m benchmarks.torture --cases 0 --outages 0 --mutations 20000 --texts 100000 --long 10000
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=84, help="how many further cases")
     parser.add_argument("--seed", type=int, default=0, help="draws the moments and signals")
     parser.add_argument("--only", default="", help="points whose names match this expression")
-    parser.add_argument("--outages", type=int, default=5, help="how many outages of MLflow afterwards")
+    parser.add_argument("--outages", type=int, default=6, help="how many outages of MLflow afterwards")
     parser.add_argument("--mutations", type=int, default=0, help="how many command lines and config files afterwards")
     parser.add_argument("--texts", type=int, default=0, help="how many hostile texts afterwards, over all tasks")
     parser.add_argument("--long", type=int, default=0, help="a run of so many iterations with stub phases afterwards")

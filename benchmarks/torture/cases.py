@@ -66,11 +66,12 @@ class Cases:
         killed = self._struck_at_random(folder, point, draws, record) if point.resumed else 0
         self._strike(folder, point, draws, number_of_signal, record)
         ended = record.codes[-1]
-        self._check_end(folder, record, killed)
+        own = self._check_end(folder, record, killed)
         if ended == 0 or draws.random() < 0.5:
             self._send(folder, record)
-            if ended in _ENDED:
-                record.wrong += [f"after upload: {line}" for line in self._running(folder, killed)]
+            runs = self._statuses(folder, killed)
+            left = [name for run_id, name, status in runs if run_id in own and status == "RUNNING"]
+            record.wrong += [f"after upload: {name} is RUNNING" for name in left]
         if ended != 0:
             self._go_on(folder, point, record)
         found = processes.answer(folder, lambda: history.read(folder, self.address))
@@ -180,22 +181,29 @@ class Cases:
         record.codes.append(code)
         record.struck = mark.exists() or code != 0
 
-    def _check_end(self, folder: Path, record: Record, killed: int) -> None:
-        """Who ends by a signal that it can handle ends its run as well; nobody ends in a traceback, or not at all."""
+    def _check_end(self, folder: Path, record: Record, killed: int) -> set[str]:
+        """Look at how the process that was struck has ended; return the runs that it had, if it could end them.
+
+        Nobody ends in a traceback, or not at all. Who ends other than by SIGKILL gives each of its runs a status, in
+        the store or behind what waits for it, and says what sends that.
+        """
         if record.codes[-1] == processes.TRACEBACK:
             record.wrong.append("ended in a traceback")
         if record.codes[-1] == -signal.SIGALRM:
             record.wrong.append("hung")
-        if record.codes[-1] in _ENDED:
-            record.wrong += [f"ended with {record.codes[-1]}: {line}" for line in self._running(folder, killed)]
-            if any(folder.rglob("spool.jsonl")) and "entrypoints.upload" not in (folder / "1.log").read_text():
-                record.wrong.append(f"ended with {record.codes[-1]} without a word on what sends the rest")
+        if record.codes[-1] not in _ENDED:
+            return set()
+        waiting, runs = _waiting(folder), self._statuses(folder, killed)
+        for run_id, name, status in runs:
+            if status == "RUNNING" and not waiting.get(run_id):
+                record.wrong.append(f"ended with {record.codes[-1]}: {name} is left RUNNING")
+        left = any(run_id in waiting for run_id, _, _ in runs)
+        if left and "entrypoints.upload" not in (folder / "1.log").read_text():
+            record.wrong.append(f"ended with {record.codes[-1]} without a word on what sends the rest")
+        return {run_id for run_id, _, _ in runs}
 
-    def _running(self, folder: Path, killed: int) -> list[str]:
-        """Return which runs are left RUNNING, but for those whose last status waits for the store."""
-        waits = {path.parent.name for path in folder.rglob("spool.jsonl") if _has_status(path)}
-        waits |= {path.parent.parent.name for path in folder.rglob("artifacts/spool.jsonl") if _has_status(path)}
-        found: list[str] = processes.answer(folder, partial(history.running, waits, killed))
+    def _statuses(self, folder: Path, killed: int) -> list[tuple[str, str, str]]:
+        found: list[tuple[str, str, str]] = processes.answer(folder, partial(history.statuses, killed))
         return found
 
     def _send(self, folder: Path, record: Record) -> None:
@@ -219,8 +227,13 @@ class Cases:
         record.wrong.append("it could not be gone on with")
 
 
-def _has_status(spool: Path) -> bool:
-    return any(line.startswith('["status"') for line in spool.read_text().splitlines())
+def _waiting(folder: Path) -> dict[str, bool]:
+    """Return of each run, by its id, that has kept something whether its last status is among that."""
+    found = {}
+    for path in folder.rglob("spool.jsonl"):
+        home = path.parent.parent if path.parent.name == "artifacts" else path.parent
+        found[home.name] = any(line.startswith('["status"') for line in path.read_text().splitlines())
+    return found
 
 
 def _upload() -> None:

@@ -7,7 +7,7 @@ import json
 import re
 import urllib.request
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +50,16 @@ def read(folder: Path, address: str) -> dict[str, Any]:
     return {"runs": found, "wrong": wrong, "study": _study(client, runs) if (folder / "optuna.db").exists() else {}}
 
 
-def running(but: Collection[str], killed: int) -> list[str]:
-    """Return a line for each run in the store of this folder that shows as running.
+def statuses(killed: int) -> list[tuple[str, str, str]]:
+    """Return id, name and status of each run in the store of this folder.
 
     Args:
-        but: the ids of those that may: their status waits.
-        killed: a process that could not end its runs; those that nobody has taken since may, too.
+        killed: a process that could not end its runs; those that nobody has taken since are left out.
     """
     client = tracking.connect(_URI)
     experiments = [each.experiment_id for each in client.search_experiments()]
-    runs = client.search_runs(experiments, "attributes.status = 'RUNNING'")
-    left = [run for run in runs if run.info.run_id not in but and _owner(run) != killed]
-    return [f"{_name(run)} is left RUNNING" for run in left]
+    runs = [run for run in client.search_runs(experiments) if _owner(run) != killed]
+    return [(run.info.run_id, _name(run), run.info.status) for run in runs]
 
 
 def _owner(run: Run) -> int:

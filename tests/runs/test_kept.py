@@ -17,7 +17,7 @@ from grpo_mlflow import runs, tracking
 from grpo_mlflow.algorithm.statistics import rate_interval
 from grpo_mlflow.cli import upload
 from grpo_mlflow.errors import ConfigError, StoreAway, UserError
-from grpo_mlflow.runtime import owners
+from grpo_mlflow.runtime import interrupts, owners
 from grpo_mlflow.search import champion
 from grpo_mlflow.search.confirm import Finalist, Model
 from grpo_mlflow.training.checkpoint import name_of
@@ -73,6 +73,24 @@ def test_upload_sends_what_runs_below_a_folder_have_kept(
     assert [step for step, _ in found["train/loss_total"]] == [0, 1]
     assert [step for step, _ in found["eval/pass_at_1"]] == [0, 2]
     upload.main([f"tracking.uri={store}"])  # nothing is left to do
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(interrupts.Interrupted(15), "KILLED"), (KeyboardInterrupt(), "KILLED"), (RuntimeError(), "FAILED")],
+)
+def test_upload_brings_the_status_of_a_run_that_ended_while_its_writes_waited(
+    error: BaseException, status: str, home: Path, store: str
+) -> None:
+    Memory.away = EVERYTHING
+    with pytest.raises(type(error)), runs.session(small(store, *SHORT), "train") as (_, tracker, _):
+        raise error
+    client = mlflow.MlflowClient(store)
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+    Memory.away = None
+    upload.main(["--folder", str(tracker.run_dir), f"tracking.uri={store}"])
+    assert client.get_run(tracker.run_id).info.status == status
+    assert not list(home.rglob("spool.jsonl"))
 
 
 def test_upload_leaves_alone_what_a_living_process_writes(
