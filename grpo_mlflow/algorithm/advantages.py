@@ -20,8 +20,12 @@ from grpo_mlflow.algorithm.names import Scale
 EPS = 1e-4
 
 
-def group_advantages(rewards: NDArray[np.float64], scale: Scale) -> NDArray[np.float64]:
+def group_advantages(
+    rewards: NDArray[np.float64], scale: Scale, scored: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
     """Turn rewards (G, K) into advantages (G, K).
+
+    Rollouts that are not `scored` (G, K; None: all are) are in no mean, no std and no K, and their advantage is 0.
 
     Raises:
         ValueError: a group has fewer than two rollouts, or a reward is not finite.
@@ -31,6 +35,8 @@ def group_advantages(rewards: NDArray[np.float64], scale: Scale) -> NDArray[np.f
         raise ValueError(f"rewards must be (groups, K >= 2), got {rewards.shape}")
     if not np.isfinite(rewards).all():
         raise ValueError("rewards must be finite")
+    if scored is not None and not scored.all():
+        return _of_scored(rewards, scale, scored)
     flat = rewards.max(axis=1) == rewards.min(axis=1)
     centred: NDArray[np.float64] = rewards - rewards.mean(axis=1, keepdims=True)
     centred[flat] = 0.0
@@ -43,6 +49,17 @@ def group_advantages(rewards: NDArray[np.float64], scale: Scale) -> NDArray[np.f
     else:
         centred /= rewards.std(ddof=1) + EPS
     return centred
+
+
+def _of_scored(rewards: NDArray[np.float64], scale: Scale, scored: NDArray[np.bool_]) -> NDArray[np.float64]:
+    found = np.zeros_like(rewards)
+    per_group: Scale = "none" if scale == "batch" else scale
+    for own, row, known in zip(found, rewards, scored, strict=True):
+        if known.sum() > 1:
+            own[known] = group_advantages(row[None, known], per_group)[0]
+    if scale == "batch" and found.any():
+        found /= rewards[scored].std(ddof=1) + EPS
+    return found
 
 
 def completed(parts: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -84,13 +84,16 @@ class Functions:
     Args:
         names: the name of a function for each reward.
         options: keyword arguments of each that has some.
+        each: whether they are called for one sample at a time, each with its own time limit.
 
     Raises:
         NotLoaded: the module cannot be imported, or lacks one of them.
     """
 
-    def __init__(self, module: str, names: Mapping[str, str], options: Mapping[str, Mapping[str, Any]]) -> None:
-        self._first = {"module": module, "names": dict(names), "options": dict(options), "path": _path()}
+    def __init__(
+        self, module: str, names: Mapping[str, str], options: Mapping[str, Mapping[str, Any]], *, each: bool = False
+    ) -> None:
+        self._first = {"module": module, "names": dict(names), "options": dict(options), "path": _path(), "each": each}
         self._child = _Child()
         self._end = weakref.finalize(self, self._child.close)
         self.lines = _start(self._child, self._first)
@@ -107,16 +110,18 @@ class Functions:
 _known: deque[tuple[object, Functions]] = deque(maxlen=4)
 
 
-def functions(module: str, names: Mapping[str, str], options: Mapping[str, Mapping[str, Any]]) -> Functions:
+def functions(
+    module: str, names: Mapping[str, str], options: Mapping[str, Mapping[str, Any]], *, each: bool = False
+) -> Functions:
     """Return the functions, in the process that has them already where nothing has changed since it was started."""
     stamp = None
     with suppress(OSError):
         stamp = Path(module).expanduser().stat().st_mtime_ns
-    key = (module, dict(names), dict(options), _path(), stamp, dict(os.environ))
+    key = (module, dict(names), dict(options), each, _path(), stamp, dict(os.environ))
     for known, found in _known:
         if known == key:
             return found
-    made = Functions(module, names, options)
+    made = Functions(module, names, options, each=each)
     _known.append((key, made))
     return made
 
@@ -178,16 +183,20 @@ def _judged(
                 raise FunctionFailed(names[0], str(error)) from None
         assert child.connection is not None
         waiting = [name for name in names if name not in values]
-        began = waiting[0]
+        began, failing = waiting[0], None
         try:
             child.connection.send({"keywords": batch.keywords, "state": batch.state, "names": waiting})
             while waiting:
                 if not child.connection.poll(batch.timeout):
+                    if failing is not None:
+                        raise failing
                     break
                 answer = child.connection.recv()
                 began = answer["name"]
+                if "failing" in answer:
+                    failing = _failure(began, answer["failing"], lines)
                 if "wrong" in answer:
-                    raise FunctionFailed(began, answer["wrong"], answer["place"], answer["line"] or lines[began])
+                    raise _failure(began, answer, lines)
                 if "values" in answer:
                     values[began] = answer["values"]
                     metrics += answer["metrics"]
@@ -205,6 +214,10 @@ def _judged(
             what = f"does not end within {batch.timeout:g} s (data.reward_timeout), {_TRIES} times"
             raise FunctionFailed(began, what, None, lines[began])
     raise AssertionError("unreachable")
+
+
+def _failure(name: str, answer: Mapping[str, Any], lines: Mapping[str, str]) -> FunctionFailed:
+    return FunctionFailed(name, answer["wrong"], answer["place"], answer["line"] or lines[name])
 
 
 def _how(child: _Child) -> str:

@@ -16,6 +16,7 @@ import importlib.util
 import inspect
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -45,7 +46,7 @@ def main() -> None:
         first = connection.recv()
         sys.path[:] = first["path"]
         try:
-            functions = Functions(first["module"], first["names"], first["options"], connection)
+            functions = Functions(first["module"], first["names"], first["options"], connection, each=first["each"])
         except BaseException as error:  # whatever the user's module does when it is imported
             connection.send(failure(error))
             return
@@ -53,16 +54,25 @@ def main() -> None:
         while True:
             functions.judge(connection.recv())
     except EOFError:  # the run has ended
-        return
+        end()
 
 
 class Functions:
-    """Functions of one module by the names of their rewards, and where each stands (`FILE, line N`)."""
+    """Functions of one module by the names of their rewards, and where each stands (`FILE, line N`).
+
+    With `each`, they are called for one sample at a time, and the time limit is that of one.
+    """
 
     def __init__(
-        self, module: str, names: Mapping[str, str], options: Mapping[str, Mapping[str, Any]], connection: Connection
+        self,
+        module: str,
+        names: Mapping[str, str],
+        options: Mapping[str, Mapping[str, Any]],
+        connection: Connection,
+        *,
+        each: bool,
     ) -> None:
-        loaded, self._connection = load(module), connection
+        loaded, self._connection, self._each = load(module), connection, each
         self._functions: dict[str, Callable[..., Any]] = {}
         self.lines: dict[str, str] = {}
         for name, attribute in names.items():
@@ -104,13 +114,21 @@ class Functions:
     def _called(self, name: str, keywords: Mapping[str, Any], count: int) -> list[float | None]:
         function = self._functions[name]
         _require_fit(function, keywords)
+        if self._each and count > 1:
+            found = []
+            for place in range(count):
+                found += self._called(name, _sample(keywords, count, place), 1)
+                self._connection.send({"name": name, "began": True})
+            return found
         try:
             return numbers(function(**keywords), count)
         except Wrong:
             raise
         except BaseException as error:
-            place = 0 if count == 1 else _culprit(function, keywords, count)
-            raise Blamed(place) from error
+            if count == 1:
+                raise Blamed(0) from error
+            self._connection.send({"name": name, "failing": failure(error)})  # looking for the sample may take too long
+            raise Blamed(_culprit(function, keywords, count)) from error
 
     async def _awaited(self, name: str, keywords: Mapping[str, Any], count: int, own: Logged) -> list[float | None]:
         _require_fit(self._functions[name], keywords)
@@ -158,16 +176,21 @@ def _require_fit(function: Callable[..., Any], keywords: Mapping[str, Any]) -> N
 
 def _culprit(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) -> int | None:
     """Return the number of the first sample that the function raises something for when it is alone."""
-    lists = {key for key, value in keywords.items() if isinstance(value, list) and len(value) == count}
     until = time.monotonic() + 5.0
     for place in range(count):
         if time.monotonic() > until:
             return None
         try:
-            function(**{key: [value[place]] if key in lists else value for key, value in keywords.items()})
+            function(**_sample(keywords, count, place))
         except BaseException:
             return place
     return None
+
+
+def _sample(keywords: Mapping[str, Any], count: int, place: int) -> dict[str, Any]:
+    """Return the keywords of one sample out of `count`."""
+    lists = {key for key, value in keywords.items() if isinstance(value, list) and len(value) == count}
+    return {key: [value[place]] if key in lists else value for key, value in keywords.items()}
 
 
 def numbers(given: Any, count: int) -> list[float | None]:
@@ -267,7 +290,12 @@ def _end_with(parent: int) -> None:
     """End this process when its parent has ended, whatever it is doing."""
     while os.getppid() == parent:
         time.sleep(1.0)
-    os._exit(1)
+    end()
+
+
+def end() -> None:
+    """End this process, and those that functions have started: it leads a group of its own."""
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,15 @@ class Overlong:
         return replace(found, values={**verdict.values, "overlong": penalty}, weights=weights)
 
 
+def weighed(verdict: Verdict, weights: Mapping[str, float]) -> Verdict:
+    """Return a verdict whose rewards by name have these weights; those that are not named keep theirs."""
+    if not weights or verdict.values is None:
+        return verdict
+    known = {**(verdict.weights or {}), **{name: each for name, each in weights.items() if name in verdict.values}}
+    parts = {name: known[name] * value for name, value in verdict.values.items() if value is not None}
+    return replace(verdict, reward=math.fsum(parts.values()), parts=parts, weights=known)
+
+
 class Posed(Wrapped):
     """`task` with another system prompt (None: as it is), and what training alone applies.
 
@@ -52,10 +61,7 @@ class Posed(Wrapped):
 
     def trained(self, verdict: Verdict, completion: Completion) -> Verdict:
         """Return the verdict as training takes it."""
-        if self._weights and verdict.values is not None:
-            weights = {**(verdict.weights or {}), **{n: w for n, w in self._weights.items() if n in verdict.values}}
-            parts = {name: weights[name] * value for name, value in verdict.values.items() if value is not None}
-            verdict = replace(verdict, reward=math.fsum(parts.values()), parts=parts, weights=weights)
+        verdict = weighed(verdict, self._weights)
         return self._overlong.penalise(verdict, completion) if self._overlong else verdict
 
     def problem(self, split: Split, seed: int) -> Problem:

@@ -6,7 +6,7 @@ its first rows would be one of a single kind. So as many seeds as rows, whatever
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -20,7 +20,12 @@ from grpo_mlflow.tasks.tables.fields import ANSWER, Form, Unfit, as_text
 from grpo_mlflow.types import Completion, Problem, Split, Verdict
 
 PATH, EVAL_PATH = "data.rows.path", "data.rows.eval_path"
+_LOOKED_AT = 1000  # rows that tell which columns there are
 _INNER = "data"  # where the files of a data set of the hub lie
+_NO_ANSWER = (
+    f"{ANSWER} = null: {{}}: there is no column 'answer', and data.rewards is empty, so nothing says what is right; "
+    f"there are: {{}}; allowed: {ANSWER}=COLUMN, or data.rewards that need no answer"
+)
 SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
@@ -32,6 +37,8 @@ class Rewards(Protocol):
     def judge(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]: ...
 
     def begin(self, problems: Sequence[Problem], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Pending: ...
+
+    def require_fit(self, columns: Collection[str], *, answers: bool) -> None: ...
 
     def at(self, iteration: int, iterations: int) -> None: ...
 
@@ -50,6 +57,9 @@ class Exact:
 
     def begin(self, problems: Sequence[Problem], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Pending:
         return lambda: self.judge(problems, texts)
+
+    def require_fit(self, columns: Collection[str], *, answers: bool) -> None:
+        return None  # that all rows have answers is seen when they are read
 
     def at(self, iteration: int, iterations: int) -> None: ...
 
@@ -72,25 +82,18 @@ class Rows(Task):
     name = "rows"
 
     def __init__(self, settings: RowsConfig, rewards: Rewards | None = None) -> None:
-        self.table = load(settings)
+        self.table, unanswered = _read(settings)
+        if rewards is None and unanswered is not None:
+            raise ConfigError(unanswered)
         self._form = Form(settings.prompt, settings.answer)
-        if rewards is None:
-            self._require_answers(settings)
         self._rewards = rewards or Exact()
+        first = [records.unpack(row) for row in self.table.rows["train"][:_LOOKED_AT]]
+        columns = dict.fromkeys(name for row in first for name in row)
+        self._rewards.require_fit([*columns], answers=any(self._form.answer(row) is not None for row in first))
         self.reward_range = self._rewards.reward_range
         self._orders = {
             split: seeding.stream(0, self.name, split).permutation(len(self.table.rows[split])) for split in SPLITS
         }
-
-    def _require_answers(self, settings: RowsConfig) -> None:
-        """Raise ConfigError where nothing says what is right; all rows have answers, or none."""
-        row = records.unpack(self.table.rows["train"][0])
-        if self._form.answer(row) is None:
-            raise ConfigError(
-                f"{ANSWER} = null: {settings.path}: there is no column 'answer', and data.rewards is empty, so nothing "
-                f"says what is right; there are: {', '.join(row)}; allowed: {ANSWER}=COLUMN, or data.rewards that need "
-                "no answer"
-            )
 
     def problem(self, split: Split, seed: int) -> Problem:
         order = self._orders[split]
@@ -137,12 +140,17 @@ def load(settings: RowsConfig) -> splits.Splits[bytes]:
         ConfigError: there are no such rows.
         UserError: the hub gives none.
     """
+    return _read(settings)[0]
+
+
+def _read(settings: RowsConfig) -> tuple[splits.Splits[bytes], str | None]:
+    """Return what `load` does, and a line about the first row without an answer, if there is one."""
     stamps = tuple(places.stamp(path, _INNER) for path in (settings.path, settings.eval_path) if path)
     return _loaded(settings, stamps)
 
 
 @lru_cache(maxsize=2)
-def _loaded(settings: RowsConfig, stamps: tuple[object, ...]) -> splits.Splits[bytes]:
+def _loaded(settings: RowsConfig, stamps: tuple[object, ...]) -> tuple[splits.Splits[bytes], str | None]:
     if settings.path is None:
         raise ConfigError(
             f"{PATH} = null: data.task = 'rows' needs rows; allowed: a file, a folder or a hub id (ORG/NAME)"
@@ -157,14 +165,16 @@ def _loaded(settings: RowsConfig, stamps: tuple[object, ...]) -> splits.Splits[b
         eval_path=settings.eval_path,
         share=settings.eval_share,
     )
-    return splits.load(source, _Parse(Form(settings.prompt, settings.answer)))
+    parse = _Parse(Form(settings.prompt, settings.answer))
+    return splits.load(source, parse), parse.unanswered
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Parse:
-    """Makes of a record what is compared and kept of it."""
+    """Makes of a record what is compared and kept of it; `unanswered` is a line about the first one without answer."""
 
     form: Form
+    unanswered: str | None = None
 
     def __call__(self, record: Any, where: str) -> splits.Asked[bytes]:
         """Return the question, the answer, and the record as JSON; raise ConfigError where it is none to ask."""
@@ -177,6 +187,8 @@ class _Parse:
             raise ConfigError(f"{error.start}: {file}: {error.what}") from None
         except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"{where}: cannot be kept: {error}") from None
+        if answer is None and self.unanswered is None:
+            self.unanswered = _NO_ANSWER.format(where.partition(": ")[2], ", ".join(record))
         question = messages[0]["content"] if len(messages) == 1 else "\n".join(map(_line, messages))
         return splits.Asked(question, repr(answer), packed)
 

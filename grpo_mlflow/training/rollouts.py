@@ -194,7 +194,8 @@ def form_groups(
         weights = [[[(verdict.weights or {}).get(name, 1.0) for name in names] for verdict in row] for row in verdicts]
         advantages = normalized_then_summed(values, np.array(weights))
     else:
-        advantages = group_advantages(_sums(verdicts), scale)
+        scored = np.array([[_is_scored(verdict) for verdict in row] for row in verdicts])
+        advantages = group_advantages(_sums(verdicts), scale, scored)
     return [
         Group(problem, tuple(row), tuple(own))
         for problem, row, own in zip(problems, rollouts, advantages.tolist(), strict=True)
@@ -209,6 +210,11 @@ def _sums(verdicts: Sequence[Sequence[Verdict]]) -> NDArray[np.float64]:
         _, parts = _table([verdicts[g] for g in lacking], _parts)
         rewards[lacking] = completed(parts).sum(axis=2)
     return rewards
+
+
+def _is_scored(verdict: Verdict) -> bool:
+    """Return whether any reward applies to a completion; a penalty of training alone is none."""
+    return verdict.values is None or any(value is not None for value in verdict.values.values())
 
 
 def _parts(verdict: Verdict) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from grpo_mlflow.algorithm.advantages import completed, group_advantages, normalized_then_summed
+from grpo_mlflow.algorithm.names import Scale
 
 NAN = math.nan
 EXAMPLE = np.array([[[0.0, 1.0], [1.0, NAN], [2.0, 1.0], [3.0, NAN]]])
@@ -39,6 +40,20 @@ def test_a_part_that_some_have_counts_against_the_mean_of_those_alone() -> None:
     found = group_advantages(completed(parts).sum(axis=2), "none")
     # by the first reward 1/3, 1/3, -2/3; by the second 2, -2, 0
     np.testing.assert_allclose(found, [[7 / 3, -5 / 3, -2 / 3]], rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none", "leave_one_out"])
+def test_rollouts_that_nothing_applies_to_are_in_no_statistic(scale: Scale) -> None:
+    rewards, scored = np.array([[0.0, 7.0, 1.0, 7.0], [3.0, 7.0, 2.0, 7.0]]), np.array([[True, False] * 2] * 2)
+    found = group_advantages(rewards, scale, scored)
+    np.testing.assert_array_equal(found[:, 1::2], 0.0)
+    np.testing.assert_allclose(found[:, ::2], group_advantages(rewards[:, ::2], scale), rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none", "leave_one_out"])
+def test_a_rollout_that_alone_is_scored_has_nothing_to_compare_with(scale: Scale) -> None:
+    scored = np.array([[True, False], [False, False]])
+    assert not group_advantages(np.array([[1.0, 0.0], [0.0, 0.0]]), scale, scored).any()
 
 
 def test_what_applies_to_none_of_a_group_is_no_signal() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from grpo_mlflow.config import resolve
@@ -272,7 +275,76 @@ def test_a_column_of_a_name_that_functions_get_otherwise_is_refused(tmp_path: Pa
     (tmp_path / "any.py").write_text("def f(completions, **k): return [1.0] * len(completions)")
     made = rewards_of({f"python:{tmp_path}/any.py:f": 1})
     with pytest.raises(ConfigError, match="the rows have a column completions, which functions get otherwise"):
-        made.judge([problem(completions="x")], ["a"])
+        made.require_fit(["prompt", "completions"], answers=True)
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ({"exact": 1}, "data.rewards.exact: exact needs the right answer; the rows have prompt, level"),
+        ({"number": 1}, "data.rewards.number: number needs the right answer"),
+        ({"contains": 1}, "data.rewards.contains: contains needs the right answer"),
+        (
+            {"a": {**JUDGE, "rubric": "{qestion} {completion}"}},
+            "data.rewards.a: rubric: there is no column 'qestion'; the rows have prompt, level",
+        ),
+        ({"a": {**JUDGE, "rubric": "{answer} {completion}"}}, "data.rewards.a: rubric: there is no column 'answer'"),
+        ({"a": {"use": "python:any.py:f", "level": 2}}, "data.rewards.a: level is an option and a column of the rows"),
+    ],
+)
+def test_a_reward_that_could_never_apply_to_these_rows_is_refused(
+    named: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("any.py").write_text("def f(completions, **k): return [1.0] * len(completions)")
+    with pytest.raises(ConfigError) as caught:
+        rewards_of(named).require_fit(["prompt", "level"], answers=False)
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"contains": {"text": "a"}},
+        {"tags": 1},
+        {"a": {**JUDGE, "rubric": "{question} {level} {completion}"}},
+    ],
+)
+def test_a_reward_that_needs_no_answer_is_taken_without(named: dict[str, Any]) -> None:
+    rewards_of(named).require_fit(["prompt", "level"], answers=False)
+
+
+def test_a_reward_called_success_stays_the_reward() -> None:
+    named = {"success": {"use": "contains", "text": "abc"}}
+    (found,) = rewards_of(named, None, "data.success={use: exact}").judge([SUM], ["abc def"])
+    assert (found.reward, dict(found.parts), found.success) == (1.0, {"success": 1.0}, False)
+
+
+def test_what_a_slow_function_raises_is_told_though_looking_for_the_sample_takes_too_long(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\ndef f(completions, **k):\n    time.sleep(0.6)\n    assert len(completions) < 2, 'too many'\n"
+        "    time.sleep(60)\n"
+    )
+    made = rewards_of({f"python:{tmp_path}/slow.py:f": 1}, tmp_path, "data.reward_timeout=1")
+    with pytest.raises(UserError, match="raised AssertionError: too many for a batch of 2"):
+        made.judge([SUM, SUM], ["a", "b"])
+
+
+def test_what_a_function_has_started_ends_with_the_run(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(
+        "import pathlib, subprocess\ndef f(completions, **k):\n    child = subprocess.Popen(['sleep', '300'])\n"
+        "    pathlib.Path(__file__).with_name('pid').write_text(str(child.pid))\n    return [1.0] * len(completions)\n"
+    )
+    program = (
+        "import os\nfrom tests.support.rewarded import problem, rewards_of\n"
+        f"rewards_of({{'python:{tmp_path}/child.py:f': 1}}).judge([problem()], ['a'])\nos.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=False)
+    started = int((tmp_path / "pid").read_text())
+    until = time.monotonic() + 30
+    while psutil.pid_exists(started) and psutil.Process(started).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_an_answer_that_holds_no_number_is_the_rows_fault(tmp_path: Path) -> None:

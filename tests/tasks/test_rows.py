@@ -446,6 +446,18 @@ DAMAGED: list[tuple[str, bytes, list[str], list[str]]] = [
         *("unanswered.jsonl", b"".join(b'{"prompt": "%d?"}\n' % n for n in range(9)), []),
         ["data.rows.answer = null", "there are: prompt", "data.rewards that need no answer"],
     ),
+    (
+        *("some.jsonl", f"{ROW}\n".encode() + b"".join(b'{"prompt": "%d?"}\n' % n for n in range(9)), []),
+        ["data.rows.answer = null", "row 2: there is no column 'answer'"],
+    ),
+    (
+        "twice.jsonl",
+        f"{ROW}\n".encode() + b'{"prompt": "a", "answer": "1", "answer": "2"}\n',
+        [],
+        ["row 2: ", "'answer'"],
+    ),
+    ("twice.json", b'[{"prompt": "a", "answer": "1", "answer": "2"}]', [], ["row 1: ", "'answer' is given twice"]),
+    ("quote.csv", b'prompt,answer\n"a"b,1\n', [], ["row 2: "]),
     ("rows.txt", ROW.encode(), [], ["holds no rows", ".jsonl, .json, .csv or .parquet"]),
 ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.types import Problem
 
 TAKEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -16,8 +15,7 @@ TokenIds = Sequence[Sequence[int]]
 def keywords(problems: Sequence[Problem], texts: Sequence[str], ids: TokenIds) -> dict[str, Any]:
     """Return the keywords for a sample each: strings, or message lists where the row's prompt is one, and its columns.
 
-    Raises:
-        ConfigError: a column has the name of another keyword.
+    A column must not have the name of another keyword (`fit.require`).
     """
     columns: dict[str, list[Any]] = {}
     for place, problem in enumerate(problems):
@@ -25,8 +23,6 @@ def keywords(problems: Sequence[Problem], texts: Sequence[str], ids: TokenIds) -
             columns.setdefault(name, [None] * len(problems))[place] = value
     for name in _OF_THE_SAMPLE:
         columns.pop(name, None)
-    if clash := [name for name in columns if name in TAKEN]:
-        raise ConfigError(f"data.rewards: the rows have a column {clash[0]}, which functions get otherwise; rename it")
     return {
         "prompts": [_prompt(problem) for problem in problems],
         "completions": [_completion(problem, text) for problem, text in zip(problems, texts, strict=True)],

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_mlflow.errors import ConfigError
@@ -75,7 +75,7 @@ def success(given: Any, known: list[Entry]) -> tuple[Success, Entry | None]:
     content = {"name": given} if isinstance(given, str) else dict(given)
     at_least = _number(content.pop("at_least", 1.0), f"{key}: at_least")
     if "use" in content:
-        entry = _entry("success", content, key)
+        entry = replace(_entry("success", content, key), name=key)  # no reward can have this name
         return Success(entry.name, at_least), entry
     name = content.pop("name", None)
     if name not in names or content:

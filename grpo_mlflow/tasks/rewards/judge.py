@@ -135,7 +135,9 @@ class Judge:
         except rubrics.Lacking:
             return None
         assert opened.answers is not None
-        key = _digest([self._settings.model, self._scale, dict(self._settings.body), messages])
+        settings = self._settings
+        asked = [settings.base_url, settings.model, settings.max_tokens, self._scale, dict(settings.body), messages]
+        key = _digest(asked)
         async with self._locks.setdefault(key, asyncio.Lock()):  # the same text twice in a batch is one question
             if (known := opened.answers.get(key)) is not None:
                 self.counts["judge_cached"] += 1
@@ -169,14 +171,15 @@ class Judge:
             "temperature": 0,
             "max_tokens": settings.max_tokens,
         }
-        if self._formats:
+        with_format = self._formats and "response_format" not in settings.body
+        if with_format:
             body["response_format"] = rubrics.schema(self._scale)
         body = {name: value for name, value in {**body, **settings.body}.items() if value is not None}
         assert opened.client is not None
         try:
             answer = await opened.client.post(self._path, body)
         except Refusal as refused:
-            if refused.status not in _WITHOUT_FORMAT or "response_format" not in body:
+            if refused.status not in _WITHOUT_FORMAT or not with_format:
                 raise
             self._formats = False  # once: a server that has none is not asked for it again
             return await self._request(opened, messages)

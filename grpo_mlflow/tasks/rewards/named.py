@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as futures_wait
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.runtime import functions as processes
 from grpo_mlflow.runtime.functions import FunctionFailed
 from grpo_mlflow.tasks.base import Pending, untagged
-from grpo_mlflow.tasks.rewards import calling, entries
+from grpo_mlflow.tasks.rewards import calling, entries, fit
 from grpo_mlflow.tasks.rewards.entries import Entry, Success
 from grpo_mlflow.tasks.rewards.judge import Judge, Settings
 from grpo_mlflow.tasks.rewards.texts import KINDS, Scorer
@@ -76,7 +76,11 @@ class Rewards:
         low, high = (math.fsum(ends_[side] for ends_ in ends) for side in (0, 1))
         self.reward_range = (low, high) if low < high else (low, low + 1.0)
         self._logged: dict[str, tuple[float, int]] = {}
-        self._state = {"global_step": 0, "max_steps": config.train.iterations}
+        self.at(0, config.train.iterations)
+
+    def require_fit(self, columns: Collection[str], *, answers: bool) -> None:
+        """Raise ConfigError if one of the rewards can never apply to rows with these columns (see `fit`)."""
+        fit.require(self._entries, columns, answers=answers)
 
     def judge(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
         """Return the verdict on each text.
@@ -119,8 +123,9 @@ class Rewards:
         return wait
 
     def at(self, iteration: int, iterations: int) -> None:
-        """Note what functions find in TRL's `trainer_state`: a step is an iteration."""
-        self._state = {"global_step": iteration, "max_steps": iterations}
+        """Note what functions find in TRL's `trainer_state`: a step is an iteration, and the run is one epoch."""
+        epoch = iteration / iterations if iterations else 0.0
+        self._state = {"global_step": iteration, "max_steps": iterations, "epoch": epoch, "num_train_epochs": 1}
 
     def figures(self) -> dict[str, float]:
         """Return what judges were asked since the last call, and what it cost; judges together."""
@@ -209,7 +214,7 @@ def _started(named: Sequence[Entry]) -> list[_Process]:
         names = {e.name: own[1] if (own := e.own) else _ISOLATED[e.use] for e in group}
         options = {entry.name: entry.options for entry in group if entry.options}
         try:
-            made = processes.functions(module, names, options)
+            made = processes.functions(module, names, options, each=module == _ISOLATED_FILE)
         except processes.NotLoaded as error:
             keys = ", ".join(entry.key for entry in group)
             raise ConfigError(f"{keys}: use = {group[0].use!r}: {error}") from None

@@ -33,6 +33,7 @@ class Unreadable(ValueError):
 
 # JSON has no nan and no infinity; Python's own writes them, and they are no value here
 _DECODER = json.JSONDecoder(parse_constant=lambda name: None)
+_STRICT = json.JSONDecoder(parse_constant=lambda name: None, object_pairs_hook=lambda pairs: _distinct(pairs))
 
 
 def read(file: Path) -> Numbered:
@@ -86,11 +87,11 @@ def _json(file: Path) -> Numbered:
         yield from _elements(text, start + 1)
         return
     try:
-        whole = _DECODER.decode(text)
+        whole = _STRICT.decode(text)
     except RecursionError:
         raise Unreadable("is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        if not error.msg.startswith("Extra data"):
+    except ValueError as error:
+        if not str(error).startswith("Extra data"):
             raise Unreadable(one_line(error)) from None
         yield from _jsonl(file)  # rows of jsonl under the other name
         return
@@ -113,7 +114,7 @@ def _elements(text: str, place: int) -> Numbered:
     while text[place : place + 1] != "]" or row:
         row += 1
         try:
-            value, place = _DECODER.raw_decode(text, place)
+            value, place = _STRICT.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
             raise Unreadable(f"row {row}: {_why(error)}") from None
         yield row, value
@@ -141,7 +142,7 @@ def _csv(file: Path) -> Numbered:
         # what spreadsheets write where the comma is the decimal sign, and when asked for tabs
         delimiter = "," if "," in first else next((mark for mark in "\t;" if mark in first), ",")
         rows = csv.reader(_after(first, lines), delimiter=delimiter, skipinitialspace=True, strict=True)
-        row = 0
+        row = 1
         try:
             header = [name.strip() for name in next(rows, [])]
             if len(set(header)) < len(header):
@@ -201,9 +202,17 @@ def _text(content: bytes, row: int | None) -> str:
 
 def _decoded(text: str, row: int) -> Any:
     try:
-        return _DECODER.decode(text)
+        return _STRICT.decode(text)
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"row {row}: {_why(error)}; allowed: one JSON object per line") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return found
 
 
 def _why(error: Exception) -> str:

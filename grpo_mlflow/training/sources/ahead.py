@@ -84,8 +84,9 @@ class SampledAhead:
     def settle(self) -> None:
         if self._in_flight is not None:
             found, completions = self._in_flight, self._in_flight.begun.result()
+            self._in_flight = None  # an end of the run that comes of judging, or within it, must not judge again
+            self._sampler.at(found.version)
             self._ahead[found.version] = self._sampler.judge(found.problems, found.prompts, completions)
-            self._in_flight = None
 
     def stop(self) -> None:
         if self._in_flight is not None and self._in_flight.begun.succeeded():

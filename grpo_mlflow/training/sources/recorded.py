@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_mlflow import tracking
@@ -11,6 +11,7 @@ from grpo_mlflow.config import Config, yaml12
 from grpo_mlflow.config.command import run_id_of
 from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line
 from grpo_mlflow.runtime.processes import Processes
+from grpo_mlflow.tasks.posed import weighed
 from grpo_mlflow.training import rollout_files, rollouts
 from grpo_mlflow.training.checkpoint import name_of
 from grpo_mlflow.training.sources.base import Collected, HoldsNothing
@@ -82,9 +83,10 @@ def open_recording(config: Config) -> Recording | None:
                 f"data.source = {source!r}: iteration {iteration} holds {found} rollouts, but "
                 f"data.problems_per_iteration x data.rollouts_per_problem is {config.rollouts_per_iteration}"
             )
+        weights = config.train.reward_weights or {}
         return rollouts.form_groups(
             [group.problem for group in groups],
-            [group.rollouts for group in groups],
+            [[replace(each, verdict=weighed(each.verdict, weights)) for each in group.rollouts] for group in groups],
             config.train.scale_rewards,
             config.train.multi_objective_aggregation,
         )

@@ -38,6 +38,10 @@ class Sampler:
             data.train_seed_start, data.num_train_seeds, set(self.seeds(version)), version, self._config.seed
         )
 
+    def at(self, version: int) -> None:
+        """Tell the task which iteration the completions are for that it judges next."""
+        self._task.at(version, self._config.train.iterations)
+
     def problems(self, seeds: Sequence[int]) -> list[Problem]:
         return [self._task.problem("train", seed) for seed in seeds]
 
