@@ -73,15 +73,8 @@ def _lead(
 ) -> list[Finalist]:
     config, search = resolved.config, resolved.config.search
     known = study.user_attrs.get(_PARENT)
-    if known and not tracking.lives(tracking.connect(config.tracking.uri), known):
-        raise UserError(
-            f"study {search.study_name!r}: its parent run {known} is not in this MLflow store, or was deleted; "
-            f"allowed: the store that it was begun with, after `mlflow runs restore --run-id {known}` (or `mlflow "
-            "experiments restore`) this one, or another search.study_name"
-        )
     if known:
-        tracking.require_free(config.tracking.uri, known)
-        _require_same_rows(config, known)
+        _require_usable(config, known)
     with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
         study.set_user_attr(_PARENT, tracker.run_id)
         if champion.model_name(search.study_name) != search.study_name:
@@ -114,6 +107,18 @@ def _lead(
         console.say(f"files     {tracker.run_dir / 'study'}")
         _require_result(trials, search, finalists)
     return finalists
+
+
+def _require_usable(config: Config, parent: str) -> None:
+    """Raise UserError if a study cannot go on in its parent run."""
+    if not tracking.lives(tracking.connect(config.tracking.uri), parent):
+        raise UserError(
+            f"study {config.search.study_name!r}: its parent run {parent} is not in this MLflow store, or was deleted; "
+            f"allowed: the store that it was begun with, after `mlflow runs restore --run-id {parent}` (or `mlflow "
+            "experiments restore`) this one, or another search.study_name"
+        )
+    tracking.require_free(config.tracking.uri, parent)
+    _require_same_rows(config, parent)
 
 
 def _require_same_rows(config: Config, parent: str) -> None:

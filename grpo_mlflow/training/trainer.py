@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from grpo_mlflow.algorithm.statistics import mean
@@ -67,6 +67,7 @@ class Trainer:
         self.progress = progress or Progress()
         self._saved = self.progress.iteration if progress else None
         self._untidy = progress is not None  # the process that saved it may have been killed right after
+        self._cost = Counter[str]()  # of judging, since it was logged
         self._steps = parts.learner.step  # that lead to the weights of `progress.iteration`
 
     def run(self) -> Progress:
@@ -111,6 +112,7 @@ class Trainer:
         with phases.measure("generate"):
             collected = source.groups(version)
             source.begin(version + 1)
+        logged = self._judging()  # now: where a process is gone, the weights are still those of a version
         with interrupts.deferred():  # from the first optimizer step on, only a whole iteration can be saved
             with phases.measure("update"), processes.collective():
                 metrics = learner.update(collected.groups, self._config.seed, version)
@@ -119,11 +121,10 @@ class Trainer:
             tokens, seconds = rollout_metrics.tokens(collected.sampled), time.perf_counter() - start
             self.progress, self._steps = self.progress.after_iteration(tokens, seconds), learner.step
             trained = metrics.pop("tokens_trained") or 0.0
-            metrics |= collected.metrics() | self._judge_logged()
-            judging = self._judging()
+            metrics |= collected.metrics() | logged
             done = Iteration(version, collected, metrics, trained, phases.seconds, time.perf_counter() - start)
             if processes.is_first:
-                self._track(done, judging)
+                self._track(done)
             seen = observations.of_iteration(metrics, self._own_rollouts)
             watch = self.progress.watch.after_iteration(seen, version)
             self._tell(watch.news(self.progress.watch))
@@ -141,9 +142,10 @@ class Trainer:
         parts.task.at(version, self._config.train.iterations)
         found = self._baseline if version == 0 and self._baseline is not None else self._measure(version)
         seconds = time.perf_counter() - start
+        logged = self._judging()
         with interrupts.deferred():
             evaluation.track(parts.tracker, found, version, seconds, self._config.tracking.samples)
-            if logged := self._judge_logged():
+            if logged:
                 parts.tracker.metrics({f"eval/{name}": value for name, value in logged.items()}, version)
             evaluated = self.progress.after_evaluation(found, time.perf_counter() - start)
         if (hook := self._on_evaluation) is not None:
@@ -235,9 +237,10 @@ class Trainer:
         for text in news:
             self._parts.console.warn(text)
 
-    def _track(self, done: Iteration, judging: Mapping[str, float]) -> None:
+    def _track(self, done: Iteration) -> None:
         parts = self._parts
-        perf = done.perf({**self._generator_metrics(), **judging}, self._meter)
+        perf = done.perf({**self._generator_metrics(), **self._cost}, self._meter)
+        self._cost.clear()
         iteration.track(parts.tracker, done, perf, self._config.tracking.rollouts)
         parts.console.say(done.line())
         live = {"reward": f"{done.metrics['reward_mean']:.3f}"}
@@ -247,21 +250,21 @@ class Trainer:
 
     def _track_generators(self, version: int) -> None:
         """Log what the last evaluation's sampling met; that of the others stands with the iteration after."""
-        met = {**self._generator_metrics(), **self._judging()}
+        met = {**self._generator_metrics(), **self._cost}
         if met:
             self._parts.tracker.metrics({f"perf/{name}": value for name, value in met.items()}, version)
 
     def _judging(self) -> dict[str, float]:
-        """Return what judging has cost since the last call, in all processes."""
-        found: Counter[str] = Counter()
-        for figures in self._parts.processes.together([dict(self._parts.task.figures())]):
-            found.update(figures)
-        return dict(found)
+        """Count what judging has cost, and return what reward functions have logged since the last call.
 
-    def _judge_logged(self) -> dict[str, float]:
-        """Return the means of what reward functions have logged themselves since the last call, in all processes."""
+        Both are those of all processes. Only rewards by name have something to exchange.
+        """
+        if not self._config.data.rewards:
+            return {}
+        task = self._parts.task
         sums: dict[str, tuple[float, int]] = {}
-        for logged in self._parts.processes.together([dict(self._parts.task.logged())]):
+        for figures, logged in self._parts.processes.together([(dict(task.figures()), dict(task.logged()))]):
+            self._cost.update(figures)
             for name, (total, count) in logged.items():
                 before, number = sums.get(name, (0.0, 0))
                 sums[name] = before + total, number + count
