@@ -101,8 +101,10 @@ def test_a_run_may_have_any_number_of_tables_and_repeat_one(store: str) -> None:
         tracker.table(
             name, {"prompt": ["1+1=", "\ud800"], "reward": [1.0, float("nan")], "answer": [Fraction(1, 2), None]}
         )
+    tracker.finish("KILLED")
     again = tracking.start(TrackingConfig(uri=store), "train", resume=tracker.run_id)
     again.table(tables[-1], {"prompt": ["1+1="], "reward": [0.5]})
+    again.finish("FINISHED")
     client = mlflow.MlflowClient(store)
     run = client.get_run(tracker.run_id)
     listed = [table["path"] for table in json.loads(run.data.tags["mlflow.loggedArtifacts"])]
