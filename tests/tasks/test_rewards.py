@@ -271,6 +271,14 @@ def test_after_a_call_that_took_too_long_the_next_one_counts(tmp_path: Path) -> 
     assert found.parts == {"f": 1.0, "g": 2.0}
 
 
+def test_a_pattern_that_does_not_end_on_a_text_is_one_line(tmp_path: Path) -> None:
+    made = rewards_of({"regex": {"pattern": "(a+)+b"}}, tmp_path, "data.reward_timeout=0.2")
+    with pytest.raises(
+        UserError, match=r"data\.rewards\.regex: regex does not end within 0\.2 s .* for problem 'rows/"
+    ):
+        made.judge([SUM], ["a" * 60])
+
+
 def test_a_column_of_a_name_that_functions_get_otherwise_is_refused(tmp_path: Path) -> None:
     (tmp_path / "any.py").write_text("def f(completions, **k): return [1.0] * len(completions)")
     made = rewards_of({f"python:{tmp_path}/any.py:f": 1})
