@@ -46,7 +46,7 @@ def main() -> None:
         first = connection.recv()
         sys.path[:] = first["path"]
         try:
-            functions = Functions(first["module"], first["names"], first["options"], connection, each=first["each"])
+            functions = Functions(first, connection)
         except BaseException as error:  # whatever the user's module does when it is imported
             connection.send(failure(error))
             return
@@ -58,24 +58,17 @@ def main() -> None:
 
 
 class Functions:
-    """Functions of one module by the names of their rewards, and where each stands (`FILE, line N`).
+    """Functions of a module by the names of their rewards, and where each stands (`FILE, line N`).
 
-    With `each`, they are called for one sample at a time, and the time limit is that of one.
+    With `each` in the first message, they are called for one sample at a time: the time limit is that of one.
     """
 
-    def __init__(
-        self,
-        module: str,
-        names: Mapping[str, str],
-        options: Mapping[str, Mapping[str, Any]],
-        connection: Connection,
-        *,
-        each: bool,
-    ) -> None:
-        loaded, self._connection, self._each = load(module), connection, each
+    def __init__(self, first: Mapping[str, Any], connection: Connection) -> None:
+        module, options = first["module"], first["options"]
+        loaded, self._connection, self._each = load(module), connection, first["each"]
         self._functions: dict[str, Callable[..., Any]] = {}
         self.lines: dict[str, str] = {}
-        for name, attribute in names.items():
+        for name, attribute in first["names"].items():
             found = getattr(loaded, attribute, None)
             if not callable(found):
                 raise Wrong(f"{module} has no function {attribute}")
@@ -115,11 +108,7 @@ class Functions:
         function = self._functions[name]
         _require_fit(function, keywords)
         if self._each and count > 1:
-            found = []
-            for place in range(count):
-                found += self._called(name, _sample(keywords, count, place), 1)
-                self._connection.send({"name": name, "began": True})
-            return found
+            return [self._alone(name, _sample(keywords, count, place)) for place in range(count)]
         try:
             return numbers(function(**keywords), count)
         except Wrong:
@@ -129,6 +118,10 @@ class Functions:
                 raise Blamed(0) from error
             self._connection.send({"name": name, "failing": failure(error)})  # looking for the sample may take too long
             raise Blamed(_culprit(function, keywords, count)) from error
+
+    def _alone(self, name: str, keywords: Mapping[str, Any]) -> float | None:
+        self._connection.send({"name": name, "began": True})
+        return self._called(name, keywords, 1)[0]
 
     async def _awaited(self, name: str, keywords: Mapping[str, Any], count: int, own: Logged) -> list[float | None]:
         _require_fit(self._functions[name], keywords)
