@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from grpo_mlflow import seeding
 from grpo_mlflow.config.schema import RowsConfig
 from grpo_mlflow.errors import ConfigError
-from grpo_mlflow.tasks.base import Pending, Task, folded, untagged
+from grpo_mlflow.tasks.base import Pending, Task, untagged
+from grpo_mlflow.tasks.rewards.texts import Exact as ExactReward
 from grpo_mlflow.tasks.tables import places, records, splits
 from grpo_mlflow.tasks.tables.fields import ANSWER, Form, Unfit, as_text
 from grpo_mlflow.types import Completion, Problem, Split, Verdict
@@ -53,7 +54,7 @@ class Exact:
     reward_range = 0.0, 1.0
 
     def judge(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
-        return [self._verdict(problem.payload["answer"], text) for problem, text in zip(problems, texts, strict=True)]
+        return [self._verdict(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
     def begin(self, problems: Sequence[Problem], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Pending:
         return lambda: self.judge(problems, texts)
@@ -69,11 +70,9 @@ class Exact:
     def logged(self) -> Mapping[str, tuple[float, int]]:
         return {}
 
-    def _verdict(self, answer: Any, text: str) -> Verdict:
-        given = untagged(text)
-        right = {folded(as_text(each)) for each in (answer if isinstance(answer, list) else [answer])}
-        success = given is not None and folded(given) in right
-        return Verdict(float(success), {"exact": float(success)}, success, given)
+    def _verdict(self, problem: Problem, text: str) -> Verdict:
+        value = ExactReward().score(problem, text, None) or 0.0
+        return Verdict(value, {"exact": value}, value == 1.0, untagged(text))
 
 
 class Rows(Task):
