@@ -50,9 +50,9 @@ def fork(folder: Path, log: str, call: Callable[[], object]) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr):
+        for said in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # a full disk: what it said is lost, not how it ended
-                stream.flush()
+                said.flush()
         os._exit(code)
 
 
