@@ -77,8 +77,12 @@ def require_all(resolved: Resolved, *checks: Callable[[Resolved], Resolved | Non
     """
     mistakes = Mistakes()
     for check in checks:
-        with mistakes.noted():
-            resolved = check(resolved) or resolved
+        try:
+            with mistakes.noted():
+                resolved = check(resolved) or resolved
+        except UserError:  # what is no mistake, such as a hub that is away, comes after those
+            mistakes.require_none()
+            raise
     mistakes.require_none()
     return resolved
 

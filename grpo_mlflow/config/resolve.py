@@ -101,11 +101,13 @@ def resolve(
     mistakes = Mistakes()
     given = read_overrides(overrides, mistakes)
     layer = model_defaults.start(given) if base is None else Layer()
-    with mistakes.noted():
+    below = Mistakes()
+    with below.noted():
         if base is not None:
             layer = layers.layer_of(references.expanded(flatten(base), origin), origin)
         elif config:
             layer = layers.read(config)
+    mistakes.lines += below.lines
     with mistakes.noted():
         layer = with_entries(layer | layers.layer_of(given, "override"))
     resume, named_by = layer.get("resume", (None, ""))
@@ -115,7 +117,11 @@ def resolve(
         _require_known(layer)
     found: Resolved | None = None
     with mistakes.noted():
-        found = _finish(*_adapted({key: value for key, value in layer.items() if key in KEYS}))
+        known = {key: value for key, value in layer.items() if key in KEYS}
+        if below.lines:  # without the file, it is not known what contradicts its values
+            _validate(known)
+        else:
+            found = _finish(*_adapted(known))
     mistakes.require_none()
     assert found is not None, "else there was a mistake"
     return found

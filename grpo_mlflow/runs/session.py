@@ -52,17 +52,19 @@ class Gathered:
             ending.not_begun()
             raise
         except BaseException as error:
-            if ending.tracker is not None:  # else it was not opened, or is marked already
-                ending.raised(ending.tracker, error)
-            raise
+            with interrupts.deferred():  # a signal must not hide what the run fails of
+                if ending.tracker is not None:  # else it was not opened, or is marked already
+                    ending.raised(ending.tracker, error)
+                raise
         try:
             describe(tracker, self.resolved, self.kind, resumed=stored is not None and config.resume is not None)
             for table in data_sets.tables(config):
                 self.console.say(table.line)
             yield tracker
         except BaseException as error:
-            ending.raised(tracker, error)
-            raise
+            with interrupts.deferred():
+                ending.raised(tracker, error)
+                raise
         with interrupts.deferred():
             tracker.finish("FINISHED")
 

@@ -117,7 +117,8 @@ def functions(
     stamp = None
     with suppress(OSError):
         stamp = Path(module).expanduser().stat().st_mtime_ns
-    key = (module, dict(names), dict(options), each, _path(), stamp, dict(os.environ))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}  # not theirs
+    key = (module, dict(names), dict(options), each, _path(), stamp, environment)
     for known, found in _known:
         if known == key:
             return found

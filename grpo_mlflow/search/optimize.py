@@ -86,6 +86,7 @@ def _lead(
         if (line := decay.note(resolved, space)) is not None:
             console.say(line)
         baseline = _baseline(resolved, tracker, console)
+        tracker.settle()  # who joins then asks the store for the baseline
         right.announce(tracker.run_id)
         work = Search(resolved, space, study, queue, tracker.run_id, console, baseline=baseline)
         with Workers(search.n_jobs - 1, command).running() as workers:

@@ -41,6 +41,10 @@ class Tracker(Protocol):
         """Send the metrics that wait."""
         ...
 
+    def settle(self) -> None:
+        """Wait until the store has all that was written, but not while it is away."""
+        ...
+
     def text(self, name: str, content: str) -> None:
         """Write a file of the run and publish it."""
         ...
@@ -87,6 +91,9 @@ class NullTracker:
         pass
 
     def flush(self) -> None:
+        pass
+
+    def settle(self) -> None:
         pass
 
     def text(self, name: str, content: str) -> None:

@@ -15,6 +15,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+from grpo_mlflow.tracking.places import ENDED
 from grpo_mlflow.tracking.registry import register
 from grpo_mlflow.tracking.store import transfer
 
@@ -39,6 +40,11 @@ class Operation(ABC):
     word: ClassVar[str]
     # The client of an object store has errors of its own: none of them says that it will never take a file.
     refusable: ClassVar[bool] = True
+
+    @property
+    def ends(self) -> bool:
+        """Whether it says how the run has ended."""
+        return False
 
     @abstractmethod
     def send(self, to: Destination) -> None:
@@ -73,6 +79,10 @@ class Tags(Operation):
 
     word = "tags"
     values: Mapping[str, str]
+
+    @property
+    def ends(self) -> bool:
+        return ENDED in self.values
 
     def send(self, to: Destination) -> None:
         to.client.log_batch(to.run_id, tags=[RunTag(key, value) for key, value in self.values.items()])
@@ -159,6 +169,10 @@ class Status(Operation):
 
     word = "status"
     status: str
+
+    @property
+    def ends(self) -> bool:
+        return True
 
     def send(self, to: Destination) -> None:
         to.client.set_terminated(to.run_id, self.status)

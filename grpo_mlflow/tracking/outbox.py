@@ -13,10 +13,11 @@ from mlflow.exceptions import MlflowException
 from grpo_mlflow.errors import one_line
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.tracking.borders import STORE_ERRORS
-from grpo_mlflow.tracking.operations import Destination, Operation
+from grpo_mlflow.tracking.operations import Destination, Operation, Publish
 from grpo_mlflow.tracking.spool import Spool
 
 _RETRY_SECONDS = 30.0
+TRANSFER_SECONDS, SHORT_SECONDS = 600.0, 60.0  # for a file or folder, and for anything else
 SPOOL = "spool.jsonl"
 _NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 log = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ class Outbox:
         self._destination = destination
         self._spool = Spool(destination.run_dir / SPOOL)
         self._retry_at = self._pause = 0.0
-        self._stopping = self._closed = False
+        self._stopping = self._closed = self._transfers = False
+        self._asked_at = self._failed_from = 0.0
         self._turn = threading.Lock()  # of whoever calls the store
         self._file = threading.Lock()
 
@@ -58,12 +60,25 @@ class Outbox:
     def waiting(self) -> list[Operation]:
         """Return the operations that wait."""
         with self._file:
-            return list(self._spool.waiting())
+            return list(self._spool.waiting(self._spool.end()))
 
-    def hurry(self) -> None:
-        """Let the store be tried again at once, unless a try takes minutes."""
-        if self._pause <= _RETRY_SECONDS:
-            self._retry_at = min(self._retry_at, time.monotonic())
+    def forget_end(self) -> None:
+        """Take out how the run has ended, as it goes on: sent later, that would end it in the middle."""
+        with self._file:
+            self._spool.keep_only(lambda each: not each.ends)
+
+    def patience(self) -> float:
+        """Return the seconds that the store has left for what it is asked, or is asked next."""
+        asked_at, limit = self._asked_at, TRANSFER_SECONDS if self._transfers else SHORT_SECONDS
+        return asked_at + limit - time.monotonic() if asked_at else limit
+
+    def hurry(self, since: float) -> bool:
+        """Let the store be tried again at once; return False if it has failed since, or if a try takes minutes."""
+        if self.rest:
+            if self._pause > _RETRY_SECONDS or self._failed_from >= since:
+                return False
+            self._retry_at = time.monotonic()
+        return True
 
     @interrupts.deferred()  # or a signal cuts a line off
     def keep(self, operation: Operation) -> None:
@@ -88,7 +103,8 @@ class Outbox:
     def replay(self, seconds: float) -> Exception | None:
         """Send what waits, in order, until this time is over, or a signal waits; what was sent waits no more.
 
-        Not within 30 seconds after the store was away. Returns its error if it is away.
+        Not within 30 seconds after it failed. Returns the error if it does: of the store, or of the disk that holds
+        what waits.
         """
         if self.rest:
             return None
@@ -107,27 +123,34 @@ class Outbox:
             self._closed = True
 
     def _replay(self, seconds: float) -> Exception | None:
-        began = tried = time.monotonic()
-        sent = 0
+        began, sent, failed = time.monotonic(), 0, None
         try:
-            for operation in self._spool.waiting():
-                tried = time.monotonic()
-                if self._stopping or (sent and (tried - began >= seconds or interrupts.waits())):
+            with self._file:
+                end = self._spool.end()
+            for operation in self._spool.waiting(end):
+                self._asked_at, self._transfers = time.monotonic(), isinstance(operation, Publish)
+                if self._stopping or (sent and (self._asked_at - began >= seconds or interrupts.waits())):
                     break
                 self._send_or_set_aside(operation)
                 sent += 1
         except STORE_ERRORS as error:
-            if not self.is_away:
-                log.warning("MLflow is away, keeping its data in %s: %s", self._spool.path, one_line(error))
-            self._pause = max(_RETRY_SECONDS, time.monotonic() - tried)
-            self._retry_at = time.monotonic() + self._pause
-            return error
-        finally:
+            failed = error
+        try:
             with self._file:
                 if not self._closed:
                     self._spool.drop(sent)
-        self._retry_at = 0.0
-        return None
+        except OSError as error:  # it is sent again then, which changes nothing
+            failed = failed or error
+        asked_at, self._asked_at = self._asked_at, 0.0
+        if failed is None:
+            self._retry_at = 0.0
+            return None
+        if not self.is_away:
+            log.warning("MLflow is away, keeping its data in %s: %s", self._spool.path, one_line(failed))
+        self._failed_from = asked_at or began
+        self._pause = max(_RETRY_SECONDS, time.monotonic() - self._failed_from)
+        self._retry_at = time.monotonic() + self._pause
+        return failed
 
     def _send_now(self, operation: Operation) -> bool:
         """Send an operation after those that wait; return whether that was possible."""
@@ -135,7 +158,7 @@ class Outbox:
             return False
         try:
             while self.waits():
-                if self._replay(_RETRY_SECONDS) is not None or interrupts.waits():
+                if self._stopping or self._replay(_RETRY_SECONDS) is not None or interrupts.waits():
                     return False
             self._send_or_set_aside(operation)
         except STORE_ERRORS:

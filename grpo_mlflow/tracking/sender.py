@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 
@@ -11,7 +13,10 @@ from grpo_mlflow.tracking.outbox import Outbox
 
 _SLICE_SECONDS = 1.0  # what was sent before a kill is sent again from here
 _LOOK_SECONDS = 0.1  # for a signal, which must not wait for the store
-_LAST_SECONDS = 1.0  # for what is being sent when nothing more is to be
+_TELL_SECONDS = 5.0
+_LAST_SECONDS = 2.0  # for what is being sent when a signal waits, or nothing more is to be
+
+log = logging.getLogger(__name__)
 
 
 class Sender:
@@ -32,17 +37,26 @@ class Sender:
         self._outbox.keep(operation)
         self._begin()
 
-    def settle(self, seconds: float) -> None:
-        """Wait until all is sent: so long at most, and not while the store is away, nor when a signal waits."""
-        if not self._outbox.waits():
+    def settle(self, seconds: float | None = None) -> None:
+        """Wait until all is sent, but not while the store is away, and after a signal for a moment only.
+
+        For so long at most; None: as long as each call to the store takes no longer than it may (`Outbox.patience`).
+        """
+        if self._ended or not self._outbox.waits():
             return
-        self._outbox.hurry()
-        self._begin()
-        until = time.monotonic() + seconds
+        began = time.monotonic()
+        until, tell_at = None if seconds is None else began + seconds, began + _TELL_SECONDS
         with self._changed:
-            while self._outbox.waits() and not self._outbox.rest and not interrupts.waits():
-                if (left := until - time.monotonic()) <= 0:
+            while self._outbox.waits() and self._outbox.hurry(began):
+                self._begin()
+                if interrupts.waits():
+                    until = min(until or math.inf, time.monotonic() + _LAST_SECONDS)
+                left = self._outbox.patience() if until is None else until - time.monotonic()
+                if left <= 0:
                     return
+                if until is None and time.monotonic() >= tell_at:
+                    log.warning("waiting for MLflow to take what is in %s; Ctrl-C leaves it there", self._outbox.path)
+                    tell_at = math.inf
                 self._changed.wait(min(left, _LOOK_SECONDS))
 
     def end(self) -> None:
@@ -54,7 +68,7 @@ class Sender:
 
     def _begin(self) -> None:
         with self._changed:
-            if self._thread is None and not self._ended:
+            if not self._ended and (self._thread is None or not self._thread.is_alive()):
                 self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
                 self._thread.start()
             self._changed.notify_all()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from grpo_mlflow.runtime.files import replacing
+from grpo_mlflow.runtime.files import replacing, write_whole
 from grpo_mlflow.tracking.operations import Operation, Unknown, from_list
+
+_BLOCK = 1 << 16  # bytes that are read at once from the end
 
 
 class Spool:
@@ -27,15 +29,39 @@ class Spool:
     def waits(self) -> bool:
         return self.path.exists()
 
-    def waiting(self) -> Iterator[Operation]:
-        """Yield the operations that wait."""
+    def end(self) -> int:
+        """Return where the last whole line ends: what is before does not change until it is dropped."""
+        if not self.waits():
+            return 0
+        with self.path.open("rb") as stream:
+            place = stream.seek(0, os.SEEK_END)
+            while place > self._start:
+                first = max(self._start, place - _BLOCK)
+                stream.seek(first)
+                if (found := stream.read(place - first).rfind(b"\n")) >= 0:
+                    return first + found + 1
+                place = first
+        return self._start
+
+    def waiting(self, end: int) -> Iterator[Operation]:
+        """Yield the operations that wait, up to `end`."""
         if not self.waits():
             return
         with self.path.open("rb") as stream:
-            stream.seek(self._start)
-            for line in stream:
-                if line.endswith(b"\n"):
-                    yield _read(line)
+            place = stream.seek(self._start)
+            while place < end:
+                line = stream.readline()
+                place += len(line)
+                yield _read(line)
+
+    def keep_only(self, wanted: Callable[[Operation], bool]) -> None:
+        """Forget the operations that are not wanted."""
+        lines = [json.dumps(each.as_list()).encode() + b"\n" for each in self.waiting(self.end()) if wanted(each)]
+        if not lines:
+            self.path.unlink(missing_ok=True)
+        else:
+            write_whole(self.path, b"".join(lines).decode(), synced=True)
+        self._start, self._whole = 0, None
 
     def append(self, operation: Operation) -> None:
         """Add an operation; the system has it when this returns, so that no kill loses it."""
@@ -80,6 +106,7 @@ class Spool:
 def _read(line: bytes) -> Operation:
     try:
         content = json.loads(line)
-    except ValueError:  # damaged: what cannot be sent is set aside, and the others are
+    except (ValueError, RecursionError):  # damaged: what cannot be sent is set aside, and the others are
         content = None
-    return from_list(content) if isinstance(content, list) and content else Unknown([line.decode(errors="replace")])
+    is_one = isinstance(content, list) and content and isinstance(content[0], str)
+    return from_list(content) if is_one else Unknown([line.decode(errors="replace")])

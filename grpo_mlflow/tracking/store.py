@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,27 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
         raise borders.unusable(uri, error) from error
 
 
+class _Transfers:
+    """The transfers of all threads: the time limit, which MLflow reads from the environment, is that of all."""
+
+    lock, count, before = threading.Lock(), 0, ""
+
+
 @contextlib.contextmanager
 def transfer() -> Iterator[None]:
     """Wait for answers inside the block as long as a file takes: a server gives one only when it has passed it on."""
-    before = os.environ[_TIMEOUT]
-    os.environ[_TIMEOUT] = str(max(_TRANSFER_SECONDS, int(before)))
+    with _Transfers.lock:
+        if _Transfers.count == 0:
+            _Transfers.before = os.environ[_TIMEOUT]
+            os.environ[_TIMEOUT] = str(max(_TRANSFER_SECONDS, int(_Transfers.before)))
+        _Transfers.count += 1
     try:
         yield
     finally:
-        os.environ[_TIMEOUT] = before
+        with _Transfers.lock:
+            _Transfers.count -= 1
+            if _Transfers.count == 0:
+                os.environ[_TIMEOUT] = _Transfers.before
 
 
 def find_run(client: mlflow.MlflowClient, run_id: str) -> Run:

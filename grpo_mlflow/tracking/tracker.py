@@ -13,6 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import mlflow
@@ -44,7 +45,6 @@ from grpo_mlflow.tracking.store import listed_tables, local_path
 from grpo_mlflow.tracking.upload import destination
 
 _FLUSH_SECONDS = 5.0  # a call to a store costs as much for one step as for many
-_SETTLE_SECONDS = 60.0  # for what waits at the end of a run; what takes longer is sent later
 _TABLES = 80  # that the UI lists: a tag takes 8000 characters
 _TELLING = ("train/loss_total", "eval/pass_at_1")  # one of them known, all of its step is
 log = logging.getLogger(__name__)
@@ -109,8 +109,10 @@ class MlflowTracker:
         """Take note of the curves that the run has, so that a resume that repeats steps gives one continuous curve.
 
         Those that wait for the store count as well. Steps are recognised by their loss or pass@1, and each result of a
-        study by itself; where repetition is not exact both points are kept.
+        study by itself; where repetition is not exact both points are kept. How the run had ended is forgotten.
         """
+        with suppress(OSError):  # a full disk
+            self._outbox.forget_end()
         for key in filter(_is_remembered, self._client.get_run(self.run_id).data.metrics):
             for point in self._client.get_metric_history(self.run_id, key):
                 self._logged.setdefault(point.step, set()).add((key, point.value))
@@ -151,8 +153,8 @@ class MlflowTracker:
         """Make an artifact of a run the newest version of a registered model, and let the alias name it."""
         self._do(Register(name, alias, run_id, artifact, redaction.without(dict(tags))))
 
-    def settle(self, seconds: float) -> None:
-        """Wait until the store has all, for so long at most, and not while it is away."""
+    def settle(self, seconds: float | None = None) -> None:
+        """Wait until the store has all that was written, but not while it is away (`Sender.settle`)."""
         self._sender.settle(seconds)
 
     def hold(self) -> None:
@@ -166,19 +168,19 @@ class MlflowTracker:
 
     def finish(self, status: str) -> None:
         """Set the final status: FINISHED, FAILED or KILLED."""
-        if self._monitor is not None:
-            self._monitor.finish()
         try:
+            if self._monitor is not None:
+                self._monitor.finish()
             if self._holding is not None and self._holding.lost:
                 return  # its status is another's
             self.tags({ENDED: status})  # `mlflow run` overwrites the status itself with FINISHED or FAILED
             self._do(Status(status))
-            self.settle(_SETTLE_SECONDS)
+            self.settle()
         finally:
             self._sender.end()
-        if self._holding is not None:
-            self._holding.end()  # also while something waits: who goes on with the run sends it
-            self._holding = None
+            if self._holding is not None:
+                self._holding.end()  # also while something waits: who goes on with the run sends it
+                self._holding = None
         if self._outbox.waits():
             log.warning(
                 "MLflow lacks what is kept in %s; `python -m entrypoints.upload --folder %s tracking.uri=%s` sends it",
@@ -204,8 +206,8 @@ class MlflowTracker:
         """Send the metrics that wait."""
         self._require_held()
         if self._points:
-            points, self._points = self._points, []
-            self._sender.send(Metrics(points))
+            self._sender.send(Metrics(self._points))
+            self._points = []
         self._flush_at = time.monotonic() + _FLUSH_SECONDS
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from grpo_mlflow.cli.command import require_all
 from grpo_mlflow.cli.train import checked
-from grpo_mlflow.errors import ConfigError
+from grpo_mlflow.config import Resolved, resolve
+from grpo_mlflow.errors import ConfigError, UserError
 
 WRONG = (
     "nonsense",
@@ -31,3 +33,24 @@ def test_together_they_are_told_as_each_alone(words: tuple[str, ...]) -> None:
     assert all(alone)
     assert _lines(*words) == set().union(*alone)
     assert len(_lines(*words)) == len(words)
+
+
+def test_a_file_that_cannot_be_read_contradicts_nothing() -> None:
+    words = ("--config", "is/not/there.yaml", "generation.async_rollouts=1", "train.lr=fast")
+    alone = _lines(*words[:2]) | _lines(*words[3:])
+    assert _lines(*words) == alone
+    assert len(alone) == 2
+
+
+def test_mistakes_come_before_what_is_away() -> None:
+    def wrong(resolved: Resolved) -> None:
+        raise ConfigError("wrong")
+
+    def away(resolved: Resolved) -> None:
+        raise UserError("away")
+
+    resolved = resolve("tiny")
+    with pytest.raises(ConfigError, match="wrong"):
+        require_all(resolved, wrong, away)
+    with pytest.raises(UserError, match="away"):
+        require_all(resolved, away, wrong)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
@@ -19,9 +18,8 @@ import pytest
 from grpo_mlflow import runs, tracking
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.runtime import interrupts
-from grpo_mlflow.tracking import outbox, sender
-from grpo_mlflow.tracking import tracker as trackers
-from grpo_mlflow.tracking.operations import Tags
+from grpo_mlflow.tracking import outbox, sender, store
+from grpo_mlflow.tracking.operations import Operation, Status, Tags, Unknown
 from grpo_mlflow.tracking.spool import Spool
 from tests.support.artifacts import Artifacts, serving
 from tests.support.small_runs import small
@@ -139,7 +137,10 @@ def test_a_new_failure_does_not_begin_at_the_first_again(config: TrackingConfig)
     assert Flaky.taken == _names()
 
 
-def test_a_signal_ends_it_after_what_is_being_sent_and_nothing_is_sent_again(config: TrackingConfig) -> None:
+def test_a_signal_ends_it_after_what_is_being_sent_and_nothing_is_sent_again(
+    config: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "_LAST_SECONDS", 5 * SECONDS)
     tracker = tracking.start(config, "train")
     _write(tracker, _names())
     with pytest.raises(interrupts.Interrupted), interrupts.handled(), interrupts.deferred():
@@ -173,8 +174,21 @@ def _write_on(config: TrackingConfig, run_id: str) -> None:
     time.sleep(LONG)
 
 
-def test_the_end_of_a_run_waits_for_a_while_only(config: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "_SETTLE_SECONDS", 5 * SECONDS)
+def test_the_end_of_a_run_waits_for_a_store_that_is_slow(
+    config: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "TRANSFER_SECONDS", 10 * SECONDS)  # for a file; all of them take longer
+    tracker = tracking.start(config, "train")
+    _write(tracker, _names())
+    tracker.finish("FINISHED")
+    assert Flaky.taken == _names()
+    assert mlflow.MlflowClient(config.uri).get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_store_that_hangs(
+    config: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "TRANSFER_SECONDS", 5 * SECONDS)
     monkeypatch.setattr(sender, "_LAST_SECONDS", SECONDS)
     tracker = tracking.start(config, "train")
     Flaky.gate.clear()
@@ -186,26 +200,54 @@ def test_the_end_of_a_run_waits_for_a_while_only(config: TrackingConfig, monkeyp
     assert client.get_run(tracker.run_id).info.status == "RUNNING"
     Flaky.gate.set()
     _until(lambda: Flaky.taken == _names(0, 1))  # late, so that it counts as not sent
-    tracking.start(config, "train", resume=tracker.run_id)
+    assert tracking.send_kept(config.uri, tracker.run_id) == tracking.Upload(tracker.run_id, KEPT + 2, 0)
     assert Flaky.taken == ["0.json", *_names()]
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
-def test_a_folder_that_is_deleted_while_it_is_sent_holds_nothing_up(config: TrackingConfig) -> None:
+def test_a_signal_at_the_end_leaves_the_time_for_a_status(config: TrackingConfig) -> None:
     tracker = tracking.start(config, "train")
-    folder = tracker.run_dir / "checkpoints" / "iter_001"
-    folder.mkdir(parents=True)
-    for name in ("a", "b"):
-        (folder / name).write_text(name)
-    Flaky.gate.clear()
-    tracker.publish("checkpoints/iter_001")
-    _until(lambda: Flaky.asked != [])
-    shutil.rmtree(folder)
-    tracker.text("after.json", "{}")
-    Flaky.gate.set()
+    tracker.metrics({"train/loss_total": 0.5}, 0)
+    with pytest.raises(interrupts.Interrupted), interrupts.handled(), interrupts.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        tracker.finish("KILLED")
+    assert mlflow.MlflowClient(config.uri).get_run(tracker.run_id).info.status == "KILLED"
+    assert not (tracker.run_dir / "spool.jsonl").exists()
+
+
+def test_a_run_that_goes_on_does_not_end_as_it_had_before(config: TrackingConfig) -> None:
+    tracker = _kept(config)
+    again = tracking.start(config, "train", resume=tracker.run_id)
+    assert Flaky.taken == _names()
+    run = mlflow.MlflowClient(config.uri).get_run(tracker.run_id)
+    assert (run.info.status, run.data.tags.get("grpo.ended")) == ("RUNNING", None)
+    again.finish("FINISHED")
+    assert mlflow.MlflowClient(config.uri).get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_disk_that_fails_for_a_while_stops_nothing(config: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = tracking.start(config, "train")
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "drop", _full)
+        _write(tracker, _names(0, 1))
+        _until(lambda: Flaky.taken == _names(0, 1))
+        time.sleep(SECONDS)
+    _write(tracker, _names(1, 3))
     tracker.finish("FINISHED")
-    assert (len(Flaky.taken), Flaky.taken[-1]) == (2, "after.json")
-    assert Flaky.asked == Flaky.taken
+    assert Flaky.taken == ["0.json", *_names(0, 3)]  # what could not be forgotten is sent again
+    assert mlflow.MlflowClient(config.uri).get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_transfers_of_several_threads_share_a_time_limit_and_give_it_back() -> None:
+    limit, seen = "MLFLOW_HTTP_REQUEST_TIMEOUT", []
+    before = os.environ[limit]
+    first, second = store.transfer(), store.transfer()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    seen.append(os.environ[limit])
+    second.__exit__(None, None, None)
+    assert (seen, os.environ[limit]) == (["600"], before)
 
 
 def test_what_a_full_disk_does_not_take_is_sent_at_once(
@@ -242,15 +284,41 @@ def test_a_resume_does_not_log_again_what_waits(config: TrackingConfig) -> None:
     assert [(p.step, p.value) for p in points["eval/pass_at_1"]] == [(2, 0.5)]
 
 
+def waiting(spool: Spool) -> list[Operation]:
+    return list(spool.waiting(spool.end()))
+
+
+def test_what_is_cut_off_while_others_are_read_is_not_read_in_part(tmp_path: Path) -> None:
+    spool, operations = Spool(tmp_path / "spool.jsonl"), [Tags({"a": str(number)}) for number in range(4)]
+    for operation in operations[:2]:
+        spool.append(operation)
+    with spool.path.open("a") as stream:
+        stream.write('["tags", {"a": "cut off, and longer than what comes in its place')
+    reading = spool.waiting(spool.end())
+    assert next(reading) == operations[0]
+    for operation in operations[2:]:
+        Spool(spool.path).append(operation)
+    assert list(reading) == operations[1:2]
+    assert waiting(spool) == operations
+
+
+def test_a_line_that_nobody_wrote_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "spool.jsonl"
+    path.write_text('[["x"]]\n{}\n[]\nnonsense\n' + "[" * 100_000 + '\n["status", "FINISHED"]\n')
+    *damaged, last = waiting(Spool(path))
+    assert [type(each) for each in damaged] == [Unknown] * 5
+    assert last == Status("FINISHED")
+
+
 def test_a_spool_forgets_its_first_lines_and_one_that_was_cut_off(tmp_path: Path) -> None:
     spool, operations = Spool(tmp_path / "spool.jsonl"), [Tags({"a": str(number)}) for number in range(4)]
     for operation in operations[:3]:
         spool.append(operation)
     spool.drop(1)
-    assert list(Spool(spool.path).waiting()) == operations[1:3]
+    assert waiting(Spool(spool.path)) == operations[1:3]
     with spool.path.open("a") as stream:
         stream.write('["tags", {"a": "cut o')
-    assert list(spool.waiting()) == operations[1:3]
+    assert waiting(spool) == operations[1:3]
     spool.append(operations[3])
     assert [json.loads(line) for line in spool.path.read_text().splitlines()] == [
         each.as_list() for each in operations[1:]
@@ -271,10 +339,10 @@ def test_what_was_sent_is_forgotten_also_on_a_full_disk(tmp_path: Path, monkeypa
     if os.access(folder, os.W_OK):  # root may write anywhere
         monkeypatch.setattr("grpo_mlflow.tracking.spool.replacing", _full)
     spool.drop(1)
-    assert list(spool.waiting()) == operations[1:3]
+    assert waiting(spool) == operations[1:3]
     spool.append(operations[3])
     spool.drop(1)
-    assert list(spool.waiting()) == operations[2:]
+    assert waiting(spool) == operations[2:]
     folder.chmod(0o700)
     spool.drop(2)
     assert not spool.waits()

@@ -73,7 +73,8 @@ def test_what_an_earlier_version_kept_is_sent(
             (first.run_dir / name).write_text(name)
         spool = first.run_dir / "spool.jsonl"
         spool.write_text(SPOOL.replace("RUN_ID", first.run_id).replace("TIME", str(TIME)))
-        tracking.start(config, "train", resume=first.run_id)
+        found = tracking.send_kept(shared_store, first.run_id)
+    assert (found.sent, found.left, found.error) == (9, 0, None) if found is not None else False
     assert {path.name for path in first.run_dir.iterdir()} == {"config", "samples"}  # none waits, none was refused
     run = client.get_run(first.run_id)
     assert run.data.params == {"train.lr": "1e-05", "seed": "0"}
