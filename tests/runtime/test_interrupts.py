@@ -168,7 +168,7 @@ def test_a_signal_anywhere_in_a_call_to_a_storage_leaves_it_usable(tmp_path: Pat
     study.tell(trial, 1.0)
 
 
-def test_a_signal_anywhere_in_a_write_to_mlflow_stops_the_run_and_loses_nothing(store: str) -> None:
+def test_a_signal_anywhere_in_a_write_to_mlflow_stops_the_run_and_damages_no_write(store: str) -> None:
     tracker = tracking.start(TrackingConfig(uri=store, experiment="signals"), "train")
     tracker.tags({"0": "0"})  # what only a first call does is not counted
     tracker.settle()
@@ -177,6 +177,13 @@ def test_a_signal_anywhere_in_a_write_to_mlflow_stops_the_run_and_loses_nothing(
         tracker.settle()  # what a write does depends on whether others wait
         with pytest.raises(Interrupted), handled(), send_at(number * moments // 32):
             tracker.tags({f"{number}": f"{number}"})
-    tracker.settle()
+        tracker.tags({f"after {number}": f"{number}"})
+    tracker.finish("KILLED")
     tags = mlflow.MlflowClient(store).get_run(tracker.run_id).data.tags
-    assert {key: value for key, value in tags.items() if key.isdigit()} == {f"{n}": f"{n}" for n in range(31)}
+    assert {key: value for key, value in tags.items() if key.startswith("after")} == {
+        f"after {n}": f"{n}" for n in range(1, 31)
+    }
+    written = {key: value for key, value in tags.items() if key.isdigit()}
+    assert written.items() <= {f"{n}": f"{n}" for n in range(31)}.items()  # the others had not begun
+    assert len(written) > 10
+    assert not (tracker.run_dir / "refused.jsonl").exists()
