@@ -56,8 +56,8 @@ def prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     if not (folder / "empty.db").exists():
-        mlflow.MlflowClient("sqlite:///half-made.db").search_experiments()
-        os.rename("half-made.db", folder / "empty.db")
+        mlflow.MlflowClient(f"sqlite:///{folder.absolute()}/half-made.db").search_experiments()
+        os.rename(folder / "half-made.db", folder / "empty.db")
 
 
 def make(folder: Path, template: Path, work: str, address: str) -> None:
