@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,16 @@ from accelerate import Accelerator
 
 from grpo_mlflow import runs
 from grpo_mlflow.config import resolve
-from grpo_mlflow.errors import ServerFailed
+from grpo_mlflow.errors import ServerFailed, UserError
 from grpo_mlflow.generation import Generator
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.processes import Processes
+from grpo_mlflow.tasks import Pending, Task
 from grpo_mlflow.training import rollout_files
 from grpo_mlflow.training.checkpoint import Checkpoint
 from grpo_mlflow.training.sources import GroupSource, group_source, read_ahead
 from grpo_mlflow.training.sources.ahead import Ahead
+from grpo_mlflow.types import Completion, Problem
 from tests.support.groups import make_groups
 from tests.support.scripted import Background, Numbered
 from tests.support.small_runs import same, small
@@ -26,7 +29,25 @@ AHEAD = ("generation.backend=vllm_server", "generation.base_url=http://127.0.0.1
 ROUND = "data.resample_rounds=1"
 
 
-def source_of(policy: Policy, generator: Generator, *overrides: str, ahead: Ahead | None = None) -> GroupSource:
+class Watched(Numbered):
+    """Notes as of which iteration it judges, and fails from one on."""
+
+    def __init__(self) -> None:
+        self.iteration, self.judged, self.fails_from = 0, list[int](), ITERATIONS
+
+    def at(self, iteration: int, iterations: int) -> None:
+        self.iteration = iteration
+
+    def begin(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> Pending:
+        self.judged.append(self.iteration)
+        if self.iteration >= self.fails_from:
+            raise UserError("no verdict")
+        return super().begin(problems, completions)
+
+
+def source_of(
+    policy: Policy, generator: Generator, *overrides: str, ahead: Ahead | None = None, task: Task | None = None
+) -> GroupSource:
     words = [
         f"data.problems_per_iteration={P}",
         f"data.rollouts_per_problem={K}",
@@ -34,7 +55,8 @@ def source_of(policy: Policy, generator: Generator, *overrides: str, ahead: Ahea
         "train.lr_warmup_steps=0",
     ]
     config = resolve("tiny", [*words, "data.train_seed_start=1000", "data.num_train_seeds=64", *overrides]).config
-    return group_source(config, Numbered(), policy, lambda: generator, Processes(Accelerator(cpu=True)), ahead=ahead)
+    processes = Processes(Accelerator(cpu=True))
+    return group_source(config, task or Numbered(), policy, lambda: generator, processes, ahead=ahead)
 
 
 def iterate(source: GroupSource, version: int) -> list[str]:
@@ -55,6 +77,20 @@ def test_what_is_sampled_ahead_has_ended_before_the_weights_change(policy: Polic
     ]
     plain = source_of(policy, Background(range(0)))
     assert found == [iterate(plain, version) for version in range(ITERATIONS)]
+
+
+def test_what_is_sampled_ahead_is_judged_once_and_as_of_its_own_iteration(policy: Policy) -> None:
+    task = Watched()
+    source = source_of(policy, Background(range(0)), *AHEAD, task=task)
+    iterate(source, 0)
+    source.settle()  # before a checkpoint, while the task knows of iteration 0 alone
+    assert task.judged == [0, 1]
+    iterate(source, 1)
+    task.fails_from = 2
+    with pytest.raises(UserError, match="no verdict"):
+        source.groups(2)
+    source.stop()
+    assert task.judged == [0, 1, 2]
 
 
 def test_flat_groups_are_replaced_before_the_next_iteration_begins(policy: Policy) -> None:
