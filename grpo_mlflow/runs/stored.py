@@ -14,6 +14,7 @@ from grpo_mlflow import tracking
 from grpo_mlflow.config import Arguments, Config, Resolved, flatten, parse_overrides, resolve, resuming, yaml12
 from grpo_mlflow.config.command import run_id_of
 from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line
+from grpo_mlflow.runtime.files import remove_parts
 from grpo_mlflow.tasks import data_sets
 from grpo_mlflow.training.checkpoint import Checkpoint, is_name, read, reading
 
@@ -182,7 +183,8 @@ def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Store
     uri = parse_overrides(arguments.overrides).get("tracking.uri")
     run_id, tags = run_id_of(resume), dict[str, str]()
     if run_id:
-        tags = tracking.find_run(tracking.connect(uri), run_id).data.tags
+        run = tracking.find_run(tracking.connect(uri), run_id)
+        tags = run.data.tags
         kind = tags.get("grpo.kind", "train")
         if kind != "train":
             instead = _INSTEAD.get(kind, "a training run")
@@ -194,6 +196,7 @@ def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Store
         _require_here(resume, run_id, uri)
         if run_id and "grpo.kind" in tags:  # it is ours, and nothing else would ever end it
             tracking.set_failed(uri, run_id)
+            remove_parts(tracking.run_folder(run))
             line = f"{error}: it ended before it had written one, and is marked FAILED now; allowed: a new run"
             raise NotBegun(line) from error
         raise

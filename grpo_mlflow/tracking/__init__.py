@@ -4,7 +4,7 @@ from grpo_mlflow.tracking.base import NullTracker, Tracker
 from grpo_mlflow.tracking.borders import STORE_ERRORS
 from grpo_mlflow.tracking.opening import start
 from grpo_mlflow.tracking.ownership import require_free
-from grpo_mlflow.tracking.places import elsewhere, place
+from grpo_mlflow.tracking.places import elsewhere, place, run_folder
 from grpo_mlflow.tracking.registry import STUDY_TAG, alias_of, registered, study_of_alias
 from grpo_mlflow.tracking.store import (
     artifact,
@@ -42,6 +42,7 @@ __all__ = [
     "place",
     "registered",
     "require_free",
+    "run_folder",
     "send_kept",
     "send_kept_below",
     "set_failed",

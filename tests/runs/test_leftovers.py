@@ -22,10 +22,11 @@ from grpo_mlflow.runs.session import session
 from grpo_mlflow.runtime.files import cache_root, scratch
 from grpo_mlflow.search import recovery
 from grpo_mlflow.search.study import RUN_ID
+from grpo_mlflow.tracking import run_folder
 from tests.support.signals import at_every_line
 from tests.support.small_runs import resume, same, small
 
-MOMENTS = 8
+MOMENTS = 16
 
 
 def _killed_at(store: str, moment: int, lines: multiprocessing.Queue[int]) -> None:
@@ -73,12 +74,16 @@ def test_a_run_that_is_killed_while_it_is_opened_can_be_ended(tmp_path: Path, sh
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         for run in client.search_runs(experiments):
             opened += 1
+            part = run_folder(run) / "config" / ".resolved.yaml.0.part"
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.touch()
             words = [f"resume={run.info.run_id}", f"tracking.uri={store}"]
             try:
                 stored.resolve_training(parse_arguments(words, "train", ""), run.info.run_id)
             except UserError as error:
                 assert str(error).endswith("and is marked FAILED now; allowed: a new run")  # noqa: PT017
                 assert client.get_run(run.info.run_id).info.status == "FAILED"
+                assert not part.exists()
     assert opened >= 3
 
 
