@@ -56,18 +56,18 @@ class Spool:
 
     def keep_only(self, wanted: Callable[[Operation], bool]) -> None:
         """Forget the operations that are not wanted."""
-        lines = [json.dumps(each.as_list()).encode() + b"\n" for each in self.waiting(self.end()) if wanted(each)]
-        if not lines:
+        text = "".join(f"{json.dumps(each.as_list())}\n" for each in self.waiting(self.end()) if wanted(each))
+        if not text:
             self.path.unlink(missing_ok=True)
         else:
-            write_whole(self.path, b"".join(lines).decode(), synced=True)
+            write_whole(self.path, text, synced=True)
         self._start, self._whole = 0, None
 
     def append(self, operation: Operation) -> None:
         """Add an operation; the system has it when this returns, so that no kill loses it."""
         with self.path.open("ab") as stream:
             if stream.tell() != self._whole:
-                stream.truncate(self.path.read_bytes().rfind(b"\n") + 1)
+                stream.truncate(self.end())
             stream.write(json.dumps(operation.as_list()).encode() + b"\n")
             stream.flush()
             self._whole = stream.tell()

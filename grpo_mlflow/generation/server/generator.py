@@ -86,15 +86,9 @@ class ServerGenerator:
             ids = [draw.token_ids for draw in draws]
             drawn(place, list(zip(ids, self._policy.decode(ids), strict=True)))
 
-        return self._begin(prompts, k, sampling, seed, key, told=told).result()
+        return self.begin(prompts, k, sampling, seed, key, told=told).result()
 
     def begin(
-        self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
-    ) -> _Begun:
-        """Begin to sample as `generate` would, with the weights that the server has now."""
-        return self._begin(prompts, k, sampling, seed, key)
-
-    def _begin(
         self,
         prompts: Sequence[Prompt],
         k: int,
@@ -104,6 +98,7 @@ class ServerGenerator:
         *,
         told: Told | None = None,
     ) -> _Begun:
+        """Begin to sample as `generate` would, with the weights that the server has now (`told`: `Batches.sample`)."""
         asks = tuple(
             Ask(
                 token_ids=prompt.token_ids,
