@@ -108,6 +108,6 @@ def require_loss(resolved: Resolved) -> None:
 
 def show(resolved: Resolved) -> None:
     """Print every setting with its origin, and on stderr what cannot act."""
-    print(render(resolved), end="")
+    print(f"{render(resolved)}# what one means and takes: --help KEY, such as --help train.lr")
     for warning in resolved.warnings:
         print(f"warning: {redact(warning)}", file=sys.stderr)

@@ -12,7 +12,7 @@ from grpo_mlflow.config import parse_arguments, resolve
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = parse_arguments(argv, "smoke", "Check that everything is connected; nothing is kept.")
+    arguments = parse_arguments(argv, "smoke", "Check that everything is connected; nothing is kept.", own_values=True)
     with tempfile.TemporaryDirectory() as folder:
         store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
         resolved = resolve(arguments.config or "smoke", [*arguments.overrides, store])

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 T = TypeVar("T")
 Positive = Annotated[int, Field(ge=1)]
@@ -25,23 +26,60 @@ def as_tuple(value: Any) -> Any:
     return tuple(value)
 
 
-Ints = Annotated[tuple[Positive, ...], BeforeValidator(as_tuple)]
-
 OWN = r"python:[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 """How a setting names code of the user's own."""
 
 
-def one_of(names: Iterable[str], own: str = "") -> AfterValidator:
-    """Return the check that a text is one of the names of a table, or code of the user's own (shown as `own`)."""
-    allowed = " or ".join([*(repr(name) for name in names), *([own] if own else [])])
-    known = {*names}
+@dataclass(frozen=True)
+class Form:
+    """What the schema says of a text with a form: its pattern, the values that can be listed, and how people read it.
 
-    def check(name: str) -> str:
-        if name not in known and not (own and re.fullmatch(OWN, name)):
-            raise PydanticCustomError("name", "input should be {names}", {"names": allowed})
+    It checks nothing: the field's own check does.
+    """
+
+    pattern: str
+    choices: tuple[str, ...]
+    shown: str
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string", "pattern": self.pattern, "examples": [*self.choices], SHOWN: self.shown}
+
+
+SHOWN = "x-shown"
+"""Where a part of the JSON schema says in words which values are allowed."""
+
+_DEVICE, _GIVEN_DEVICE = r"^(auto|cpu|cuda(:\d+)?)$", r"^(cpu|cuda(:\d+)?)$"
+Device = Annotated[
+    str,
+    Field(pattern=_DEVICE),
+    Form(_DEVICE, choices=("auto", "cpu", "cuda"), shown="auto, cpu, cuda or cuda:N"),
+]
+GivenDevice = Annotated[
+    str, Field(pattern=_GIVEN_DEVICE), Form(_GIVEN_DEVICE, choices=("cpu", "cuda"), shown="cpu, cuda or cuda:N")
+]
+
+
+class OneOf:
+    """The check that a text is one of the names of a table, or code of the user's own (shown as `own`)."""
+
+    def __init__(self, names: Iterable[str], own: str = "") -> None:
+        self._names, self._own = tuple(names), own
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        if not self._own:
+            return {"type": "string", "enum": [*self._names]}
+        names = "|".join(re.escape(name) for name in self._names)
+        form = Form(f"^({names}|{OWN})$", choices=self._names, shown=" or ".join([*self._names, self._own]))
+        return form.__get_pydantic_json_schema__(schema, handler)
+
+    def _check(self, name: str) -> str:
+        if name not in self._names and not (self._own and re.fullmatch(OWN, name)):
+            allowed = [*(repr(known) for known in self._names), *([self._own] if self._own else [])]
+            raise PydanticCustomError("name", "input should be {names}", {"names": " or ".join(allowed)})
         return name
-
-    return AfterValidator(check)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,6 +25,16 @@ def _leaves(section: type[Section], prefix: str = "") -> dict[str, tuple[type[Se
     return found
 
 
+def _classes(section: type[Section], prefix: str = "") -> dict[str, type[Section]]:
+    """Return every section inside one by its dotted name, in the schema's order."""
+    found: dict[str, type[Section]] = {}
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, Section):
+            found |= {prefix + name: kind} | _classes(kind, f"{prefix}{name}.")
+    return found
+
+
 def _takes_list(kind: Any) -> bool:
     return get_origin(kind) in (tuple, list) or any(_takes_list(part) for part in get_args(kind))
 
@@ -34,6 +44,7 @@ def _takes_mapping(kind: Any) -> bool:
 
 
 _LEAVES = _leaves(Config)
+CLASSES = _classes(Config)
 _FIELDS = {key: section.model_fields[name] for key, (section, name) in _LEAVES.items()}
 KEYS = {key: field.description for key, field in _FIELDS.items()}
 TRAITS = {key: section.traits_of(name) for key, (section, name) in _LEAVES.items()}

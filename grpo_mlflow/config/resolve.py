@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from grpo_mlflow import redaction
-from grpo_mlflow.config import adapt, checks, idle, layers, methods, model_defaults, references, yaml12
+from grpo_mlflow.config import adapt, checks, describe, idle, layers, methods, model_defaults, references, yaml12
 from grpo_mlflow.config.keys import KEYS, MAPPINGS, flatten, nest, short, unknown_line, with_entries
 from grpo_mlflow.config.layers import Layer
 from grpo_mlflow.config.mistakes import Mistakes
@@ -60,8 +60,7 @@ def render(resolved: Resolved) -> str:
                 lines.append((f"{indent}{name}:", ""))
                 walk(value, f"{prefix}{name}.", indent + "  ")
             else:
-                text = yaml12.dump(value, flow=True).removesuffix("...\n").strip()
-                lines.append((f"{indent}{name}: {text}", resolved.origins[prefix + name]))
+                lines.append((f"{indent}{name}: {yaml12.inline(value)}", resolved.origins[prefix + name]))
 
     walk(redaction.without(resolved.config.model_dump(mode="json")), "", "")
     width = max(len(text) for text, origin in lines if origin)
@@ -77,6 +76,8 @@ def _validate(layer: Layer) -> Config:
             dotted = ".".join(str(part) for part in item["loc"])
             key = next(k for k in sorted(KEYS, key=len, reverse=True) if dotted == k or dotted.startswith(f"{k}."))
             text = item["msg"][0].lower() + item["msg"][1:]
+            if item["type"] == "string_pattern_mismatch":  # a pattern is hard to read
+                text = f"input should be {describe.settings()[key].allowed}"
             if text not in messages.setdefault(key, []):
                 messages[key].append(text)
         raise ConfigError(

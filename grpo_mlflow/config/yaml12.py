@@ -146,3 +146,8 @@ def dump(value: Any, flow: bool = False) -> str:
     """Return text that `load` reads back to an equal value; `flow` puts it on one line."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=flow, width=10**9)
     return text
+
+
+def inline(value: Any) -> str:
+    """Return a value on one line, as a file or an override has it."""
+    return dump(value, flow=True).removesuffix("...\n").strip()

@@ -45,7 +45,7 @@ def parse(text: str, where: str) -> Command:
     return Command(where, shlex.join(shlex.split(text.replace("\\\n", " "), comments=True)), variables, tuple(words))
 
 
-def _blocks(text: str) -> Iterator[tuple[int, str, str]]:
+def blocks(text: str) -> Iterator[tuple[int, str, str]]:
     """Yield the code blocks of a page: line, language (empty where none is said), content."""
     lines, number = text.splitlines(), 0
     while number < len(lines):
@@ -78,7 +78,7 @@ def _logical_lines(block: str) -> Iterator[tuple[int, str]]:
 def commands_of(text: str, page: str) -> list[Command]:
     """Return the commands of a page, in code blocks and in inline code (table cells too)."""
     found, prose = [], text
-    for line, language, content in _blocks(text):
+    for line, language, content in blocks(text):
         prose = prose.replace(content, "")
         lines = [(n, each) for n, each in _logical_lines(content) if not each.startswith("#")]
         if language in _SHELLS or (not language and lines and _COMMAND.fullmatch(lines[0][1])):
@@ -139,6 +139,6 @@ def through_mlproject(words: Sequence[str]) -> list[str]:
 
 def keys_in_code(text: str, sections: Sequence[str]) -> list[str]:
     """Return the dotted names of settings that stand in the code of a page."""
-    code = [content for _, _, content in _blocks(text)] + re.findall(r"`([^`]+)`", text)
+    code = [content for _, _, content in blocks(text)] + re.findall(r"`([^`]+)`", text)
     names = re.compile(rf"(?<![\w./\-@])((?:{'|'.join(sections)})(?:\.[a-z_0-9]+)+)(?![\w/(-])(?!\.\w)")
     return [name for part in code for name in names.findall(part)]

@@ -17,7 +17,7 @@ class Config(Section):
 
     seed: NonNegative = setting(
         0,
-        "seed of every random draw of the run",
+        "seed of every random draw of the run: problems, sampling, order of the batches",
         resume=False,
         compared=True,
         varies=True,
@@ -26,7 +26,7 @@ class Config(Section):
     )
     resume: str | None = setting(
         None,
-        "run id or checkpoint folder to continue",
+        "run id or checkpoint folder to continue, on the command line only; null: a new run",
         resume=True,
         compared=False,
         varies=False,

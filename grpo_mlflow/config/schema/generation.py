@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from grpo_mlflow.config.engines import SERVERS
-from grpo_mlflow.config.fields import NonNegativeFloat, Positive, PositiveFloat, Section, as_tuple, setting
+from grpo_mlflow.config.fields import Device, NonNegativeFloat, Positive, PositiveFloat, Section, as_tuple, setting
 
 if TYPE_CHECKING:
     Backend = str  # type checkers take no computed Literal
@@ -20,53 +20,87 @@ SyncName = Literal["reload", "lora", "restart", "none"]
 class ServerConfig(Section, resume=True, compared=False, varies=False, secret=False, evaluation=True):
     """A server that the run starts as its child, watches and ends."""
 
-    manage: bool = setting(False, "start the server; generation.base_url then has no effect")
+    manage: bool = setting(
+        False, ("start a server with the run and end it with the run; generation.base_url then has no effect")
+    )
     python: Annotated[str, Field(min_length=1)] | None = setting(
-        None, "Python of the environment that the server is installed in; null: that of .venv-vllm or .venv-sglang"
+        None,
+        (
+            "Python interpreter of the environment that the server is installed in; null: that of .venv-vllm "
+            "or .venv-sglang"
+        ),
     )
-    port: Annotated[int, Field(ge=0, le=65535)] = setting(0, "port on 127.0.0.1; 0: a free one")
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = setting(
-        "auto", "where it computes: auto, cpu, cuda or cuda:N"
+    port: Annotated[int, Field(ge=0, le=65535)] = setting(
+        0, "port on 127.0.0.1 that the server listens on; 0: a free one"
     )
+    device: Device = setting("auto", "where the server computes; auto: a GPU if there is one, else the CPU")
     memory: PositiveFloat | None = setting(
-        None, "its share of the GPU's memory; on a CPU: GiB for its cache; null: the server's default"
+        None,
+        (
+            "memory of the server: its share of the GPU's (0 to 1), on a CPU the GiB of its KV cache; null: "
+            "the server's default"
+        ),
     )
     arguments: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = setting(
-        (), "further arguments of its command line; they win over ours", secret=True
+        (), "further arguments of the server's command line; they win over those of this package", secret=True
     )
-    start_seconds: PositiveFloat = setting(600.0, "how long its start may take")
+    start_seconds: PositiveFloat = setting(600.0, "longest start of the server, in seconds; after it the run fails")
 
 
 class GenerationConfig(Section, resume=False, compared=True, varies=True, secret=False):
-    backend: Backend = setting("vllm_server", "who samples the rollouts", evaluation=True)
+    """What samples completions, how it samples, and how a server gets new weights."""
+
+    backend: Backend = setting(
+        "vllm_server", "what samples the rollouts: this process (local) or an inference server", evaluation=True
+    )
     base_url: str | None = setting(
-        None, "address of the inference server", resume=True, compared=False, varies=False, secret=True, evaluation=True
+        None,
+        (
+            "address of the inference server, such as http://127.0.0.1:30000; null with backend local or a "
+            "managed server"
+        ),
+        resume=True,
+        compared=False,
+        varies=False,
+        secret=True,
+        evaluation=True,
     )
-    batch_size: Positive = setting(4, "prompts in flight at once", evaluation=False)
-    max_new_tokens: Positive = setting(256, "longest completion, in tokens", evaluation=True)
+    batch_size: Positive = setting(4, "prompts that are sampled at the same time", evaluation=False)
+    max_new_tokens: Positive = setting(256, "longest completion, in tokens; a longer one is cut off", evaluation=True)
     temperature: PositiveFloat = setting(
-        0.7, "softmax temperature of sampling and of trained log-probs", evaluation=True
+        0.7, "softmax temperature of sampling, and of the log-probabilities that are trained", evaluation=True
     )
-    top_p: Annotated[float, Field(gt=0, le=1)] = setting(0.95, "nucleus mass; 1 is off", evaluation=True)
-    top_k: Annotated[int, Field(ge=-1)] = setting(50, "most likely tokens kept; -1 or 0 is off", evaluation=True)
-    repetition_penalty: PositiveFloat = setting(1.1, "penalty on tokens seen before; 1 is off", evaluation=True)
+    top_p: Annotated[float, Field(gt=0, le=1)] = setting(
+        0.95, "nucleus sampling: probability mass that is kept; 1: off", evaluation=True
+    )
+    top_k: Annotated[int, Field(ge=-1)] = setting(
+        50, "number of most likely tokens that are kept; -1 or 0: off", evaluation=True
+    )
+    repetition_penalty: PositiveFloat = setting(
+        1.1, "penalty on tokens that the prompt or the completion already has; 1: off", evaluation=True
+    )
     sync: SyncName = setting(
         "reload",
-        "how a server gets new weights: in place, as an adapter beside the base model (model.lora), by a "
-        "restart (managed only), or never (it keeps the initial ones, and the sampler correction carries the "
-        "difference)",
+        (
+            "how a server gets new weights. reload: in place; lora: as an adapter on the base model "
+            "(model.lora); restart: by a restart (managed servers only); none: never, the sampler correction "
+            "then makes up for the difference"
+        ),
         evaluation=False,
     )
     sync_dir: str | None = setting(
         None,
-        "folder for those weights that trainer and server both see; null: a temporary one",
+        ("folder that trainer and server both see, for the weights on their way; null: a temporary one"),
         resume=True,
         compared=False,
         evaluation=False,
     )
     behaviour_logprobs: Literal["server", "recompute"] = setting(
         "server",
-        "who says how likely the sampled tokens were: the server, or the trainer's model anew",
+        (
+            "source of the log-probabilities of the sampled tokens. server: as reported with the tokens; "
+            "recompute: computed by the trainer's model"
+        ),
         evaluation=False,
     )
     timeout: PositiveFloat = setting(
@@ -74,12 +108,17 @@ class GenerationConfig(Section, resume=False, compared=True, varies=True, secret
     )
     retry_seconds: NonNegativeFloat = setting(
         300.0,
-        "seconds to go on asking a server that fails before the run stops; 0: not at all",
+        "seconds to keep asking a server that fails before the run stops; 0: stop at once",
         resume=True,
         compared=False,
         evaluation=False,
     )
     async_rollouts: Annotated[int, Field(ge=0, le=1)] = setting(
-        0, "iterations that sampling may be ahead of training; 1: both at once, one step off-policy", evaluation=False
+        0,
+        (
+            "iterations that sampling may be ahead of training. 0: they alternate; 1: both run at once, and "
+            "training is one step off-policy"
+        ),
+        evaluation=False,
     )
     server: ServerConfig = ServerConfig()

@@ -10,36 +10,58 @@ from grpo_mlflow.config.fields import NonNegative, Positive, PositiveFloat, Sect
 
 
 class SearchConfig(Section, resume=False, compared=False, varies=False, secret=False, evaluation=False):
-    space: Annotated[str, Field(min_length=1)] = setting("tiny", "what varies: a name, a file, KEY=[VALUES]")
+    """A study (`grpo optimize`): what it tries, how it judges, how it confirms."""
+
+    space: Annotated[str, Field(min_length=1)] = setting(
+        "tiny",
+        (
+            "what the study varies: a shipped space (tiny, lora, full), a YAML file, or KEY=[VALUES] ... in "
+            "one text (docs/optimize.md)"
+        ),
+    )
     n_trials: Positive = setting(12, "trials of the whole study, over all commands that join it")
-    timeout: PositiveFloat | None = setting(None, "seconds after which no further trial starts")
+    timeout: PositiveFloat | None = setting(None, "seconds after which no further trial starts; null: no limit")
     sampler: Literal["tpe", "random", "grid", "gp", "cmaes", "nsga2"] = setting(
-        "tpe", "who proposes settings; nsga2 has two objectives, pass@k and `cost`"
+        "tpe", ("Optuna sampler that proposes the settings of a trial; nsga2 optimises two objectives, pass@k and cost")
     )
     pruner: Literal["paired", "median", "asha", "hyperband", "percentile", "patient", "threshold", "none"] = setting(
-        "paired", "who ends hopeless trials early"
+        "paired",
+        ("rule that ends trials early; paired: those that are behind the best on the same problems, beyond noise"),
     )
-    n_jobs: Positive = setting(1, "trials at once on this machine, each in a process of its own")
-    study_name: Annotated[str, Field(min_length=1)] = setting("grpo", "running it again continues the study")
+    n_jobs: Positive = setting(1, "trials at the same time on this machine, each in a process of its own")
+    study_name: Annotated[str, Field(min_length=1)] = setting(
+        "grpo", "name of the study; a command with the same name continues it"
+    )
     storage: str | None = setting(
-        None, "Optuna storage URL; null: optuna.db beside the sqlite MLflow store", secret=True
+        None,
+        (
+            "Optuna storage: sqlite:///FILE, postgresql://..., or journal:FILE; null: optuna.db beside a "
+            "sqlite MLflow store"
+        ),
+        secret=True,
     )
     k: Positive = setting(1, "the k of the pass@k to maximise", compared=True)
     objective: Literal["last", "mean", "best"] = setting(
-        "last", "a trial's score: its last evaluation, the mean of its last ones, or its best", compared=True
+        "last",
+        ("score of a trial: pass@k of its last evaluation, the mean over its last objective_window ones, or its best"),
+        compared=True,
     )
-    objective_window: Positive = setting(3, "how many of the last evaluations `mean` takes", compared=True)
+    objective_window: Positive = setting(3, "number of last evaluations that objective mean averages", compared=True)
     cost: Literal["tokens", "seconds"] = setting(
-        "tokens", "what nsga2 minimises beside: tokens or seconds", compared=True
+        "tokens", "second objective of nsga2, which it minimises: sampled tokens, or seconds", compared=True
     )
-    finalists: NonNegative = setting(3, "best trials to measure again on fresh problems")
-    confirm_seed_start: NonNegative = setting(50000, "first seed of the fresh problems")
+    finalists: NonNegative = setting(3, "number of best trials that are measured again on fresh problems; 0: none")
+    confirm_seed_start: NonNegative = setting(50000, "number of the first fresh problem")
     confirm_num_ids: Annotated[int, Field(ge=2)] = setting(
-        512, "fresh problems that rank finalists, and as many after them for the winner"
+        512, "number of fresh problems that rank the finalists; as many more then measure the winner"
     )
     confirm_replicates: Positive = setting(16, "completions per fresh problem")
     retrain_seeds: NonNegative = setting(
-        0, "train each finalist again with this many new seeds, and confirm those models"
+        0,
+        (
+            "train each finalist again with this many new seeds, and confirm those models; 0: confirm the "
+            "trial's own model"
+        ),
     )
 
     @property

@@ -10,14 +10,22 @@ from grpo_mlflow.config.fields import NonNegative, Positive, Section, setting
 
 
 class CheckpointConfig(Section, resume=True, compared=False, varies=False, secret=False, evaluation=False):
-    save_interval: NonNegative = setting(1, "iterations between checkpoints; 0: only the last")
-    keep_last: Positive = setting(3, "newest checkpoints kept; the best by pass@1 is kept beside them")
+    """Which checkpoints are kept."""
+
+    save_interval: NonNegative = setting(1, "iterations between checkpoints; 0: only the last iteration is saved")
+    keep_last: Positive = setting(3, "number of newest checkpoints that are kept; the best by pass@1 is kept as well")
 
 
 class TrackingConfig(Section, resume=True, compared=False, varies=False, secret=False, evaluation=False):
-    uri: str | None = setting(None, "MLflow store; null: MLFLOW_TRACKING_URI, else ./mlflow.db", secret=True)
-    experiment: Annotated[str, Field(min_length=1)] = setting("grpo", "MLflow experiment")
-    run_name: str | None = setting(None, "MLflow run name; null: MLflow picks one")
+    """What is logged to MLflow, and where."""
+
+    uri: str | None = setting(
+        None, "address of the MLflow store; null: MLFLOW_TRACKING_URI, else ./mlflow.db", secret=True
+    )
+    experiment: Annotated[str, Field(min_length=1)] = setting(
+        "grpo", "name of the MLflow experiment; it is made if missing"
+    )
+    run_name: str | None = setting(None, "name of the MLflow run; null: MLflow picks one")
     rollouts: bool = setting(True, "keep every training rollout as rollouts/iter_NNN.jsonl")
-    samples: NonNegative = setting(32, "completions in the table of each evaluation")
-    system_metrics: bool = setting(False, "let MLflow log CPU, memory and GPU use")
+    samples: NonNegative = setting(32, "completions in the table of each evaluation; 0: no table")
+    system_metrics: bool = setting(False, "let MLflow log the use of CPU, memory and GPU")

@@ -7,52 +7,112 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from grpo_mlflow.algorithm import names
-from grpo_mlflow.config.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section, one_of, setting
+from grpo_mlflow.config.fields import NonNegative, NonNegativeFloat, OneOf, Positive, PositiveFloat, Section, setting
 from grpo_mlflow.config.methods import Method
 from grpo_mlflow.config.optimizers import OPTIMIZERS
 
 
 class TrainConfig(Section, resume=False, compared=True, varies=True, secret=False, evaluation=False):
-    iterations: Positive = setting(10, "generate, update, evaluate: how many times", resume=True)
-    batch_size: Positive = setting(8, "rollouts per forward and backward pass (micro-batch)")
+    """How long a run trains, its optimizer, and its loss."""
+
+    iterations: Positive = setting(
+        10, "number of iterations; each samples, trains on the samples and, at its interval, evaluates", resume=True
+    )
+    batch_size: Positive = setting(
+        8, "rollouts per forward and backward pass (micro-batch); a smaller one needs less memory"
+    )
     grad_accum_steps: Positive | Literal["auto"] = setting(
         1, "micro-batches per optimizer step; auto: one optimizer step per epoch"
     )
     epochs: Positive = setting(1, "passes over the rollouts of an iteration")
-    optimizer: Annotated[str, one_of(OPTIMIZERS)] = setting("adamw", "adamw, or sgd with momentum")
-    optimizer_options: dict[str, JsonValue] = setting({}, "its options: betas and eps of adamw, momentum of sgd")
-    lr: PositiveFloat = setting(1e-5, "peak learning rate")
-    lr_schedule: names.Schedule = setting("constant", "shape after the warm-up")
-    lr_warmup_steps: NonNegative = setting(0, "optimizer steps of linear warm-up")
-    weight_decay: NonNegativeFloat = setting(0.0, "weight decay: decoupled in adamw, added to the gradient in sgd")
-    grad_clip: PositiveFloat | None = setting(1.0, "largest gradient norm; null is off")
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = setting(
+        "adamw", ("optimizer; adamw, or sgd with momentum, which needs half the memory and a learning rate of its own")
+    )
+    optimizer_options: dict[str, JsonValue] = setting(
+        {}, "options of the optimizer: betas and eps of adamw, momentum of sgd"
+    )
+    lr: PositiveFloat = setting(
+        1e-5,
+        (
+            "peak learning rate; usual: 1e-6 to 1e-5 for hub models, ten times that for adapters, 1e-4 to "
+            "1e-3 for the embedded model"
+        ),
+    )
+    lr_schedule: names.Schedule = setting(
+        "constant", "course of the learning rate after the warm-up: constant, or falling to 0 at the last step"
+    )
+    lr_warmup_steps: NonNegative = setting(0, "optimizer steps over which the learning rate rises linearly to train.lr")
+    weight_decay: NonNegativeFloat = setting(
+        0.0, "weight decay: decoupled in adamw, added to the gradient in sgd; 0: off"
+    )
+    grad_clip: PositiveFloat | None = setting(
+        1.0, "largest norm of the gradient; a larger one is scaled down to it; null: off"
+    )
     method: Method = setting(
-        "grpo", "a method by its name: what it sets, keys given beside it change (docs/methods.md)"
+        "grpo",
+        (
+            "a published method by name; it sets the keys that define it, and keys given along with it win "
+            "(docs/methods.md)"
+        ),
     )
-    loss: Annotated[str, one_of(names.LOSSES, "python:MODULE:FUNCTION")] = setting(
-        "grpo", "the loss: grpo, which the keys below describe, or a function (docs/methods.md)"
+    loss: Annotated[str, OneOf(names.LOSSES, "python:MODULE:FUNCTION")] = setting(
+        "grpo",
+        ("loss function: grpo, which the keys of this section describe, or a function of your own (docs/methods.md)"),
     )
-    loss_options: dict[str, JsonValue] = setting({}, "options of the loss's own, as a mapping")
-    scale_rewards: names.Scale = setting("group", "what divides r - mean(group); leave_one_out: r - mean of the others")
+    loss_options: dict[str, JsonValue] = setting({}, "options of a loss of your own, as a mapping")
+    scale_rewards: names.Scale = setting(
+        "group",
+        (
+            "advantage of a rollout: reward minus the mean of its group, divided by the standard deviation of "
+            "the group, of the batch, or by nothing (none); leave_one_out: reward minus the mean of the "
+            "others of its group"
+        ),
+    )
     reward_weights: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = setting(
-        {}, "weights of data.rewards in training, where they differ: evaluations keep those that are there"
+        {},
+        (
+            "weights of data.rewards in training, by name, where they differ from those there; evaluations "
+            "keep those there"
+        ),
     )
     multi_objective_aggregation: names.MultiObjective = setting(
         "sum_then_normalize",
-        "several data.rewards: summed before they are normalised, or each normalised within its group first (GDPO)",
+        (
+            "with several data.rewards: add them up, then normalise the sum; or normalise each within its "
+            "group first, then add (GDPO)"
+        ),
     )
-    surrogate: names.Surrogate = setting("clip", "how the ratio is bounded")
-    ratio_level: names.RatioLevel = setting("token", "ratio per token, or per rollout (GSPO)")
-    clip_low: Annotated[float, Field(ge=0, le=1)] = setting(0.2, "lower bound of the ratio is 1 - clip_low")
-    clip_high: NonNegativeFloat = setting(0.2, "upper bound of the ratio is 1 + clip_high")
-    aggregation: names.Aggregation = setting("grpo", "how tokens are averaged")
-    kl_coef: NonNegativeFloat = setting(0.05, "weight of KL(policy, reference); 0 loads no reference")
-    kl_estimator: names.KLEstimator = setting("k3", "KL estimate per token")
-    kl_target: PositiveFloat | None = setting(None, "adapt kl_coef towards this KL; null keeps it fixed")
+    surrogate: names.Surrogate = setting(
+        "clip",
+        (
+            "how the ratio of new to old policy is bounded: clip as in PPO, or cispo, which bounds the weight "
+            "of the gradient"
+        ),
+    )
+    ratio_level: names.RatioLevel = setting(
+        "token", "ratio of new to old policy per token, or per rollout (sequence: GSPO)"
+    )
+    clip_low: Annotated[float, Field(ge=0, le=1)] = setting(0.2, "the ratio is bounded below by 1 - clip_low")
+    clip_high: NonNegativeFloat = setting(0.2, "the ratio is bounded above by 1 + clip_high")
+    aggregation: names.Aggregation = setting(
+        "grpo",
+        (
+            "weight of a token in the loss. grpo: mean per rollout, then over rollouts; dapo: mean over all "
+            "tokens; dr_grpo: sum divided by max_new_tokens; bnpo: mean over the tokens of a micro-batch"
+        ),
+    )
+    kl_coef: NonNegativeFloat = setting(
+        0.05, ("weight of the KL divergence from the reference model in the loss; 0: off, and no reference is loaded")
+    )
+    kl_estimator: names.KLEstimator = setting("k3", "estimator of the KL divergence per token, as named by Schulman")
+    kl_target: PositiveFloat | None = setting(
+        None, "KL divergence per token that kl_coef adapts to; null: kl_coef stays fixed"
+    )
     kl_horizon: Annotated[float, Field(ge=1, allow_inf_nan=False)] = setting(
-        10.0, "iterations over which kl_coef adapts"
+        10.0, "number of iterations over which kl_coef adapts to kl_target"
     )
-    entropy_coef: NonNegativeFloat = setting(0.0, "weight of the entropy bonus")
+    entropy_coef: NonNegativeFloat = setting(0.0, "weight of the entropy bonus in the loss; 0: off")
     sampler_correction_cap: PositiveFloat | None = setting(
-        2.0, "cap of the importance weight trainer / sampler; null is off"
+        2.0,
+        ("cap of the importance weight, the trainer's over the sampler's probability of a token; null: no correction"),
     )
