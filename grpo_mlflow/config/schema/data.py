@@ -36,7 +36,7 @@ class SatConfig(Section, resume=False, compared=True, varies=False, secret=False
 
     difficulty: Annotated[tuple[Fraction, Fraction], BeforeValidator(as_tuple)] = setting(
         (0.3, 0.7),
-        ("range [low, high], each 0 to 1, that the difficulty of a problem is drawn from; 0: 4 variables, 1: up to 15"),
+        "range [low, high], each 0 to 1, that the difficulty of a problem is drawn from; 0: 4 variables, 1: up to 15",
     )
 
 
@@ -45,7 +45,7 @@ class Gsm8kConfig(Section, resume=False, compared=True, varies=False, secret=Fal
 
     path: str | None = setting(
         None,
-        ("folder or file with the columns question and answer (parquet or jsonl); null: openai/gsm8k from the hub"),
+        "folder or file with the columns question and answer (parquet or jsonl); null: openai/gsm8k from the hub",
     )
 
 
@@ -54,21 +54,19 @@ class RowsConfig(Section, resume=False, compared=True, varies=False, secret=Fals
 
     path: str | None = setting(
         None,
-        (
-            "rows to learn from: a file or folder (jsonl, json, csv, parquet), or a hub id such as openai/gsm8k:main; "
-            "not null with task rows"
-        ),
+        "rows to learn from: a file or folder (jsonl, json, csv, parquet), or a hub id such as openai/gsm8k:main; "
+        "not null with task rows",
     )
     eval_path: str | None = setting(
         None,
-        ("rows to evaluate on; null: the files of path whose names say test or validation, else a part of all rows"),
+        "rows to evaluate on; null: the files of path whose names say test or validation, else a part of all rows",
     )
     eval_share: Annotated[float, Field(gt=0, lt=1)] = setting(
-        0.2, ("share of the rows that is kept for evaluation if neither eval_path nor file names say which")
+        0.2, "share of the rows that is kept for evaluation if neither eval_path nor file names say which"
     )
     prompt: Annotated[str, Field(min_length=1)] = setting(
         "prompt",
-        ("column with the prompts (texts, or lists of chat messages), or a template such as '{question} Think first.'"),
+        "column with the prompts (texts, or lists of chat messages), or a template such as '{question} Think first.'",
     )
     answer: str | None = setting(None, "column with the right answers; null: the column answer, if there is one")
 
@@ -101,7 +99,7 @@ class DataConfig(Section, resume=False, compared=True, varies=True, secret=False
 
     task: TaskName = setting(
         "sat",
-        ("what the model learns: a task of this package, or python:MODULE:CLASS of your own (docs/tasks.md)"),
+        "what the model learns: a task of this package, or python:MODULE:CLASS of your own (docs/tasks.md)",
         varies=False,
         evaluation=True,
     )
@@ -114,10 +112,8 @@ class DataConfig(Section, resume=False, compared=True, varies=True, secret=False
     )
     resample_rounds: NonNegative = setting(
         0,
-        (
-            "how often an iteration may sample further problems in place of groups whose rewards are all "
-            "equal (DAPO); 0: never"
-        ),
+        "how often an iteration may sample further problems in place of groups whose rewards are all "
+        "equal (DAPO); 0: never",
         evaluation=False,
     )
     train_seed_start: NonNegative = setting(1000, "number of the first training problem", evaluation=False)
@@ -127,7 +123,7 @@ class DataConfig(Section, resume=False, compared=True, varies=True, secret=False
     )
     overlong_buffer: NonNegative = setting(
         0,
-        ("length in tokens, before max_new_tokens, over which the training reward falls by up to 1 (DAPO); 0: off"),
+        "length in tokens, before max_new_tokens, over which the training reward falls by up to 1 (DAPO); 0: off",
         evaluation=False,
     )
     mix: dict[str, PositiveFloat] = setting(
@@ -138,20 +134,16 @@ class DataConfig(Section, resume=False, compared=True, varies=True, secret=False
     )
     rewards: dict[str, JsonValue] = setting(
         {},
-        (
-            "with task rows: rewards by name, each a weight or {use: NAME or python:MODULE:FUNCTION, weight: "
-            "1, OPTIONS} (docs/rewards.md)"
-        ),
+        "with task rows: rewards by name, each a weight or {use: NAME or python:MODULE:FUNCTION, weight: "
+        "1, OPTIONS} (docs/rewards.md)",
         varies=False,
         secret=True,
         evaluation=True,
     )
     success: str | dict[str, JsonValue] | None = setting(
         None,
-        (
-            "reward that counts as success in pass@k: its name, or {name: NAME, at_least: 1}; null: the first "
-            "of data.rewards"
-        ),
+        "reward that counts as success in pass@k: its name, or {name: NAME, at_least: 1}; null: the first "
+        "of data.rewards",
         varies=False,
         secret=True,
         evaluation=True,

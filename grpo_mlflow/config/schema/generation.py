@@ -21,14 +21,12 @@ class ServerConfig(Section, resume=True, compared=False, varies=False, secret=Fa
     """A server that the run starts as its child, watches and ends."""
 
     manage: bool = setting(
-        False, ("start a server with the run and end it with the run; generation.base_url then has no effect")
+        False, "start a server with the run and end it with the run; generation.base_url then has no effect"
     )
     python: Annotated[str, Field(min_length=1)] | None = setting(
         None,
-        (
-            "Python interpreter of the environment that the server is installed in; null: that of .venv-vllm "
-            "or .venv-sglang"
-        ),
+        "Python interpreter of the environment that the server is installed in; null: that of .venv-vllm "
+        "or .venv-sglang",
     )
     port: Annotated[int, Field(ge=0, le=65535)] = setting(
         0, "port on 127.0.0.1 that the server listens on; 0: a free one"
@@ -36,10 +34,8 @@ class ServerConfig(Section, resume=True, compared=False, varies=False, secret=Fa
     device: Device = setting("auto", "where the server computes; auto: a GPU if there is one, else the CPU")
     memory: PositiveFloat | None = setting(
         None,
-        (
-            "memory of the server: its share of the GPU's (0 to 1), on a CPU the GiB of its KV cache; null: "
-            "the server's default"
-        ),
+        "memory of the server: its share of the GPU's (0 to 1), on a CPU the GiB of its KV cache; null: "
+        "the server's default",
     )
     arguments: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = setting(
         (), "further arguments of the server's command line; they win over those of this package", secret=True
@@ -55,10 +51,7 @@ class GenerationConfig(Section, resume=False, compared=True, varies=True, secret
     )
     base_url: str | None = setting(
         None,
-        (
-            "address of the inference server, such as http://127.0.0.1:30000; null with backend local or a "
-            "managed server"
-        ),
+        "address of the inference server, such as http://127.0.0.1:30000; null with backend local or a managed server",
         resume=True,
         compared=False,
         varies=False,
@@ -81,26 +74,22 @@ class GenerationConfig(Section, resume=False, compared=True, varies=True, secret
     )
     sync: SyncName = setting(
         "reload",
-        (
-            "how a server gets new weights. reload: in place; lora: as an adapter on the base model "
-            "(model.lora); restart: by a restart (managed servers only); none: never, the sampler correction "
-            "then makes up for the difference"
-        ),
+        "how a server gets new weights. reload: in place; lora: as an adapter on the base model "
+        "(model.lora); restart: by a restart (managed servers only); none: never, the sampler correction "
+        "then makes up for the difference",
         evaluation=False,
     )
     sync_dir: str | None = setting(
         None,
-        ("folder that trainer and server both see, for the weights on their way; null: a temporary one"),
+        "folder that trainer and server both see, for the weights on their way; null: a temporary one",
         resume=True,
         compared=False,
         evaluation=False,
     )
     behaviour_logprobs: Literal["server", "recompute"] = setting(
         "server",
-        (
-            "source of the log-probabilities of the sampled tokens. server: as reported with the tokens; "
-            "recompute: computed by the trainer's model"
-        ),
+        "source of the log-probabilities of the sampled tokens. server: as reported with the tokens; "
+        "recompute: computed by the trainer's model",
         evaluation=False,
     )
     timeout: PositiveFloat = setting(
@@ -115,10 +104,8 @@ class GenerationConfig(Section, resume=False, compared=True, varies=True, secret
     )
     async_rollouts: Annotated[int, Field(ge=0, le=1)] = setting(
         0,
-        (
-            "iterations that sampling may be ahead of training. 0: they alternate; 1: both run at once, and "
-            "training is one step off-policy"
-        ),
+        "iterations that sampling may be ahead of training. 0: they alternate; 1: both run at once, and "
+        "training is one step off-policy",
         evaluation=False,
     )
     server: ServerConfig = ServerConfig()

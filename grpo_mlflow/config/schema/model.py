@@ -29,7 +29,7 @@ class TinyConfig(Section, resume=False, compared=True, varies=True, secret=False
     batch_size: Positive = setting(128, "demonstrations per warm-up step")
     lr: PositiveFloat = setting(1e-3, "peak learning rate of the warm-up")
     error_rate: Fraction = setting(
-        0.5, ("share of the demonstrations that show a wrong answer; a higher one leaves GRPO more to learn")
+        0.5, "share of the demonstrations that show a wrong answer; a higher one leaves GRPO more to learn"
     )
     seed: NonNegative = setting(0, "seed of the initial weights and of the demonstrations")
 
@@ -44,10 +44,8 @@ class LoraConfig(Section, resume=False, compared=True, varies=True, secret=False
         | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1), BeforeValidator(as_tuple)]
     ) = setting(
         "all-linear",
-        (
-            "layers that get an adapter: all-linear (every linear layer but the output), or a list of names "
-            "such as [q_proj, v_proj]"
-        ),
+        "layers that get an adapter: all-linear (every linear layer but the output), or a list of names "
+        "such as [q_proj, v_proj]",
     )
 
 
@@ -70,18 +68,14 @@ class ModelConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
         setting(
             None,
-            (
-                "attention kernel, by its name in transformers; null: as transformers chooses, which is sdpa for "
-                "most models"
-            ),
+            "attention kernel, by its name in transformers; null: as transformers chooses, which is sdpa for "
+            "most models",
         )
     )
     forward_pass: Literal["auto", "transformers"] = setting(
         "auto",
-        (
-            "auto: faster forward passes of this package if a trial shows that they agree with the model; "
-            "transformers: always the model's own modules and cache"
-        ),
+        "auto: faster forward passes of this package if a trial shows that they agree with the model; "
+        "transformers: always the model's own modules and cache",
     )
     gradient_checkpointing: bool = setting(
         False, "compute activations again in the backward pass: less memory, about a third more work"

@@ -14,19 +14,17 @@ class SearchConfig(Section, resume=False, compared=False, varies=False, secret=F
 
     space: Annotated[str, Field(min_length=1)] = setting(
         "tiny",
-        (
-            "what the study varies: a shipped space (tiny, lora, full), a YAML file, or KEY=[VALUES] ... in "
-            "one text (docs/optimize.md)"
-        ),
+        "what the study varies: a shipped space (tiny, lora, full), a YAML file, or KEY=[VALUES] ... in "
+        "one text (docs/optimize.md)",
     )
     n_trials: Positive = setting(12, "trials of the whole study, over all commands that join it")
     timeout: PositiveFloat | None = setting(None, "seconds after which no further trial starts; null: no limit")
     sampler: Literal["tpe", "random", "grid", "gp", "cmaes", "nsga2"] = setting(
-        "tpe", ("Optuna sampler that proposes the settings of a trial; nsga2 optimises two objectives, pass@k and cost")
+        "tpe", "Optuna sampler that proposes the settings of a trial; nsga2 optimises two objectives, pass@k and cost"
     )
     pruner: Literal["paired", "median", "asha", "hyperband", "percentile", "patient", "threshold", "none"] = setting(
         "paired",
-        ("rule that ends trials early; paired: those that are behind the best on the same problems, beyond noise"),
+        "rule that ends trials early; paired: those that are behind the best on the same problems, beyond noise",
     )
     n_jobs: Positive = setting(1, "trials at the same time on this machine, each in a process of its own")
     study_name: Annotated[str, Field(min_length=1)] = setting(
@@ -34,16 +32,14 @@ class SearchConfig(Section, resume=False, compared=False, varies=False, secret=F
     )
     storage: str | None = setting(
         None,
-        (
-            "Optuna storage: sqlite:///FILE, postgresql://..., or journal:FILE; null: optuna.db beside a "
-            "sqlite MLflow store"
-        ),
+        "Optuna storage: sqlite:///FILE, postgresql://..., or journal:FILE; null: optuna.db beside a "
+        "sqlite MLflow store",
         secret=True,
     )
     k: Positive = setting(1, "the k of the pass@k to maximise", compared=True)
     objective: Literal["last", "mean", "best"] = setting(
         "last",
-        ("score of a trial: pass@k of its last evaluation, the mean over its last objective_window ones, or its best"),
+        "score of a trial: pass@k of its last evaluation, the mean over its last objective_window ones, or its best",
         compared=True,
     )
     objective_window: Positive = setting(3, "number of last evaluations that objective mean averages", compared=True)
@@ -58,10 +54,8 @@ class SearchConfig(Section, resume=False, compared=False, varies=False, secret=F
     confirm_replicates: Positive = setting(16, "completions per fresh problem")
     retrain_seeds: NonNegative = setting(
         0,
-        (
-            "train each finalist again with this many new seeds, and confirm those models; 0: confirm the "
-            "trial's own model"
-        ),
+        "train each finalist again with this many new seeds, and confirm those models; 0: confirm the "
+        "trial's own model",
     )
 
     @property

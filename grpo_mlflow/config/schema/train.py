@@ -26,17 +26,15 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     )
     epochs: Positive = setting(1, "passes over the rollouts of an iteration")
     optimizer: Annotated[str, OneOf(OPTIMIZERS)] = setting(
-        "adamw", ("optimizer; adamw, or sgd with momentum, which needs half the memory and a learning rate of its own")
+        "adamw", "optimizer; adamw, or sgd with momentum, which needs half the memory and a learning rate of its own"
     )
     optimizer_options: dict[str, JsonValue] = setting(
         {}, "options of the optimizer: betas and eps of adamw, momentum of sgd"
     )
     lr: PositiveFloat = setting(
         1e-5,
-        (
-            "peak learning rate; usual: 1e-6 to 1e-5 for hub models, ten times that for adapters, 1e-4 to "
-            "1e-3 for the embedded model"
-        ),
+        "peak learning rate; usual: 1e-6 to 1e-5 for hub models, ten times that for adapters, 1e-4 to "
+        "1e-3 for the embedded model",
     )
     lr_schedule: names.Schedule = setting(
         "constant", "course of the learning rate after the warm-up: constant, or falling to 0 at the last step"
@@ -50,44 +48,34 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     )
     method: Method = setting(
         "grpo",
-        (
-            "a published method by name; it sets the keys that define it, and keys given along with it win "
-            "(docs/methods.md)"
-        ),
+        "a published method by name; it sets the keys that define it, and keys given along with it win "
+        "(docs/methods.md)",
     )
     loss: Annotated[str, OneOf(names.LOSSES, "python:MODULE:FUNCTION")] = setting(
         "grpo",
-        ("loss function: grpo, which the keys of this section describe, or a function of your own (docs/methods.md)"),
+        "loss function: grpo, which the keys of this section describe, or a function of your own (docs/methods.md)",
     )
     loss_options: dict[str, JsonValue] = setting({}, "options of a loss of your own, as a mapping")
     scale_rewards: names.Scale = setting(
         "group",
-        (
-            "advantage of a rollout: reward minus the mean of its group, divided by the standard deviation of "
-            "the group, of the batch, or by nothing (none); leave_one_out: reward minus the mean of the "
-            "others of its group"
-        ),
+        "advantage of a rollout: reward minus the mean of its group, divided by the standard deviation of "
+        "the group, of the batch, or by nothing (none); leave_one_out: reward minus the mean of the "
+        "others of its group",
     )
     reward_weights: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = setting(
         {},
-        (
-            "weights of data.rewards in training, by name, where they differ from those there; evaluations "
-            "keep those there"
-        ),
+        "weights of data.rewards in training, by name, where they differ from those there; evaluations "
+        "keep those there",
     )
     multi_objective_aggregation: names.MultiObjective = setting(
         "sum_then_normalize",
-        (
-            "with several data.rewards: add them up, then normalise the sum; or normalise each within its "
-            "group first, then add (GDPO)"
-        ),
+        "with several data.rewards: add them up, then normalise the sum; or normalise each within its "
+        "group first, then add (GDPO)",
     )
     surrogate: names.Surrogate = setting(
         "clip",
-        (
-            "how the ratio of new to old policy is bounded: clip as in PPO, or cispo, which bounds the weight "
-            "of the gradient"
-        ),
+        "how the ratio of new to old policy is bounded: clip as in PPO, or cispo, which bounds the weight "
+        "of the gradient",
     )
     ratio_level: names.RatioLevel = setting(
         "token", "ratio of new to old policy per token, or per rollout (sequence: GSPO)"
@@ -96,13 +84,11 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     clip_high: NonNegativeFloat = setting(0.2, "the ratio is bounded above by 1 + clip_high")
     aggregation: names.Aggregation = setting(
         "grpo",
-        (
-            "weight of a token in the loss. grpo: mean per rollout, then over rollouts; dapo: mean over all "
-            "tokens; dr_grpo: sum divided by max_new_tokens; bnpo: mean over the tokens of a micro-batch"
-        ),
+        "weight of a token in the loss. grpo: mean per rollout, then over rollouts; dapo: mean over all "
+        "tokens; dr_grpo: sum divided by max_new_tokens; bnpo: mean over the tokens of a micro-batch",
     )
     kl_coef: NonNegativeFloat = setting(
-        0.05, ("weight of the KL divergence from the reference model in the loss; 0: off, and no reference is loaded")
+        0.05, "weight of the KL divergence from the reference model in the loss; 0: off, and no reference is loaded"
     )
     kl_estimator: names.KLEstimator = setting("k3", "estimator of the KL divergence per token, as named by Schulman")
     kl_target: PositiveFloat | None = setting(
@@ -114,5 +100,5 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     entropy_coef: NonNegativeFloat = setting(0.0, "weight of the entropy bonus in the loss; 0: off")
     sampler_correction_cap: PositiveFloat | None = setting(
         2.0,
-        ("cap of the importance weight, the trainer's over the sampler's probability of a token; null: no correction"),
+        "cap of the importance weight, the trainer's over the sampler's probability of a token; null: no correction",
     )
