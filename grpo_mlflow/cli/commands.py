@@ -18,6 +18,7 @@ COMMANDS = {
     "server": "start an inference server for a model",
     "upload": "send what runs have kept while MLflow was away",
     "warmup": "keep the first weights of the embedded model",
+    "completion": "print what completes these commands in bash or zsh",
 }
 
 

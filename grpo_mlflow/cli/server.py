@@ -16,12 +16,12 @@ from grpo_mlflow.errors import redact
 
 _PORT, _URL = "generation.server.port", "generation.base_url"
 DEFAULTS = {"generation.backend": "vllm_server", "generation.server.manage": "true", _PORT: "30000"}
+FLAGS = {"print-command": "show the command that starts such a server by hand, and stop"}
 
 
 def main(argv: Sequence[str]) -> None:
     words = "Serve model.train_id as generation.server says, with vLLM where generation.backend does not say otherwise."
-    flags = {"print-command": "show the command that starts such a server by hand, and stop"}
-    arguments = parse_arguments(argv, "grpo server", words, flags=flags, own_values=True)
+    arguments = parse_arguments(argv, "grpo server", words, flags=FLAGS, own_values=True)
     prints = "print-command" in arguments.flags
     given = layers.read(arguments.config) if arguments.config else {}
     kept = {key for key in DEFAULTS if given.get(key, ("local",))[0] not in ("local", False)}

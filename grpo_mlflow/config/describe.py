@@ -39,12 +39,6 @@ class Setting:
 
 
 @cache
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of the config as pydantic writes it, with the traits and the words of `fields`."""
-    return Config.model_json_schema()
-
-
-@cache
 def settings() -> dict[str, Setting]:
     """Return all settings by their dotted keys, in the schema's order."""
     presets = {name: layers.read(name) for name in layers.presets()}
@@ -78,23 +72,27 @@ def freedom(setting: Setting) -> str:
 
 
 def _described(key: str, presets: Mapping[str, layers.Layer]) -> Setting:
-    part = _part(key)
-    default = part["default"]
+    own = part(key)
+    default = own["default"]
     of_presets = {name: layer[key][0] for name, layer in presets.items() if key in layer and layer[key][0] != default}
     of_methods: dict[str, Any] = {
         name: own[key] for name, own in methods.SETTINGS.items() if own.get(key, default) != default
     }
-    choices = tuple(yaml12.inline(value) for value in _choices(part))
+    choices = tuple(yaml12.inline(value) for value in _choices(own))
     meaning = str(KEYS[key])
-    return Setting(key, meaning, allowed(part), choices, default, of_presets, of_methods, TRAITS[key])
+    return Setting(key, meaning, allowed(own), choices, default, of_presets, of_methods, TRAITS[key])
 
 
-def _part(key: str) -> Json:
-    *names, last = key.split(".")
-    part = schema()
-    for name in names:
-        part = schema()["$defs"][part["properties"][name]["$ref"].rpartition("/")[2]]
-    found: Json = part["properties"][last]
+def part(key: str) -> Json:
+    """Return the JSON schema of a setting as pydantic writes it, with the traits and the words of `fields`."""
+    section, _, name = key.rpartition(".")
+    found: Json = _properties(CLASSES.get(section, Config))[name]
+    return found
+
+
+@cache
+def _properties(section: type[Section]) -> dict[str, Any]:
+    found: dict[str, Any] = section.model_json_schema()["properties"]
     return found
 
 
@@ -103,7 +101,7 @@ def _about(section: type[Section]) -> str:
 
 
 def allowed(part: Json) -> str:
-    """Return in words which values a part of the JSON schema takes."""
+    """Return in words which values a part of a JSON schema takes."""
     if SHOWN in part:
         return str(part[SHOWN])
     if "anyOf" in part:

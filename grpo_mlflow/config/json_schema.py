@@ -10,56 +10,41 @@ from typing import Any
 from grpo_mlflow.config import describe, layers
 
 PATH = Path(__file__).with_name("settings.schema.json")
-_KEPT = {
-    *(
-        "type",
-        "description",
-        "default",
-        "enum",
-        "const",
-        "examples",
-        "pattern",
-        "anyOf",
-        "$ref",
-        "minLength",
-        "maxLength",
-    ),
-    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems", "items", "prefixItems"),
-    *("additionalProperties", "properties", "required"),
-}
+# In the order in which a part has them; the rest of what pydantic writes is left out.
+_KEPT = (
+    *("type", "description", "const", "enum", "pattern", "examples", "anyOf", "minLength", "maxLength"),
+    *("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "minItems", "maxItems", "prefixItems", "items"),
+    *("additionalProperties", "default"),
+)
 
 
 def text() -> str:
     """Return the schema as JSON."""
-    whole = describe.schema()
-    properties = {name: _clean(part) for name, part in whole["properties"].items()}
-    properties["resume"] = {"type": "null", "description": "given on the command line only"}
     base = {"type": "string", "description": "preset or file to start from", "examples": layers.presets()}
-    found = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Settings of grpo_mlflow",
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {"base": base, **properties},
-        "$defs": {name: _clean(part) for name, part in whole["$defs"].items()},
+    whole = _section("", "Settings of grpo_mlflow.")
+    whole["properties"] = {"base": base} | whole["properties"]
+    whole["properties"]["resume"] = {"type": "null", "description": "run to continue: on the command line only"}
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | whole, indent=1) + "\n"
+
+
+def _section(name: str, about: str) -> dict[str, Any]:
+    settings = {key.rpartition(".")[2]: _clean(describe.part(key)) for key in describe.inside(name)}
+    sections = describe.sections().items()
+    below = {
+        each.rpartition(".")[2]: _section(each, text) for each, text in sections if each.rpartition(".")[0] == name
     }
-    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    return {"type": "object", "description": about, "additionalProperties": False, "properties": settings | below}
 
 
-def _clean(part: Any) -> Any:
-    """Return a part of pydantic's schema without what is ours (`Section`) and what repeats names."""
-    if not isinstance(part, Mapping):
-        return part
+def _clean(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part of pydantic's schema the same in all its versions; a reference, to any JSON, allows all."""
     found: dict[str, Any] = {}
-    for key, value in part.items():
-        if key == "properties":
-            found[key] = {name: _clean(each) for name, each in value.items()}
-        elif key in ("anyOf", "prefixItems"):
+    for key in (key for key in _KEPT if key in part):
+        value = part[key]
+        if key in ("anyOf", "prefixItems"):
             found[key] = [_clean(each) for each in value]
-        elif key in ("items", "additionalProperties"):
+        elif key == "items" or (key == "additionalProperties" and isinstance(value, Mapping)):
             found[key] = _clean(value)
-        elif key in _KEPT and not (
-            key == "default" and "$ref" in part
-        ):  # a section's: each of its settings has its own
+        elif not (key == "enum" and "const" in part):
             found[key] = value
     return found

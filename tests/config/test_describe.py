@@ -185,7 +185,7 @@ def test_the_page_has_every_setting_once() -> None:
 
 
 def refused(content: Any) -> list[str]:
-    return list(check.errors(content, SCHEMA, SCHEMA))
+    return list(check.errors(content, SCHEMA))
 
 
 def files() -> dict[str, str]:

@@ -10,30 +10,28 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **{"null": type(None), "boolean": bool, "string": str, "array": list, "object": dict},
     **{"integer": int, "number": (int, float)},
 }
-_SILENT = {"description", "default", "examples", "$defs", "$schema", "title"}
+_SILENT = {"description", "default", "examples", "$schema"}
 
 
-def errors(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any], where: str = "") -> Iterator[str]:
+def errors(value: Any, schema: Mapping[str, Any], where: str = "") -> Iterator[str]:
     """Yield what in a value a schema refuses."""
     for key, told in schema.items():
         if key not in _SILENT:
             yield from (f"{where or '.'}: {error}" for error in _RULES[key](value, told, schema))
-    if "$ref" in schema:
-        yield from errors(value, root["$defs"][schema["$ref"].rpartition("/")[2]], root, where)
-    if "anyOf" in schema and all(any(errors(value, each, root)) for each in schema["anyOf"]):
+    if "anyOf" in schema and all(any(errors(value, each)) for each in schema["anyOf"]):
         yield f"{where}: {value!r} is none of {schema['anyOf']}"
     if isinstance(value, dict):
         for name, inner in value.items():
             told = schema.get("properties", {}).get(name, schema.get("additionalProperties", True))
             if isinstance(told, dict):
-                yield from errors(inner, told, root, f"{where}.{name}")
+                yield from errors(inner, told, f"{where}.{name}")
             elif not told:
                 yield f"{where}.{name}: unknown"
     if isinstance(value, list):
         fixed = schema.get("prefixItems", [])
         for place, inner in enumerate(value):
             told = fixed[place] if place < len(fixed) else schema.get("items", {})
-            yield from errors(inner, told, root, f"{where}[{place}]")
+            yield from errors(inner, told, f"{where}[{place}]")
 
 
 def _type(value: Any, told: str, schema: Any) -> Iterator[str]:
@@ -65,5 +63,5 @@ _RULES: dict[str, Any] = {
     "maximum": _if((int, float), lambda value, told: value > told),
     "exclusiveMinimum": _if((int, float), lambda value, told: value <= told),
     "exclusiveMaximum": _if((int, float), lambda value, told: value >= told),
-    **dict.fromkeys(("$ref", "anyOf", "items", "prefixItems", "properties", "additionalProperties"), _elsewhere),
+    **dict.fromkeys(("anyOf", "items", "prefixItems", "properties", "additionalProperties"), _elsewhere),
 }
