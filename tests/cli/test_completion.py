@@ -100,8 +100,7 @@ def test_a_tab_on_a_terminal(shell: Shell) -> None:
     shell.type("train.lr_sch\t", r"train\.lr_schedule=$")
     shell.type("cos\t", r"cosine $")
     shell.type("gen\t", r"generation\.$")
-    shell.type("sync\t\t", r"generation\.sync_dir=")
-    shell.type("=l\t", r"lora $")
+    shell.type("sync=l\t", r"lora $")
     shell.type("--config qui\t", r"quick $")
 
 
