@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from grpo_mlflow.cli import commands, completion
+from grpo_mlflow.config import presets
 from grpo_mlflow.config.describe import settings
 from grpo_mlflow.config.keys import KEYS
 from grpo_mlflow.errors import ConfigError
@@ -55,7 +56,7 @@ def completed(line: str, folder: Path) -> list[str]:
         ("grpo train eval.greedy=f", ["false"]),
         ("grpo train train.lr=", []),
         ("grpo train data.rows.path=ro", ["rows.jsonl"]),
-        ("grpo train --config ", ["mine.yaml", "rows.jsonl", "grpo.bash", "grpo.zsh", *completion.presets()]),
+        ("grpo train --config ", ["mine.yaml", "rows.jsonl", "grpo.bash", "grpo.zsh", *presets()]),
         ("grpo train --config mi", ["mine.yaml"]),
         ("grpo train --pr", ["--print-config"]),
         ("grpo train --help train.k", [key for key in KEYS if key.startswith("train.k")]),
