@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from grpo_mlflow.config import Mistakes, Resolved, render
 from grpo_mlflow.errors import ConfigError, UserError, one_line, redact
 from grpo_mlflow.runtime import failures, output
+from grpo_mlflow.runtime.folding import fitted
 from grpo_mlflow.runtime.interrupts import Interrupted
 
 
@@ -26,7 +27,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         everywhere = isinstance(error, ConfigError) and os.environ.get("LOCAL_RANK", "0") != "0"
         if not (error.told or everywhere):  # else another process of the run tells it
             for line in redact(str(error)).splitlines():
-                print(f"error: {line}", file=sys.stderr)
+                complain(f"error: {line}")
         sys.exit(error.exit_code)
     except Exception as error:
         _unforeseen(error)
@@ -40,7 +41,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def _unforeseen(error: Exception) -> None:
     """Tell what nothing below has told: a failure of the machine, or a mistake of the program with its traceback."""
     if (known := failures.told(error)) is not None:
-        print(f"error: {redact(str(known))}", file=sys.stderr)
+        complain(f"error: {redact(str(known))}")
         return
     try:
         place = failures.kept(error)
@@ -48,7 +49,17 @@ def _unforeseen(error: Exception) -> None:
         print(failures.log(error), file=sys.stderr)
         return
     what = f"{type(error).__name__}: {one_line(error)}"
-    print(f"error: {redact(what)}: a mistake of the program; its traceback is in {place}", file=sys.stderr)
+    complain(f"error: {redact(what)}: a mistake of the program; its traceback is in {place}")
+
+
+def tell(text: str) -> None:
+    """Print text, folded to the terminal."""
+    print(fitted(text, sys.stdout), flush=True)
+
+
+def complain(text: str) -> None:
+    """Print text to stderr, folded to the terminal."""
+    print(fitted(text, sys.stderr), file=sys.stderr)
 
 
 @contextmanager
@@ -110,4 +121,4 @@ def show(resolved: Resolved) -> None:
     """Print every setting with its origin, and on stderr what cannot act."""
     print(f"{render(resolved)}# what one means and takes: --help KEY, such as --help train.lr")
     for warning in resolved.warnings:
-        print(f"warning: {redact(warning)}", file=sys.stderr)
+        complain(f"warning: {redact(warning)}")

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_mlflow.cli.command import importing, show, with_task
+from grpo_mlflow.cli.command import importing, show, tell, with_task
 from grpo_mlflow.config import parse_arguments, resolve
 from grpo_mlflow.errors import ConfigError
 
@@ -19,20 +19,20 @@ def main(argv: Sequence[str]) -> None:
         resolved.require_trainable()
         resolved = with_task(resolved)
     except ConfigError:
-        print("FAILED  configuration         (remedy: as the line below says)", flush=True)
+        tell("FAILED  configuration         (remedy: as the line below says)")
         raise
     if arguments.print_config:
         show(resolved)
         return
-    print("ok      configuration", flush=True)
+    tell("ok      configuration")
     for warning in resolved.warnings:
-        print(f"        warning: {warning}")
+        tell(f"        warning: {warning}")
     with importing():
         from grpo_mlflow.runs.doctor import Doctor
 
     with tempfile.TemporaryDirectory() as folder:
         doctor = Doctor(resolved.config, Path(folder))
         for check in doctor.examine():
-            print(check, flush=True)
-    print("the first failure above is the one to mend" if doctor.exit_code else "all is well", flush=True)
+            tell(str(check))
+    tell("fix the first failure above, then run the doctor again" if doctor.exit_code else "all is well")
     sys.exit(doctor.exit_code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grpo_mlflow.cli.command import importing
+from grpo_mlflow.cli.command import importing, tell
 from grpo_mlflow.config import parse_arguments
 from grpo_mlflow.errors import ConfigError
 
@@ -26,4 +26,4 @@ def main(argv: Sequence[str]) -> None:
 
     model, checkpoint, output = (arguments.options[name] for name in OPTIONS)
     resolved, source = stored.resolve_evaluation(arguments, model, checkpoint)
-    print(f"model: {loading.merge(source, output, resolved.config.model, preflight.require_any)}")
+    tell(f"model: {loading.merge(source, output, resolved.config.model, preflight.require_any)}")

@@ -6,11 +6,10 @@ With `--print-command` it starts nothing: it prints the command that starts one,
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_mlflow.cli.command import importing, show
+from grpo_mlflow.cli.command import complain, importing, show
 from grpo_mlflow.config import Resolved, layers, parse_arguments, resolve
 from grpo_mlflow.errors import redact
 
@@ -43,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     # A shell reads a variable outside single quotes only, in which the command has all words with a `$`.
     print(re.sub(r"\$\{ENV:(\w+)\}", r"""'"$\1"'""", redact(command)))
     if remark:
-        print(remark, file=sys.stderr)
+        complain(remark)
 
 
 def _chosen(resolved: Resolved, key: str) -> bool:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_mlflow.cli.command import importing, require_loss, with_task
+from grpo_mlflow.cli.command import importing, require_loss, tell, with_task
 from grpo_mlflow.config import parse_arguments, resolve
 
 
@@ -26,4 +26,4 @@ def main(argv: Sequence[str]) -> None:
         metrics = runs.train(resolved).run_dir / "metrics"
         for kind in ("train", "eval"):
             last: Path = max(metrics.glob(f"{kind}_iter_*.json"))
-            print(f"{kind.capitalize()} metrics: {json.loads(last.read_text())}")
+            tell(f"{kind.capitalize()} metrics: {json.loads(last.read_text())}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_mlflow.cli.command import importing, show
+from grpo_mlflow.cli.command import importing, show, tell
 from grpo_mlflow.config import parse_arguments, resolve
 from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.runtime import interrupts
@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> None:
     left = 0
     with interrupts.handled():
         for each in tracking.upload(resolved.config.tracking.uri, folder):
-            print(f"run {each.run_id}: {each.sent} sent, {each.left} wait{f': {each.error}' if each.error else ''}")
+            tell(f"run {each.run_id}: {each.sent} sent, {each.left} wait{f': {each.error}' if each.error else ''}")
             left += each.error is not None
     if left:
         raise UserError(f"{left} runs still wait for MLflow; the same command goes on")
-    print("nothing waits for MLflow")
+    tell("nothing waits for MLflow")

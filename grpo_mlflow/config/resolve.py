@@ -23,6 +23,7 @@ from grpo_mlflow.config.overrides import read_overrides
 from grpo_mlflow.config.schema import Config
 from grpo_mlflow.errors import ConfigError
 
+_WIDEST = 60  # columns of a value that has its origin beside it
 _MOST_LINES = 20  # of unknown keys: what is near each is looked for, and a file of another kind has thousands
 
 
@@ -63,8 +64,16 @@ def render(resolved: Resolved) -> str:
                 lines.append((f"{indent}{name}: {yaml12.inline(value)}", resolved.origins[prefix + name]))
 
     walk(redaction.without(resolved.config.model_dump(mode="json")), "", "")
-    width = max(len(text) for text, origin in lines if origin)
-    return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines) + "\n"
+    width = max(len(text) for text, origin in lines if origin and len(text) <= _WIDEST)
+    return "".join(_line(text, origin, width) for text, origin in lines)
+
+
+def _line(text: str, origin: str, width: int) -> str:
+    if not origin:
+        return f"{text}\n"
+    if len(text) > width and len(text) + len(origin) > _WIDEST + 16:  # beside it, the terminal would break the line
+        return f"{text[: len(text) - len(text.lstrip())]}# {origin}\n{text}\n"
+    return f"{text:<{width}}  # {origin}\n"
 
 
 def _validate(layer: Layer) -> Config:

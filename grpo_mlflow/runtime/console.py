@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from grpo_mlflow.errors import redact
+from grpo_mlflow.runtime.folding import fitted
 
 
 class Console:
@@ -27,13 +28,13 @@ class Console:
     def say(self, text: str) -> None:
         if not self._quiet:
             with _perhaps_unread():
-                tqdm.write(redact(text), file=sys.stdout)
+                tqdm.write(fitted(redact(text), sys.stdout), file=sys.stdout)
                 sys.stdout.flush()
 
     def warn(self, text: str) -> None:
         if not self._quiet:
             with _perhaps_unread():
-                tqdm.write(f"warning: {redact(text)}", file=sys.stderr)
+                tqdm.write(fitted(f"warning: {redact(text)}", sys.stderr), file=sys.stderr)
 
     def start(self, title: str, total: int, done: int = 0) -> None:
         """Open a progress bar; nothing is drawn where the output is no terminal."""

@@ -194,7 +194,8 @@ class Search:
             trial.set_user_attr(studies.SECONDS, progress.seconds)
             pruned = self._judge(trial, config, step, evaluation.success_rates(config.search.k))
             trial.set_user_attr(studies.SCORE, self._score(trial))
-        self._console.say(f"  trial {trial.number}  iteration {step:>4}  {evaluation.summary()}")
+        found = f"pass@{config.search.k} {evaluation.pass_at(config.search.k)}"
+        self._console.say(f"  trial {trial.number}  iteration {step:>4}  {found}")
         if pruned:
             raise Pruned(f"trial {trial.number} at iteration {step}")
 

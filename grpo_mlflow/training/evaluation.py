@@ -104,11 +104,10 @@ class Evaluation:
         }
 
     def summary(self) -> str:
-        """Return the main figures in one line."""
-        figures = self.metrics()
-        passes = "  ".join(f"pass@{k} {self.pass_at(k)}" for k in self.ks)
-        greedy = f"  greedy {figures['greedy_accuracy']:.3f}" if "greedy_accuracy" in figures else ""
-        return f"{passes}{greedy}  reward {figures['reward_mean_all']:.3f}"
+        """Return the main figures in one line: the first pass@k with its interval, the others, the mean reward."""
+        first, *others = self.ks
+        passes = [f"pass@{first} {self.pass_at(first)}", *(f"pass@{k} {self.pass_at(k).value:.3f}" for k in others)]
+        return "  ".join([*passes, f"reward {self.metrics()['reward_mean_all']:.3f}"])
 
     def samples(self, count: int) -> dict[str, list[Any]]:
         """Return a table of completions: one per problem, spread over the problems."""

@@ -62,14 +62,13 @@ class Iteration:
         }
 
     def line(self) -> str:
-        """Return the main figures in one line."""
+        """Return the main figures in one line of at most 80 columns."""
         metrics = self.metrics
-        entropy = metrics.get("entropy_mean")
+        entropy, length = metrics.get("entropy_mean"), metrics["completion_length_mean"]
         return (
             f"iter {self.version:>4}  reward {metrics['reward_mean']:.3f}  solved {metrics['success_rate']:.3f}  "
-            f"flat {metrics['flat_group_frac']:.2f}  entropy {'-' if entropy is None else f'{entropy:.3f}'}  "
-            f"grad {metrics['grad_norm']:.2f}  len {metrics['completion_length_mean']:.1f}  "
-            f"{self.seconds:.2f}s (generate {self.phases['generate']:.2f}, update {self.phases['update']:.2f})"
+            f"flat {metrics['flat_group_frac']:.2f}  entropy {'-' if entropy is None else f'{entropy:.2f}'}  "
+            f"len {length:.{1 if length < 100 else 0}f}  {self.seconds:.{2 if self.seconds < 10 else 0}f}s"
         )
 
 
