@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from grpo_mlflow.cli.command import importing, tell
 from grpo_mlflow.config import parse_arguments
 from grpo_mlflow.errors import ConfigError
+from grpo_mlflow.program import typed_in
 
 OPTIONS = {
     "model": ("", "run id, checkpoint folder or adapter folder"),
@@ -26,4 +28,5 @@ def main(argv: Sequence[str]) -> None:
 
     model, checkpoint, output = (arguments.options[name] for name in OPTIONS)
     resolved, source = stored.resolve_evaluation(arguments, model, checkpoint)
-    tell(f"model: {loading.merge(source, output, resolved.config.model, preflight.require_any)}")
+    folder = typed_in() / Path(output).expanduser()  # else `mlflow run` from elsewhere would write into the project
+    tell(f"model: {loading.merge(source, folder, resolved.config.model, preflight.require_any)}")

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
         with importing():
             from grpo_mlflow import runs
 
-        metrics = runs.train(resolved).run_dir / "metrics"
+        metrics = runs.train(resolved, kept=False).run_dir / "metrics"
         for kind in ("train", "eval"):
             last: Path = max(metrics.glob(f"{kind}_iter_*.json"))
             tell(f"{kind.capitalize()} metrics: {json.loads(last.read_text())}")

@@ -2,8 +2,9 @@
 
 Later layers win: defaults < preset or file (a file may name a `base` of its own) < overrides. In a layer that names a
 `train.method`, what the method sets comes first, so that the layer's own keys win over it and it over the layers below.
-Where no preset or file is named, the model decides what is below the overrides (`model_defaults`). In the end values of
-presets and defaults that contradict what was set give way (`adapt`).
+Where no preset or file is named, the model decides what is below the overrides (`model_defaults`). MLflow's variables
+for the names of experiment and run win over defaults and presets alone (`environment`). In the end values of presets
+and defaults that contradict what was set give way (`adapt`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from grpo_mlflow import redaction
-from grpo_mlflow.config import adapt, checks, describe, idle, layers, methods, model_defaults, references, yaml12
+from grpo_mlflow.config import (
+    adapt,
+    checks,
+    describe,
+    environment,
+    idle,
+    layers,
+    methods,
+    model_defaults,
+    references,
+    yaml12,
+)
 from grpo_mlflow.config.keys import KEYS, MAPPINGS, flatten, nest, short, unknown_line, with_entries
 from grpo_mlflow.config.layers import Layer
 from grpo_mlflow.config.mistakes import Mistakes
@@ -98,11 +110,17 @@ def _validate(layer: Layer) -> Config:
 
 
 def resolve(
-    config: str = "", overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None, origin: str = ""
+    config: str = "",
+    overrides: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+    origin: str = "",
+    *,
+    named_anew: bool = False,
 ) -> Resolved:
     """Resolve a preset name or file path (empty: as the model needs) and `key=value` overrides into a checked config.
 
-    `base` (nested, with its `origin`) takes the place of the preset or file, for a config that was stored in a run.
+    `base` (nested, with its `origin`) takes the place of the preset or file, for a config that was stored in a run;
+    `named_anew` if it is for a run of its own, which MLflow's variables may name.
 
     Raises:
         ConfigError: a key is unknown, a value has the wrong type or range, or values contradict each other.
@@ -117,6 +135,8 @@ def resolve(
             layer = layers.layer_of(references.expanded(flatten(base), origin), origin)
         elif config:
             layer = layers.read(config)
+    if base is None or named_anew:
+        layer |= {key: value for key, value in environment.layer().items() if _may_name(_origin(layer, key), origin)}
     mistakes.lines += below.lines
     with mistakes.noted():
         layer = with_entries(layer | layers.layer_of(given, "override"))
@@ -167,6 +187,11 @@ def _adapted(layer: Layer, first: Iterable[adapt.Change] = ()) -> tuple[Layer, l
         config = _validate(layer)
         settle(config, rule(config, free))
     return layer, told
+
+
+def _may_name(origin: str, stored: str) -> bool:
+    """Return whether a variable wins over a value of this origin; `stored` is that of a run's own config."""
+    return is_free(origin) or origin == stored
 
 
 def is_free(origin: str) -> bool:

@@ -66,5 +66,4 @@ def _item(key: str, value: Any) -> str:
     """Return the override that `parse_overrides` reads as this value."""
     if key in TEXT:
         return f"{key}={'' if value is None else value}"
-    text = yaml12.dump(value, flow=True).removesuffix("...\n").strip()
-    return f"{key}={text}"
+    return f"{key}={yaml12.inline(value)}"

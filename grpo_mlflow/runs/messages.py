@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 
@@ -56,7 +57,25 @@ def sampled_how(config: Config, actor: policy.Policy) -> str | None:
     return f"sampling uses the model's own cache: {found.reason}" if found.way == "cache" else None
 
 
-def conclude(config: Config, ended: Progress, tracker: Tracker) -> str:
+def conclude(config: Config, ended: Progress, tracker: Tracker, most: int | None = None) -> str:
+    """Return how a run ended, and the commands that look at it and go on; `most` iterations are there to train on."""
+    lines = [*_outcome(config, ended), f"run               {tracker.run_id}", f"files             {tracker.run_dir}"]
+    if tracker.url is not None:
+        uri = errors.redact(tracker.url)
+        looks = f"{program('mlflow', 'mlflow')} ui --backend-store-uri {shlex.quote(uri)}"
+        lines.append(f"open it           {uri if uri.startswith('http') else looks}")
+        done = config.train.iterations
+        if (further := 2 * done if most is None else min(2 * done, most)) > done:
+            lines.append(f"continue          {_resume_command(config, tracker)} train.iterations={further}")
+    return "\n".join(lines)
+
+
+def conclude_unkept(config: Config, ended: Progress) -> str:
+    """Return how a run ended of which nothing is kept, so that no command can go on with it."""
+    return "\n".join(_outcome(config, ended))
+
+
+def _outcome(config: Config, ended: Progress) -> list[str]:
     lines = [""]
     if ended.first_rates:
         rates = ended.first_rates, ended.last_rates
@@ -72,18 +91,8 @@ def conclude(config: Config, ended: Progress, tracker: Tracker) -> str:
             what = "(the model before training; no checkpoint is better)"
         lines.append(f"best              {ended.best_score:.3f} at iteration {ended.best_iteration} {what}")
     lines += [f"look at           {text}" for text in ended.watch.told.values()]
-    lines += [
-        f"training time     {ended.seconds:.0f}s",
-        f"run               {tracker.run_id}",
-        f"files             {tracker.run_dir}",
-    ]
-    if tracker.url is not None:
-        uri = errors.redact(tracker.url)
-        lines += [
-            f"open it           {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}",
-            f"train on          {_resume_command(config, tracker)} train.iterations={2 * config.train.iterations}",
-        ]
-    return "\n".join(lines)
+    lines.append(f"training time     {ended.seconds:.0f}s")
+    return lines
 
 
 def how_to_resume(config: Config, kind: str, tracker: Tracker, how: str) -> str:
@@ -121,16 +130,18 @@ def how_to_go_around(config: Config, kind: str, tracker: Tracker, error: errors.
     ]
     for what, setting in choices:
         if not checks.errors(remedies.changed(config, setting)):
-            lines += [f"{what}:", f"  {command} {setting}{_store(config)}"]
+            lines += [f"{what}:", f"  {command} {setting}{_store(config, tracker)}"]
     return "\n".join(lines if len(lines) > 1 else [*lines, "with other problems"])
 
 
 def _resume_command(config: Config, tracker: Tracker) -> str:
-    return f"{program()} train resume={tracker.run_id}{_store(config)}"
+    return f"{program()} train resume={tracker.run_id}{_store(config, tracker)}"
 
 
-def _store(config: Config) -> str:
-    if not config.tracking.uri:
+def _store(config: Config, tracker: Tracker) -> str:
+    """Return the setting that finds the store again. `mlflow run` has told its own to this process alone."""
+    uri = tracker.url if "MLFLOW_RUN_ID" in os.environ else config.tracking.uri
+    if not uri:
         return ""
-    store = f"tracking.uri={errors.redact(config.tracking.uri)}"
+    store = f"tracking.uri={errors.redact(uri)}"
     return f" {shlex.quote(store) if '${ENV:' in store else store}"  # a shell would take a reference for its own

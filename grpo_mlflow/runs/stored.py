@@ -247,4 +247,6 @@ def resolve_evaluation(arguments: Arguments, model: str, checkpoint: str) -> tup
         raise UserError(f"run {stored.run_id}: has no checkpoint{damaged}")
     if arguments.config:
         return resolve(arguments.config, arguments.overrides), stored.checkpoint.path
-    return resolve("", arguments.overrides, base=stored.config, origin=f"run {model}"), stored.checkpoint.path
+    origin = f"run {model}"
+    resolved = resolve("", arguments.overrides, base=stored.config, origin=origin, named_anew=True)
+    return resolved, stored.checkpoint.path

@@ -39,13 +39,18 @@ class Trial:
     baseline: Evaluation | None = None
 
 
-def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None = None) -> Finished:
-    """Train, from the beginning or from `stored`; as a trial of a study, it may end with `Pruned`."""
+def train(
+    resolved: Resolved, stored: Stored | None = None, trial: Trial | None = None, *, kept: bool = True
+) -> Finished:
+    """Train, from the beginning or from `stored`; as a trial of a study, it may end with `Pruned`.
+
+    A run that is not `kept` is deleted by its caller, so no command is shown that would look for it.
+    """
     config, checkpoint = resolved.config, stored.checkpoint if stored else None
     recording = open_recording(config)  # before a run is opened that could only fail
     loss.load(config.train)  # as above
     nested = trial.nested if trial else None
-    with gathered(resolved, "train", nested=nested is not None) as here:
+    with gathered(resolved, "train" if kept else "smoke", nested=nested is not None) as here:
         processes, console = here.processes, here.console
         models = load(config, checkpoint, processes, console, recording)
         with here.opened(stored, nested) as tracker:
@@ -63,5 +68,9 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
                     on_evaluation=trial.on_evaluation if trial else None,
                     baseline=trial.baseline if trial else None,
                 ).run()
-            console.say(messages.conclude(config, ended, tracker))
+            if kept:
+                most = None if recording is None else recording.iterations
+                console.say(messages.conclude(config, ended, tracker, most))
+            else:
+                console.say(messages.conclude_unkept(config, ended))
     return Finished(tracker.run_id, tracker.run_dir, ended)

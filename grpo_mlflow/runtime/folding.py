@@ -44,7 +44,7 @@ def _lines(line: str, columns: int) -> Iterator[str]:
     label = _LABEL.match(line)
     start = label[0] if label and len(label[0]) <= _WIDEST_LABEL else " " * indent
     rest = line[len(start) :]
-    if _COMMAND.match(rest):
+    if start.strip() and (" " not in rest or _COMMAND.match(rest)):
         yield start.rstrip()
         yield f"{' ' * indent}  {rest}"
         return

@@ -64,7 +64,7 @@ class Iteration:
     def line(self) -> str:
         """Return the main figures in one line of at most 80 columns."""
         metrics = self.metrics
-        entropy, length = metrics.get("entropy_mean"), metrics["completion_length_mean"]
+        entropy, length = metrics.get("entropy_mean"), metrics["completion_length_mean"] or 0.0
         return (
             f"iter {self.version:>4}  reward {metrics['reward_mean']:.3f}  solved {metrics['success_rate']:.3f}  "
             f"flat {metrics['flat_group_frac']:.2f}  entropy {'-' if entropy is None else f'{entropy:.2f}'}  "

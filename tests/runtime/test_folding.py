@@ -44,7 +44,7 @@ LONG = "sqlite:////home/somebody/projects/reasoning/experiments/of/this/year/mlf
             "  grpo train resume=0123456789abcdef0123456789abcdef train.iterations=8",
             ["  grpo train resume=0123456789abcdef0123456789abcdef train.iterations=8"],
         ),
-        (f"files     {LONG}", [f"files     {LONG}"]),
+        (f"files     {LONG}", ["files", f"  {LONG}"]),
         (f"the store is at {LONG} today", ["the store is at", f"    {LONG}", "    today"]),
     ],
 )

@@ -23,9 +23,9 @@ class TrackingConfig(Section, resume=True, compared=False, varies=False, secret=
         None, "address of the MLflow store; null: MLFLOW_TRACKING_URI, else ./mlflow.db", secret=True
     )
     experiment: Annotated[str, Field(min_length=1)] = setting(
-        "grpo", "name of the MLflow experiment; it is made if missing"
+        "grpo", "name of the MLflow experiment, made if missing; MLFLOW_EXPERIMENT_NAME wins over the default"
     )
-    run_name: str | None = setting(None, "name of the MLflow run; null: MLflow picks one")
+    run_name: str | None = setting(None, "name of the MLflow run; null: MLFLOW_RUN_NAME, else MLflow picks one")
     rollouts: bool = setting(True, "keep every training rollout as rollouts/iter_NNN.jsonl")
     samples: NonNegative = setting(32, "completions in the table of each evaluation; 0: no table")
     system_metrics: bool = setting(False, "let MLflow log the use of CPU, memory and GPU")

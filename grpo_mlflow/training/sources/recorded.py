@@ -20,10 +20,14 @@ from grpo_mlflow.types import Group
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Gives the groups of an iteration by its number; `backend` (as `generation.backend`) is what sampled them."""
+    """Gives the groups of an iteration by its number, of which there are `iterations`.
+
+    `backend` (as `generation.backend`) is what sampled them.
+    """
 
     groups: Callable[[int], list[Group]]
     backend: str
+    iterations: int
 
     def __call__(self, iteration: int) -> list[Group]:
         return self.groups(iteration)
@@ -92,7 +96,7 @@ def open_recording(config: Config) -> Recording | None:
         )
 
     groups_of(wanted - 1)  # groups of another size are refused now rather than in an iteration
-    return Recording(groups_of, _backend(client, run_id))
+    return Recording(groups_of, _backend(client, run_id), kept)
 
 
 def _backend(client: Any, run_id: str) -> str:
