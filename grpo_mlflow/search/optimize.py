@@ -7,8 +7,9 @@ parent run and ends the study. The others run trials and leave.
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,9 +89,13 @@ def _lead(
         baseline = _baseline(resolved, tracker, console)
         tracker.settle()  # who joins then asks the store for the baseline
         right.announce(tracker.run_id)
-        work = Search(resolved, space, study, queue, tracker.run_id, console, baseline=baseline)
+
+        def obey() -> None:
+            _obey(tracker, console)
+
+        work = Search(resolved, space, study, queue, tracker.run_id, console, baseline=baseline, obey=obey)
         with Workers(search.n_jobs - 1, command).running() as workers:
-            _run_all(work, study, workers, console)
+            _run_all(work, study, workers, console, obey)
         right.require()
         kept.require_sent(study, config.tracking.uri, tracker.run_id, console)
         confirmation = Confirmation(resolved, study, tracker.run_id, console)
@@ -181,10 +186,23 @@ def _once_each(found: evaluation.Evaluation, resolved: Resolved) -> evaluation.E
     return replace(found, outcomes=tuple(outcome for outcome in found.outcomes if outcome.problem_id in asked))
 
 
-def _run_all(work: Search, study: optuna.Study, workers: Workers, console: Console) -> None:
+def _obey(tracker: Tracker, console: Console) -> None:
+    """Do what somebody asks of the study by the tag `grpo.command` of its run: it may stop, as by Ctrl-C."""
+    if not (command := tracker.command()):
+        return
+    stops = command.lower() == "stop"
+    answer = f"{command}: {'stopped' if stops else 'not done; allowed: stop'}"
+    console.say(f"asked by MLflow: {answer}")
+    tracker.answer(command, answer)
+    if stops:
+        interrupts.stop(signal.SIGINT)
+
+
+def _run_all(work: Search, study: optuna.Study, workers: Workers, console: Console, obey: Callable[[], None]) -> None:
     """Run trials, and wait for those of other processes; one whose process died goes back into the queue."""
 
     def between() -> None:
+        obey()
         work.revive()
         workers.replace_killed()
 
@@ -196,6 +214,7 @@ def _run_all(work: Search, study: optuna.Study, workers: Workers, console: Conso
         if not said:
             console.say("waiting for trials of other processes")
             said = True
+        obey()
         time.sleep(0.5)
 
 

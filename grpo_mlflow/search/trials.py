@@ -56,10 +56,11 @@ class Search:
         *,
         baseline: Evaluation | None = None,
         train: Train = runs.train,
+        obey: Callable[[], None] = lambda: None,
     ) -> None:
         self._resolved, self._space, self._study, self._queue = resolved, space, study, queue
         self._parent, self._console = parent, console
-        self._baseline, self._train = baseline, train
+        self._baseline, self._train, self._obey = baseline, train, obey
         self._started = time.monotonic()
         self._unsigned: recovery.Unsigned = {}
         self._exhausted = False
@@ -185,6 +186,7 @@ class Search:
         return step, pruned
 
     def _report(self, trial: optuna.Trial, config: Config, progress: Progress, evaluation: Evaluation) -> None:
+        self._obey()
         step = progress.iteration
         if step == 0:
             return  # the same for all trials

@@ -65,6 +65,14 @@ class Tracker(Protocol):
         """Make an artifact of a run the newest version of a registered model, and let the alias name it."""
         ...
 
+    def command(self) -> str:
+        """Return what somebody asks of the run by its tag `grpo.command`; empty for nothing."""
+        ...
+
+    def answer(self, command: str, answer: str) -> None:
+        """Say what became of a command, which is then asked no more."""
+        ...
+
     def finish(self, status: str) -> None:
         """Set the final status: FINISHED, FAILED or KILLED."""
         ...
@@ -109,6 +117,12 @@ class NullTracker:
         pass
 
     def register(self, name: str, alias: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> None:
+        pass
+
+    def command(self) -> str:
+        return ""
+
+    def answer(self, command: str, answer: str) -> None:
         pass
 
     def finish(self, status: str) -> None:

@@ -15,7 +15,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from grpo_mlflow.tracking.places import ENDED
+from grpo_mlflow.tracking.places import ANSWER, COMMAND, ENDED
 from grpo_mlflow.tracking.registry import register
 from grpo_mlflow.tracking.store import transfer
 
@@ -86,6 +86,20 @@ class Tags(Operation):
 
     def send(self, to: Destination) -> None:
         to.client.log_batch(to.run_id, tags=[RunTag(key, value) for key, value in self.values.items()])
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Operation):
+    """What became of a command; it is taken away, unless another one stands in its place by now."""
+
+    word = "answer"
+    command: str
+    answer: str
+
+    def send(self, to: Destination) -> None:
+        to.client.set_tag(to.run_id, ANSWER, self.answer)
+        if to.client.get_run(to.run_id).data.tags.get(COMMAND, "").strip() == self.command:
+            to.client.set_tag(to.run_id, COMMAND, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +207,7 @@ class Unknown(Operation):
 
 
 _KINDS: Mapping[str, type[Operation]] = {
-    kind.word: kind for kind in (Params, Tags, Data, Metrics, Publish, Remove, Register, Status)
+    kind.word: kind for kind in (Params, Tags, Answer, Data, Metrics, Publish, Remove, Register, Status)
 }
 
 

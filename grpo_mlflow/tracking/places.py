@@ -10,6 +10,7 @@ from mlflow.entities import Run
 
 from grpo_mlflow.tracking.store import connect, find_run, local_path, upload_folder
 
+COMMAND, ANSWER = "grpo.command", "grpo.command_answer"
 _HOST, _FOLDER, ENDED = "grpo.host", "grpo.folder", "grpo.ended"
 
 

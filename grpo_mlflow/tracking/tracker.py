@@ -29,7 +29,9 @@ from grpo_mlflow.program import program
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.files import write_whole
 from grpo_mlflow.tracking import ownership
+from grpo_mlflow.tracking.commands import Commands
 from grpo_mlflow.tracking.operations import (
+    Answer,
     Data,
     Metrics,
     Operation,
@@ -79,6 +81,7 @@ class MlflowTracker:
         self._tables = listed_tables(tags)
         self._monitor: SystemMetricsMonitor | None = None
         self._holding: ownership.Holding | None = None
+        self._commands: Commands | None = None
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters that the run lacks; `mlflow run` has logged some of them in its own spelling."""
@@ -160,8 +163,20 @@ class MlflowTracker:
         self._sender.settle(seconds)
 
     def hold(self) -> None:
-        """Show that this process works on the run, until it is finished."""
+        """Show that this process works on the run, and look for commands, until it is finished."""
         self._holding = ownership.Holding(self._client, self.run_id)
+        answered = [each.command for each in self._outbox.waiting() if isinstance(each, Answer)]
+        self._commands = Commands(self._client, self.run_id, answered[-1] if answered else "")
+
+    def command(self) -> str:
+        """Return what somebody asks of the run by its tag `grpo.command`; empty for nothing."""
+        return self._commands.waiting if self._commands is not None else ""
+
+    def answer(self, command: str, answer: str) -> None:
+        """Say what became of a command, which is then asked no more."""
+        if self._commands is not None:
+            self._commands.answered(command)
+        self._do(Answer(command, _sendable(answer)))
 
     def watch_system(self) -> None:
         """Log CPU, memory and GPU use in the background until the run ends."""
@@ -171,6 +186,8 @@ class MlflowTracker:
     def finish(self, status: str) -> None:
         """Set the final status: FINISHED, FAILED or KILLED."""
         try:
+            if self._commands is not None:
+                self._commands.end()
             if self._monitor is not None:
                 self._monitor.finish()
             if self._holding is not None and self._holding.lost:

@@ -7,6 +7,7 @@ version n + 1. A checkpoint `iter_n` holds version n and all that is needed to g
 One turn of `run`, where each name without an underscore is a part (`parts.Parts`) or a function of this package:
 
     interrupts.check()                              a signal ends the run here, or in a phase of several processes
+    commands.obey(parts, version)                   what somebody asks of the run in MLflow: save, stop, prune
     if _evaluation_due(version):                    _evaluate
         source.settle()
         evaluator.sync(version)
@@ -34,7 +35,7 @@ from dataclasses import replace
 from grpo_mlflow.algorithm.statistics import mean
 from grpo_mlflow.errors import Pruned, one_line
 from grpo_mlflow.runtime import interrupts
-from grpo_mlflow.training import evaluation, iteration, observations, rollout_metrics, state
+from grpo_mlflow.training import commands, evaluation, iteration, observations, rollout_metrics, state
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.iteration import Iteration, Phases
 from grpo_mlflow.training.parts import Parts
@@ -81,12 +82,11 @@ class Trainer:
             while True:
                 interrupts.check()
                 version = self.progress.iteration
+                commands.obey(self._parts, version, self._checkpoint, is_trial=self._on_evaluation is not None)
                 if self._evaluation_due(version) and not self.progress.evaluated:
                     self._evaluate(version)
                 if self._checkpoint_due(version):
-                    source.settle()  # what is sampled ahead belongs into the checkpoint
-                    with interrupts.deferred():
-                        self._save(version)
+                    self._checkpoint()
                 if version >= total:
                     with interrupts.deferred():
                         self._tidy()
@@ -175,6 +175,11 @@ class Trainer:
         # Where the model before training is better than all, the best of the others is still what people ask for.
         is_best = self.progress.evaluated and self.progress.best_trained_iteration == version
         return is_best or version == total or (interval > 0 and version % interval == 0)
+
+    def _checkpoint(self) -> None:
+        self._parts.source.settle()  # what is sampled ahead belongs into the checkpoint
+        with interrupts.deferred():
+            self._save(self.progress.iteration)
 
     def _keep(self) -> None:
         """Save the last version before an error ends the run; what fails in this is not what the run failed of.

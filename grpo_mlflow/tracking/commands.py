@@ -1,0 +1,81 @@
+"""What people ask of a run while it goes on: its tag `grpo.command`, set in the MLflow UI or by any client."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import mlflow
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.pool import NullPool
+
+from grpo_mlflow.errors import one_line
+from grpo_mlflow.tracking import borders
+from grpo_mlflow.tracking.places import COMMAND
+
+# A row of a database is read in a tenth of a millisecond; a server sends the whole run, in some ten of them.
+_OF_A_DATABASE, _OF_A_SERVER = 0.1, 0.5  # seconds between two looks
+log = logging.getLogger(__name__)
+
+
+class Commands:
+    """Looks at the tag of a run in a thread of its own: no call to a store holds up training.
+
+    Args:
+        answered: a command whose answer the store may not have yet, so that it still shows there.
+    """
+
+    def __init__(self, client: mlflow.MlflowClient, run_id: str, answered: str = "") -> None:
+        uri = mlflow.get_tracking_uri()
+        is_database = borders.is_database(uri)
+        self._read = _row(uri, run_id) if is_database else _tag(client, run_id)
+        self._pause = _OF_A_DATABASE if is_database else _OF_A_SERVER
+        self._seen, self._answered = "", answered
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="mlflow-commands", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> str:
+        """The command that was not answered yet; empty without one."""
+        seen = self._seen
+        return "" if seen == self._answered else seen
+
+    def answered(self, command: str) -> None:
+        """Take no note of the command until the store shows another one, or none."""
+        self._answered = command
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
+
+    def _look(self) -> None:
+        while not self._ended.wait(self._pause):
+            try:
+                seen = self._read()
+            except Exception as error:  # a store may be away or locked for a while: then nobody asks anything
+                log.debug("no look at %s: %s", COMMAND, one_line(error))
+                continue
+            self._seen = seen
+            if seen != self._answered:
+                self._answered = ""  # the answer has arrived, so the same may be asked again
+
+
+def _row(uri: str, run_id: str) -> Callable[[], str]:
+    """Return a function that reads the tag where MLflow keeps it: its client would read the whole run."""
+    waits = {"timeout": 0} if make_url(uri).get_backend_name() == "sqlite" else {}
+    engine = create_engine(uri, poolclass=NullPool, connect_args=waits)
+    asked = text("SELECT value FROM tags WHERE run_uuid = :run AND key = :key")
+
+    def read() -> str:
+        with engine.connect() as connection:
+            found = connection.execute(asked, {"run": run_id, "key": COMMAND}).scalar()
+        return str(found or "").strip()
+
+    return read
+
+
+def _tag(client: mlflow.MlflowClient, run_id: str) -> Callable[[], str]:
+    return lambda: str(client.get_run(run_id).data.tags.get(COMMAND, "")).strip()
