@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 
 from grpo_mlflow import errors
 from grpo_mlflow.algorithm import statistics
@@ -11,10 +12,13 @@ from grpo_mlflow.config import Config, checks, remedies
 from grpo_mlflow.generation.local import ways
 from grpo_mlflow.model import policy, tiny
 from grpo_mlflow.program import program
+from grpo_mlflow.runs import views
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.tracking import Tracker
+from grpo_mlflow.tracking import Tracker, pages
 from grpo_mlflow.training.checkpoint import CheckpointStore
 from grpo_mlflow.training.progress import Progress
+
+_UI = "http://127.0.0.1:5000"  # where `mlflow ui` serves
 
 
 def warmup_progress(console: Console) -> tiny.Progress:
@@ -56,21 +60,35 @@ def sampled_how(config: Config, actor: policy.Policy) -> str | None:
     return f"sampling uses the model's own cache: {found.reason}" if found.way == "cache" else None
 
 
+def verdict(config: Config, ended: Progress) -> list[str]:
+    """Return the held-out result, and the change and how sure it is; nothing without evaluations."""
+    if not ended.first_rates:
+        return []
+    rates = ended.first_rates, ended.last_rates
+    before, after = (statistics.rate_interval(each, config.eval.replicates) for each in rates)
+    change = statistics.paired_difference(ended.last_rates, ended.first_rates)
+    return [f"{before}  ->  {after}", statistics.in_words(change)]
+
+
+def best_of(ended: Progress) -> str | None:
+    """Return the best evaluation; None without one."""
+    if ended.best_score is None:
+        return None
+    what = "(picked on these problems, so a little optimistic)"
+    if ended.best_iteration == 0:
+        what = "(the model before training; no checkpoint is better)"
+    return f"{ended.best_score:.3f} at iteration {ended.best_iteration} {what}"
+
+
 def conclude(config: Config, ended: Progress, tracker: Tracker) -> str:
     lines = [""]
-    if ended.first_rates:
-        rates = ended.first_rates, ended.last_rates
-        before, after = (statistics.rate_interval(each, config.eval.replicates) for each in rates)
-        change = statistics.paired_difference(ended.last_rates, ended.first_rates)
+    if found := verdict(config, ended):
         lines += [
-            f"held-out pass@1   {before}  ->  {after}   (95% intervals, {len(ended.last_rates)} problems)",
-            f"change            {statistics.in_words(change)}",
+            f"held-out pass@1   {found[0]}   (95% intervals, {len(ended.last_rates)} problems)",
+            f"change            {found[1]}",
         ]
-    if ended.best_score is not None:
-        what = "(picked on these problems, so a little optimistic)"
-        if ended.best_iteration == 0:
-            what = "(the model before training; no checkpoint is better)"
-        lines.append(f"best              {ended.best_score:.3f} at iteration {ended.best_iteration} {what}")
+    if best := best_of(ended):
+        lines.append(f"best              {best}")
     lines += [f"look at           {text}" for text in ended.watch.told.values()]
     lines += [
         f"training time     {ended.seconds:.0f}s",
@@ -78,12 +96,23 @@ def conclude(config: Config, ended: Progress, tracker: Tracker) -> str:
         f"files             {tracker.run_dir}",
     ]
     if tracker.url is not None:
-        uri = errors.redact(tracker.url)
-        lines += [
-            f"open it           {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}",
-            f"train on          {_resume_command(config, tracker)} train.iterations={2 * config.train.iterations}",
-        ]
+        page, all_runs = pages.of_run(tracker.experiment_id, tracker.run_id), views.TRAINING.key
+        lines += _headed("open it", opening(tracker, page))
+        lines.append(f"compare runs      {opening(tracker, pages.of_view(tracker.experiment_id, all_runs))[-1]}")
+        lines.append(f"train on          {longer_command(config, tracker)}")
     return "\n".join(lines)
+
+
+def _headed(heading: str, texts: Sequence[str]) -> list[str]:
+    return [f"{'' if number else heading:<18}{text}" for number, text in enumerate(texts)]
+
+
+def opening(tracker: Tracker, page: str) -> list[str]:
+    """Return how to open a page of the MLflow UI: its address, after the command that serves it where none does."""
+    uri = errors.redact(tracker.url or "")
+    if uri.startswith("http"):
+        return [f"{uri.rstrip('/')}/{page}"]
+    return [f"mlflow ui --backend-store-uri {shlex.quote(uri)}", f"{_UI}/{page}"]
 
 
 def how_to_resume(config: Config, kind: str, tracker: Tracker, how: str) -> str:
@@ -94,7 +123,7 @@ def how_to_resume(config: Config, kind: str, tracker: Tracker, how: str) -> str:
         return f"\ntraining {how} before its first checkpoint"
     return (
         f"\ntraining {how}; {saved[-1].path.name} is whole. Go on from it, in the same run, with:\n"
-        f"  {_resume_command(config, tracker)}"
+        f"  {resume_command(config, tracker)}"
     )
 
 
@@ -121,15 +150,22 @@ def how_to_go_around(config: Config, kind: str, tracker: Tracker, error: errors.
     ]
     for what, setting in choices:
         if not checks.errors(remedies.changed(config, setting)):
-            lines += [f"{what}:", f"  {command} {setting}{_store(config)}"]
+            lines += [f"{what}:", f"  {command} {setting}{store(config)}"]
     return "\n".join(lines if len(lines) > 1 else [*lines, "with other problems"])
 
 
-def _resume_command(config: Config, tracker: Tracker) -> str:
-    return f"{program()} train resume={tracker.run_id}{_store(config)}"
+def resume_command(config: Config, tracker: Tracker) -> str:
+    """Return the command that goes on with the run."""
+    return f"{program()} train resume={tracker.run_id}{store(config)}"
 
 
-def _store(config: Config) -> str:
+def longer_command(config: Config, tracker: Tracker) -> str:
+    """Return the command that trains twice as long."""
+    return f"{resume_command(config, tracker)} train.iterations={2 * config.train.iterations}"
+
+
+def store(config: Config) -> str:
+    """Return the word that names the store, with a space before it; empty where the environment does."""
     if not config.tracking.uri:
         return ""
     store = f"tracking.uri={errors.redact(config.tracking.uri)}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_mlflow.config import Resolved
-from grpo_mlflow.runs import messages
+from grpo_mlflow.runs import messages, notes
 from grpo_mlflow.runs.models import load
 from grpo_mlflow.runs.parts import open_parts
 from grpo_mlflow.runs.session import Nested, gathered
@@ -49,6 +49,7 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
         processes, console = here.processes, here.console
         models = load(config, checkpoint, processes, console, recording)
         with here.opened(stored, nested) as tracker:
+            tracker.tags(notes.under_way(config, tracker, nested.parent_run_id if nested else None))
             if trial:
                 trial.on_start(tracker.run_id)
             with open_parts(
@@ -63,5 +64,6 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
                     on_evaluation=trial.on_evaluation if trial else None,
                     baseline=trial.baseline if trial else None,
                 ).run()
+            tracker.tags(notes.trained(config, ended, tracker, nested.parent_run_id if nested else None))
             console.say(messages.conclude(config, ended, tracker))
     return Finished(tracker.run_id, tracker.run_dir, ended)
