@@ -96,10 +96,8 @@ def test_a_study_says_who_won_and_links_to_it(
     verdict = re.search(r"^verdict +(.*)$", told, re.MULTILINE)
     assert verdict is not None
     lr = {1e-4: "1e-4", 3e-3: "3e-3"}[winner.trial.params["train.lr"]]
-    assert text.startswith(
-        f"**Trial {winner.trial.number} wins: lr={lr}**, pass@1 {winner.confirmed} on fresh problems"
-    )
-    assert verdict[1] in text.splitlines()[0]
+    first = f"**Trial {winner.trial.number} wins: lr={lr}**, pass@1 {winner.confirmed} on {winner.where}; {verdict[1]}."
+    assert text.splitlines()[0] == first
     assert links_of(text, store) == {f"trial {winner.trial.number}": "train"}
     assert "viewStateShareKey=grpo-study-my-study" in text
     assert [words[0] for words in commands_of(text)] == ["train", "evaluate"]
