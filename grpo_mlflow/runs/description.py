@@ -10,6 +10,7 @@ import torch
 
 from grpo_mlflow import __version__, redaction
 from grpo_mlflow.config import Config, Resolved, dump, flatten
+from grpo_mlflow.runs import views
 from grpo_mlflow.tasks import data_sets
 from grpo_mlflow.tracking import Tracker
 
@@ -25,6 +26,8 @@ def describe(tracker: Tracker, resolved: Resolved, kind: str, resumed: bool) -> 
     for table in data_sets.tables(resolved.config):
         for each in table.data_sets:
             tracker.data(each.name, each.digest, each.source, each.context, each.rows)
+    for view in views.OF_KIND.get(kind, ()):
+        tracker.view(view)
     if resumed:
         flat = redaction.without(flatten(described.model_dump()))
         changed = [f"{key}={flat[key]}" for key in _overridden(resolved)]

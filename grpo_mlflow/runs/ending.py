@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from grpo_mlflow import tracking
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import PromptTooLong, Pruned, UserError, one_line
-from grpo_mlflow.runs import messages
+from grpo_mlflow.runs import messages, notes
 from grpo_mlflow.runtime import failures, interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes
@@ -36,11 +36,13 @@ class Ending:
             UserError: instead of an error of the machine, such as a full disk.
         """
         if isinstance(error, Pruned):
-            tracker.tags({"optuna.state": "PRUNED"})
+            tracker.tags({"optuna.state": "PRUNED", **notes.ended(f"pruned: {error}")})
             tracker.finish("KILLED")
         elif isinstance(error, (interrupts.Interrupted, KeyboardInterrupt)):
+            message = messages.how_to_resume(self.config, self.kind, tracker, "stopped")
+            tracker.tags(notes.ended(message))
             tracker.finish("KILLED")
-            self.console.say(messages.how_to_resume(self.config, self.kind, tracker, "stopped"))
+            self.console.say(message)
         else:
             known = failures.told(error)
             if known is None:
@@ -67,11 +69,13 @@ class Ending:
         if self.processes.first_lost and self.processes.rank == 1:
             console = Console()
             tracking.set_failed(self.config.tracking.uri, tracker.run_id)
+        if isinstance(error, PromptTooLong):
+            message = messages.how_to_go_around(self.config, self.kind, tracker, error)
+        else:
+            message = messages.how_to_resume(self.config, self.kind, tracker, "failed")
         try:
+            tracker.tags(notes.ended(message, one_line(error) if error else ""))
             tracker.finish("FAILED")
         except OSError as full:  # a full disk, of which the run may have failed: what failed first is told
             console.warn(f"run {tracker.run_id} could not be marked FAILED: {one_line(full)}")
-        if isinstance(error, PromptTooLong):
-            console.say(messages.how_to_go_around(self.config, self.kind, tracker, error))
-        else:
-            console.say(messages.how_to_resume(self.config, self.kind, tracker, "failed"))
+        console.say(message)

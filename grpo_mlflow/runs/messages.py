@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections.abc import Sequence
 
 from grpo_mlflow import errors
 from grpo_mlflow.algorithm import statistics
@@ -12,10 +13,13 @@ from grpo_mlflow.config import Config, checks, remedies
 from grpo_mlflow.generation.local import ways
 from grpo_mlflow.model import policy, tiny
 from grpo_mlflow.program import program
+from grpo_mlflow.runs import views
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.tracking import Tracker
+from grpo_mlflow.tracking import Tracker, pages
 from grpo_mlflow.training.checkpoint import CheckpointStore
 from grpo_mlflow.training.progress import Progress
+
+_UI = "http://127.0.0.1:5000"  # where `mlflow ui` serves
 
 
 def warmup_progress(console: Console) -> tiny.Progress:
@@ -57,16 +61,35 @@ def sampled_how(config: Config, actor: policy.Policy) -> str | None:
     return f"sampling uses the model's own cache: {found.reason}" if found.way == "cache" else None
 
 
+def verdict(config: Config, ended: Progress) -> list[str]:
+    """Return the held-out result, and the change and how sure it is; nothing without evaluations."""
+    if not ended.first_rates:
+        return []
+    rates = ended.first_rates, ended.last_rates
+    before, after = (statistics.rate_interval(each, config.eval.replicates) for each in rates)
+    change = statistics.paired_difference(ended.last_rates, ended.first_rates)
+    return [f"{before}  ->  {after}", statistics.in_words(change)]
+
+
+def best_of(ended: Progress) -> str | None:
+    """Return the best evaluation; None without one."""
+    if ended.best_score is None:
+        return None
+    what = "(picked on these problems, so a little optimistic)"
+    if ended.best_iteration == 0:
+        what = "(the model before training; no checkpoint is better)"
+    return f"{ended.best_score:.3f} at iteration {ended.best_iteration} {what}"
+
+
 def conclude(config: Config, ended: Progress, tracker: Tracker, most: int | None = None) -> str:
     """Return how a run ended, and the commands that look at it and go on; `most` iterations are there to train on."""
     lines = [*_outcome(config, ended), f"run               {tracker.run_id}", f"files             {tracker.run_dir}"]
     if tracker.url is not None:
-        uri = errors.redact(tracker.url)
-        looks = f"{program('mlflow', 'mlflow')} ui --backend-store-uri {shlex.quote(uri)}"
-        lines.append(f"open it           {uri if uri.startswith('http') else looks}")
-        done = config.train.iterations
-        if (further := 2 * done if most is None else min(2 * done, most)) > done:
-            lines.append(f"continue          {_resume_command(config, tracker)} train.iterations={further}")
+        page, all_runs = pages.of_run(tracker.experiment_id, tracker.run_id), views.TRAINING.key
+        lines += _headed("open it", opening(tracker, page))
+        lines.append(f"compare runs      {opening(tracker, pages.of_view(tracker.experiment_id, all_runs))[-1]}")
+        if longer := longer_command(config, tracker, most):
+            lines.append(f"continue          {longer}")
     return "\n".join(lines)
 
 
@@ -77,22 +100,29 @@ def conclude_unkept(config: Config, ended: Progress) -> str:
 
 def _outcome(config: Config, ended: Progress) -> list[str]:
     lines = [""]
-    if ended.first_rates:
-        rates = ended.first_rates, ended.last_rates
-        before, after = (statistics.rate_interval(each, config.eval.replicates) for each in rates)
-        change = statistics.paired_difference(ended.last_rates, ended.first_rates)
+    if found := verdict(config, ended):
         lines += [
-            f"held-out pass@1   {before}  ->  {after}   (95% intervals, {len(ended.last_rates)} problems)",
-            f"change            {statistics.in_words(change)}",
+            f"held-out pass@1   {found[0]}   (95% intervals, {len(ended.last_rates)} problems)",
+            f"change            {found[1]}",
         ]
-    if ended.best_score is not None:
-        what = "(picked on these problems, so a little optimistic)"
-        if ended.best_iteration == 0:
-            what = "(the model before training; no checkpoint is better)"
-        lines.append(f"best              {ended.best_score:.3f} at iteration {ended.best_iteration} {what}")
+    if best := best_of(ended):
+        lines.append(f"best              {best}")
     lines += [f"look at           {text}" for text in ended.watch.told.values()]
     lines.append(f"training time     {ended.seconds:.0f}s")
     return lines
+
+
+def _headed(heading: str, texts: Sequence[str]) -> list[str]:
+    return [f"{'' if number else heading:<18}{text}" for number, text in enumerate(texts)]
+
+
+def opening(tracker: Tracker, page: str) -> list[str]:
+    """Return how to open a page of the MLflow UI: its address, after the command that serves it where none does."""
+    uri = errors.redact(tracker.url or "")
+    if uri.startswith("http"):
+        return [f"{uri.rstrip('/')}/{page}"]
+    looks = f"{program('mlflow', 'mlflow')} ui --backend-store-uri {shlex.quote(uri)}"
+    return [looks, f"{_UI}/{page}"]
 
 
 def how_to_resume(config: Config, kind: str, tracker: Tracker, how: str) -> str:
@@ -103,7 +133,7 @@ def how_to_resume(config: Config, kind: str, tracker: Tracker, how: str) -> str:
         return f"\ntraining {how} before its first checkpoint"
     return (
         f"\ntraining {how}; {saved[-1].path.name} is whole. Go on from it, in the same run, with:\n"
-        f"  {_resume_command(config, tracker)}"
+        f"  {resume_command(config, tracker)}"
     )
 
 
@@ -130,18 +160,29 @@ def how_to_go_around(config: Config, kind: str, tracker: Tracker, error: errors.
     ]
     for what, setting in choices:
         if not checks.errors(remedies.changed(config, setting)):
-            lines += [f"{what}:", f"  {command} {setting}{_store(config, tracker)}"]
+            lines += [f"{what}:", f"  {command} {setting}{store(config, tracker)}"]
     return "\n".join(lines if len(lines) > 1 else [*lines, "with other problems"])
 
 
-def _resume_command(config: Config, tracker: Tracker) -> str:
-    return f"{program()} train resume={tracker.run_id}{_store(config, tracker)}"
+def resume_command(config: Config, tracker: Tracker) -> str:
+    """Return the command that goes on with the run."""
+    return f"{program()} train resume={tracker.run_id}{store(config, tracker)}"
 
 
-def _store(config: Config, tracker: Tracker) -> str:
-    """Return the setting that finds the store again. `mlflow run` has told its own to this process alone."""
+def longer_command(config: Config, tracker: Tracker, most: int | None) -> str | None:
+    """Return the command that trains twice as long, or for `most` iterations; None where that is no longer."""
+    done = config.train.iterations
+    longer = 2 * done if most is None else min(2 * done, most)
+    return f"{resume_command(config, tracker)} train.iterations={longer}" if longer > done else None
+
+
+def store(config: Config, tracker: Tracker) -> str:
+    """Return the setting that finds the store again, with a space before it; empty where the environment names it.
+
+    `mlflow run` has told its own to this process alone.
+    """
     uri = tracker.url if "MLFLOW_RUN_ID" in os.environ else config.tracking.uri
     if not uri:
         return ""
-    store = f"tracking.uri={errors.redact(uri)}"
-    return f" {shlex.quote(store) if '${ENV:' in store else store}"  # a shell would take a reference for its own
+    word = f"tracking.uri={errors.redact(uri)}"
+    return f" {shlex.quote(word) if '${ENV:' in word else word}"  # a shell would take a reference for its own

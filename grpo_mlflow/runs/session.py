@@ -11,6 +11,7 @@ from pathlib import Path
 from grpo_mlflow import tracking
 from grpo_mlflow.config import Resolved
 from grpo_mlflow.model.policy import choose_device
+from grpo_mlflow.runs import naming
 from grpo_mlflow.runs.description import describe
 from grpo_mlflow.runs.ending import Ending
 from grpo_mlflow.runs.stored import Stored
@@ -41,13 +42,15 @@ class Gathered:
     ending: Ending
 
     @contextmanager
-    def opened(self, stored: Stored | None = None, nested: Nested | None = None) -> Iterator[Tracker]:
-        """Open the run, log what it is, and set its status to how the block ends."""
+    def opened(
+        self, stored: Stored | None = None, nested: Nested | None = None, name: str | None = None
+    ) -> Iterator[Tracker]:
+        """Open the run, log what it is, and set its status to how the block ends; `name` of one that is not nested."""
         config, ending = self.resolved.config, self.ending
         try:
             # Nothing may stand between the block and the handlers: a signal there would leave the run without status.
             with interrupts.deferred():
-                tracker = _open(ending, stored, nested)
+                tracker = _open(ending, stored, nested, name or naming.of_run(self.resolved, self.kind))
         except interrupts.Interrupted:
             ending.not_begun()
             raise
@@ -104,14 +107,14 @@ def _console(warnings: Iterable[str], is_first: bool, is_nested: bool) -> Consol
     return console
 
 
-def _open(ending: Ending, stored: Stored | None, nested: Nested | None) -> Tracker:
+def _open(ending: Ending, stored: Stored | None, nested: Nested | None, name: str) -> Tracker:
     """Let the first process open the run; the others know it and write nothing. From then on `ending` can mark it."""
     config, kind, processes = ending.config, ending.kind, ending.processes
     opened: list[Tracker] = []
 
     def start() -> None:
         place = (nested.parent_run_id, nested.name, nested.tags) if nested else None
-        ending.tracker = tracking.start(config.tracking, kind, stored.run_id if stored else None, place)
+        ending.tracker = tracking.start(config.tracking, kind, stored.run_id if stored else None, place, name)
         opened.append(ending.tracker)
         if nested:
             opened[0].tags(nested.tags)

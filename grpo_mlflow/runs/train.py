@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_mlflow.config import Resolved
-from grpo_mlflow.runs import messages
+from grpo_mlflow.runs import messages, notes
 from grpo_mlflow.runs.models import load
 from grpo_mlflow.runs.parts import open_parts
 from grpo_mlflow.runs.session import Nested, gathered
@@ -54,6 +54,7 @@ def train(
         processes, console = here.processes, here.console
         models = load(config, checkpoint, processes, console, recording)
         with here.opened(stored, nested) as tracker:
+            tracker.tags(notes.under_way(config, tracker, nested.parent_run_id if nested else None))
             if trial:
                 trial.on_start(tracker.run_id)
             with open_parts(
@@ -70,6 +71,8 @@ def train(
                 ).run()
             if kept:
                 most = None if recording is None else recording.iterations
+                parent = nested.parent_run_id if nested else None
+                tracker.tags(notes.trained(config, ended, tracker, parent=parent, most=most))
                 console.say(messages.conclude(config, ended, tracker, most))
             else:
                 console.say(messages.conclude_unkept(config, ended))

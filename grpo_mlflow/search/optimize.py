@@ -21,18 +21,18 @@ from grpo_mlflow import runs, tasks, tracking
 from grpo_mlflow.config import Config, Resolved
 from grpo_mlflow.config.schema import SearchConfig
 from grpo_mlflow.errors import ConfigError, UserError
-from grpo_mlflow.runs import models
+from grpo_mlflow.runs import messages, models
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import champion, decay, kept, report, rights, settings
+from grpo_mlflow.search import champion, decay, kept, notes, report, rights, settings, views
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.trials import Search
 from grpo_mlflow.search.workers import Workers
 from grpo_mlflow.tasks import contents, data_sets
-from grpo_mlflow.tracking import Tracker
+from grpo_mlflow.tracking import Tracker, pages
 from grpo_mlflow.training import evaluation
 
 _PARENT = "parent_run_id"
@@ -78,6 +78,10 @@ def _lead(
         _require_usable(config, known)
     with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
         study.set_user_attr(_PARENT, tracker.run_id)
+        varied = [dimension.key for dimension in space.dimensions]
+        view = views.of_study(search.study_name, tracker.run_id, varied, search.k)
+        tracker.view(view)
+        tracker.tags(notes.under_way(config, tracker, view, varied))
         if champion.model_name(search.study_name) != search.study_name:
             console.say(
                 f"study {search.study_name}: the model registry takes no such name; the winner will be "
@@ -107,10 +111,14 @@ def _lead(
             if finalists:
                 _honour(resolved, finalists[0], tracker, console)
         trials = studies.begun_trials(study)
-        console.say(f"\n{report.summary(search.k, trials, len(queue), finalists, own)}")
+        summary = report.summary(search.k, trials, len(queue), finalists, own)
+        tracker.tags(notes.ended(study, config, tracker, view, summary, finalists))
+        console.say(f"\n{summary}")
         if finalists:
             console.say(f"champion  {champion.address(search.study_name)}")
         console.say(f"files     {tracker.run_dir / 'study'}")
+        for text in messages.opening(tracker, pages.of_view(tracker.experiment_id, view.key)):
+            console.say(f"open it   {text}")
         _require_result(trials, search, finalists)
     return finalists
 

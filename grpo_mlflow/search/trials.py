@@ -14,7 +14,7 @@ from grpo_mlflow import runs, seeding
 from grpo_mlflow.algorithm.statistics import mean
 from grpo_mlflow.config import Config, Resolved, overlay
 from grpo_mlflow.errors import Pruned, ServerFailed, StoreAway, UserError, redact
-from grpo_mlflow.runs import stored
+from grpo_mlflow.runs import naming, stored
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.interrupts import Interrupted
@@ -166,7 +166,7 @@ class Search:
         slot = str(trial.user_attrs[studies.SLOT])
         tags = {"optuna.trial": str(trial.number), "optuna.study": self._study.study_name, recovery.SLOT_TAG: slot}
         hooks = runs.Trial(
-            runs.Nested(self._parent, f"trial-{trial.number}", tags),
+            runs.Nested(self._parent, naming.of_trial(trial.number, values), tags),
             lambda run_id: self._started_as(trial, run_id),
             lambda progress, evaluation: self._report(trial, resolved.config, progress, evaluation),
             baseline,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from grpo_mlflow.tracking.views import View
+
 
 class Tracker(Protocol):
     """Writes to one run. No method raises because the store is away."""
@@ -17,6 +19,9 @@ class Tracker(Protocol):
     def run_dir(self) -> Path:
         """The folder of the run's files."""
         ...
+
+    @property
+    def experiment_id(self) -> str: ...
 
     @property
     def url(self) -> str | None:
@@ -31,6 +36,10 @@ class Tracker(Protocol):
 
     def data(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
         """Log a data set that the run uses, for `training` or `evaluation`."""
+        ...
+
+    def view(self, view: View) -> None:
+        """Save a view of the experiment."""
         ...
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -82,6 +91,7 @@ class NullTracker:
     """Tracks nothing: for all processes but the first, which share its run."""
 
     url = None
+    experiment_id = ""
 
     def __init__(self, run_id: str, run_dir: Path) -> None:
         self.run_id, self.run_dir = run_id, run_dir
@@ -93,6 +103,9 @@ class NullTracker:
         pass
 
     def data(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
+        pass
+
+    def view(self, view: View) -> None:
         pass
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 
 import mlflow
@@ -30,12 +31,13 @@ class Commands:
     def __init__(self, client: mlflow.MlflowClient, run_id: str, answered: str = "") -> None:
         uri = mlflow.get_tracking_uri()
         is_database = borders.is_database(uri)
-        self._read = _row(uri, run_id) if is_database else _tag(client, run_id)
-        self._pause = _OF_A_DATABASE if is_database else _OF_A_SERVER
+        read = _row(uri, run_id) if is_database else _tag(client, run_id)
+        pause = _OF_A_DATABASE if is_database else _OF_A_SERVER
         self._seen, self._answered = "", answered
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="mlflow-commands", daemon=True)
-        self._thread.start()
+        # By a weak reference: who forgets to end this has no thread that looks for ever.
+        looking = (weakref.ref(self), self._ended, read, pause)
+        threading.Thread(target=_look, args=looking, name="mlflow-commands", daemon=True).start()
 
     @property
     def waiting(self) -> str:
@@ -51,16 +53,25 @@ class Commands:
         """Look no more."""
         self._ended.set()
 
-    def _look(self) -> None:
-        while not self._ended.wait(self._pause):
-            try:
-                seen = self._read()
-            except Exception as error:  # a store may be away or locked for a while: then nobody asks anything
-                log.debug("no look at %s: %s", COMMAND, one_line(error))
-                continue
-            self._seen = seen
-            if seen != self._answered:
-                self._answered = ""  # the answer has arrived, so the same may be asked again
+    def note(self, seen: str) -> None:
+        """Take note of what the store shows."""
+        self._seen = seen
+        if seen != self._answered:
+            self._answered = ""  # the answer has arrived, so the same may be asked again
+
+
+def _look(by: weakref.ref[Commands], ended: threading.Event, read: Callable[[], str], pause: float) -> None:
+    while not ended.wait(pause):
+        try:
+            seen = read()
+        except Exception as error:  # a store may be away or locked for a while: then nobody asks anything
+            log.debug("no look at %s: %s", COMMAND, one_line(error))
+            seen = None
+        if (commands := by()) is None:
+            return
+        if seen is not None:
+            commands.note(seen)
+        del commands  # or it would live as long as this
 
 
 def _row(uri: str, run_id: str) -> Callable[[], str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import mlflow
 from mlflow.entities import Run, RunStatus
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 
 from grpo_mlflow import redaction
 from grpo_mlflow.config.schema import TrackingConfig
@@ -22,13 +24,21 @@ from grpo_mlflow.tracking.tracker import MlflowTracker
 
 _KIND = "grpo.kind"
 _SETTLE_SECONDS = 10.0  # for what a run that is resumed has kept; the rest is sent while it goes on
+_DRAWN = re.compile(rf"({'|'.join(_GENERATOR_PREDICATES)})-({'|'.join(_GENERATOR_NOUNS)})-\d{{1,4}}")
 Place = tuple[str, str, Mapping[str, str]]  # parent run id, name, tags
 
 
-def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: Place | None = None) -> Tracker:
+def start(
+    config: TrackingConfig,
+    kind: str,
+    resume: str | None = None,
+    nested: Place | None = None,
+    name: str | None = None,
+) -> Tracker:
     """Open the run to write to: the one to resume, else the one that `mlflow run` made, else a new one.
 
-    `nested` is the place of a trial: a new run, never the one that `mlflow run` made.
+    `nested` is the place of a trial: a new run, never the one that `mlflow run` made. `name` is that of a run without
+    `tracking.run_name`; one that somebody has named keeps its name.
 
     Raises:
         StoreAway: the store cannot be reached, or there is no run to resume.
@@ -44,17 +54,11 @@ def start(config: TrackingConfig, kind: str, resume: str | None = None, nested: 
         elif adopted:
             run = client.get_run(adopted)
         else:
-            tags = {
-                **redaction.without(resolve_tags({})),
-                **ownership.signature(),
-                _KIND: kind,
-            }  # at once: one that is killed now can be told for ours, and ended
-            run = client.create_run(experiment_id(client, config.experiment), run_name=config.run_name, tags=tags)
+            run = _new(client, config, kind, name)
         with _failed_otherwise(config.uri, run.info.run_id):
             if adopted == run.info.run_id and resume is None:
                 ownership.sign(client, run.info.run_id)
-            if resume is None and nested is None and config.run_name:
-                client.update_run(run.info.run_id, name=config.run_name)
+                _rename(client, run, config.run_name, name)
             tracker = MlflowTracker(client, run)
             if resume is not None:
                 remove_parts(tracker.run_dir)
@@ -94,6 +98,19 @@ def _reopen(client: mlflow.MlflowClient, resume: str, adopted: str | None) -> Ru
         client.delete_tag(resume, places.ENDED)
     client.update_run(resume, status=RunStatus.to_string(RunStatus.RUNNING))  # last, as what failed would leave it so
     return run
+
+
+def _new(client: mlflow.MlflowClient, config: TrackingConfig, kind: str, name: str | None) -> Run:
+    # the tags at once: a run that is killed now can be told for ours, and ended
+    tags = {**redaction.without(resolve_tags({})), **ownership.signature(), _KIND: kind}
+    return client.create_run(experiment_id(client, config.experiment), run_name=config.run_name or name, tags=tags)
+
+
+def _rename(client: mlflow.MlflowClient, run: Run, wanted: str | None, otherwise: str | None) -> None:
+    """Name the run that `mlflow run` made as `wanted`, or `otherwise` where the name it has was drawn by MLflow."""
+    name = wanted or (otherwise if _DRAWN.fullmatch(run.info.run_name or "") else None)
+    if name:
+        client.update_run(run.info.run_id, name=name)
 
 
 def _below(client: mlflow.MlflowClient, place: Place, kind: str) -> Run:

@@ -15,6 +15,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+from grpo_mlflow.tracking import views
 from grpo_mlflow.tracking.places import ANSWER, COMMAND, ENDED
 from grpo_mlflow.tracking.registry import register
 from grpo_mlflow.tracking.store import transfer
@@ -121,6 +122,22 @@ class Data(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class SharedView(Operation):
+    """A saved view of the run's experiment: the name of its tag, its own name, and its state as JSON."""
+
+    word = "view"
+    tag: str
+    name: str
+    state: str
+
+    def send(self, to: Destination) -> None:
+        experiment = to.client.get_experiment(to.client.get_run(to.run_id).info.experiment_id)
+        value = views.packed(self.name, self.state, experiment.tags.get(self.tag))
+        if value is not None:
+            to.client.set_experiment_tag(experiment.experiment_id, self.tag, value)
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics(Operation):
     """Metrics of several steps: of each its values, the step, and when they were logged in ms since 1970."""
 
@@ -207,7 +224,7 @@ class Unknown(Operation):
 
 
 _KINDS: Mapping[str, type[Operation]] = {
-    kind.word: kind for kind in (Params, Tags, Answer, Data, Metrics, Publish, Remove, Register, Status)
+    kind.word: kind for kind in (Params, Tags, Answer, Data, SharedView, Metrics, Publish, Remove, Register, Status)
 }
 
 

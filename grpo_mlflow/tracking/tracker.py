@@ -39,6 +39,7 @@ from grpo_mlflow.tracking.operations import (
     Publish,
     Register,
     Remove,
+    SharedView,
     Status,
     Tags,
 )
@@ -47,6 +48,7 @@ from grpo_mlflow.tracking.places import ENDED, run_folder
 from grpo_mlflow.tracking.sender import Sender
 from grpo_mlflow.tracking.store import listed_tables, local_path
 from grpo_mlflow.tracking.upload import destination
+from grpo_mlflow.tracking.views import View
 
 _FLUSH_SECONDS = 5.0  # a call to a store costs as much for one step as for many
 _TABLES = 80  # that the UI lists: a tag takes 8000 characters
@@ -65,7 +67,7 @@ class MlflowTracker:
     """
 
     def __init__(self, client: mlflow.MlflowClient, run: Run) -> None:
-        self._client, self.run_id = client, run.info.run_id
+        self._client, self.run_id, self.experiment_id = client, run.info.run_id, run.info.experiment_id
         self.url = mlflow.get_tracking_uri()
         self._uploads = local_path(run.info.artifact_uri) is None
         self.run_dir = run_folder(run)
@@ -93,6 +95,11 @@ class MlflowTracker:
     def data(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
         """Log a data set that the run uses, for `training` or `evaluation`."""
         self._do(Data(_sendable(name), digest, _sendable(source), context, rows))
+
+    def view(self, view: View) -> None:
+        """Save a view of the experiment; one that is there already stays."""
+        tag, state = view.tag()
+        self._do(SharedView(tag, view.name, _sendable(state)))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log all values at one step, unless a run before its resume logged the same.

@@ -68,7 +68,7 @@ class Scripted:
             trial.on_evaluation(progress, _evaluation(quality, look / LOOKS))
             if look % SAVED_EVERY == 0:
                 saved.write_text(json.dumps(look))
-            if self._stop and look == STOPPED.get(int(name.removeprefix("trial-"))) and not stopped.exists():
+            if self._stop and look == STOPPED.get(int(name.split()[1])) and not stopped.exists():
                 stopped.touch()
                 self._stop()
 

@@ -698,7 +698,7 @@ def scripted_train(*evaluations: tuple[int, ...]) -> Train:
     """Return what a trial does that has these pass@1 of each problem after iteration 1, 2 and so on."""
 
     def train(resolved: Resolved, stored: object, trial: runs.Trial) -> None:
-        trial.on_start(f"{trial.nested.name.removeprefix('trial-'):0>32}")
+        trial.on_start(f"{trial.nested.name.split()[1]:0>32}")
         assert trial.on_evaluation is not None
         for step, rates in enumerate(evaluations, 1):
             trial.on_evaluation(Progress(iteration=step), Rates((), rates))
