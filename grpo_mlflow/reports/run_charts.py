@@ -10,7 +10,7 @@ from grpo_mlflow.reports.charts import BLACK, BLUE, COLORS, DASHED, DOTTED, Axis
 from grpo_mlflow.reports.records import Figures
 
 _STEP = Axis("iteration", whole=True)
-_SHARE = Axis("share", start=0.0, end=1.0)
+_SHARE, _SMALL_SHARE = Axis("share", start=0.0, end=1.0), Axis("share", start=0.0)
 _OF_REWARDS = ("_std", "_at_lowest", "_at_highest", "_applies")  # further figures of a part of the reward
 
 
@@ -42,7 +42,7 @@ def training(figures: Sequence[Figures], evaluated: Sequence[Figures], grad_clip
     solved = {"success_rate": "solved", "flat_group_frac": "flat groups"}
     lengths = {"completion_length_mean": "mean", "completion_length_max": "longest"}
     clipped = {"clip_low_frac": "below", "clip_high_frac": "above", "ratio_clip_frac": "either"}
-    cut = _chart("Cut off", _SHARE, some, {"truncated_frac": "training"}, "Completions that reached the limit.")
+    cut = _chart("Cut off", _SMALL_SHARE, some, {"truncated_frac": "training"}, "Completions that reached the limit.")
     length = _chart("Length of completions", "tokens", some, lengths)
     found = [
         _chart("Reward", "reward", some, rewards, "The mean over rollouts, and its named parts."),
@@ -52,7 +52,9 @@ def training(figures: Sequence[Figures], evaluated: Sequence[Figures], grad_clip
         _with_evaluated(length, evaluated, "completion_length_mean"),
         _with_evaluated(cut, evaluated, "truncated_frac"),
         _with_limit(_chart("Gradient", "norm", some, {"grad_norm": "norm before clipping"}), some, grad_clip),
-        _chart("Clipped ratios", _SHARE, some, _with_values(figures, clipped), "Tokens outside the trusted range."),
+        _chart(
+            "Clipped ratios", _SMALL_SHARE, some, _with_values(figures, clipped), "Tokens outside the trusted range."
+        ),
         _chart("Learning rate", "learning rate", some, {"lr": "learning rate"}),
     ]
     return [chart for chart in found if chart is not None]
