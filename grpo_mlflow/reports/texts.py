@@ -38,7 +38,7 @@ def escaped(value: object) -> str:
 
 
 def embedded(content: object) -> str:
-    """Return JSON to stand in a script element, which nothing in it can end; keys and texts as `plain` gives them."""
+    """Return JSON for a script element, which nothing in it can end: texts as `plain` gives them, keys as they are."""
     text = json.dumps(_plain(content), allow_nan=False, separators=(",", ":"))  # and ASCII alone
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -47,11 +47,7 @@ def _plain(content: Any) -> Any:
     if isinstance(content, str):
         return plain(content)
     if isinstance(content, Mapping):
-        return {plain(str(key)): _plain(value) for key, value in content.items()}
+        return {key: _plain(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_plain(value) for value in content] if not _is_numbers(content) else content
+        return content if content and isinstance(content[0], (int, float)) else [_plain(value) for value in content]
     return content
-
-
-def _is_numbers(content: list[Any] | tuple[Any, ...]) -> bool:
-    return all(value is None or type(value) in (int, float) for value in content)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from grpo_mlflow.training.progress import Progress
 
 NAME = "report.html"
 _NO_CHOICE = ("resume", "search.", "tracking.")  # settings that do not change what is trained
+Differing = tuple[str, str, str]
 _SAME = 1e-9  # two means of the same rates, added up in another order
 
 
@@ -46,21 +48,36 @@ class Files:
         found = {n: self._content(f"samples/eval_{name_of(n)}.json") for n in iterations}
         return {n: table for n, table in found.items() if table is not None and "data" in table}
 
+    def last(self, kind: str) -> int:
+        """Return the last iteration that there are figures of `train` or `eval` of; -1 without any."""
+        names = (path.stem for folder in self._folders for path in folder.glob(f"metrics/{kind}_iter_*.json"))
+        numbers = (name.removeprefix(f"{kind}_iter_") for name in names)
+        return max((int(number) for number in numbers if number.isdigit()), default=-1)
+
     def _content(self, name: str) -> Any:
         if name not in self._read:
             for folder in self._folders:
                 try:
-                    self._read[name] = json.loads((folder / name).read_text())
+                    self._read[name] = json.loads((folder / name).read_text(), parse_constant=lambda _: None)
                     break
                 except (OSError, ValueError):  # not there, or cut off by a full disk
                     continue
         return self._read.get(name)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which run a page is of: its id, the folder of its files, the address of its store."""
+
+    run_id: str
+    folder: Path
+    url: str | None
+
+
 def page(
-    files: Files, config: Config, progress: Progress, *, run_id: str, folder: Path, url: str | None, state: str
+    files: Files, config: Config, progress: Progress, place: Place, *, state: str, settings: Sequence[Differing]
 ) -> str:
-    """Return the page of a run that stands at `progress`; `url` is that of the MLflow store."""
+    """Return the page of a run that stands at `progress`; `settings` are those of `differing`."""
     evaluations = files.figures("eval", range(progress.iteration + 1))
     record = RunRecord(
         name=config.tracking.run_name or f"Training run: {config.data.task}, {Path(config.model.train_id).name}",
@@ -72,10 +89,10 @@ def page(
         tables=files.tables(each["iteration"] for each in evaluations),
         standing=_standing(progress, evaluations, config),
         remarks=list(progress.watch.told.values()),
-        facts={"run": run_id, "model": config.model.train_id, "task": config.data.task, "seed": str(config.seed)},
-        settings=differing(config),
+        facts={"run": place.run_id, "model": config.model.train_id, "task": config.data.task, "seed": str(config.seed)},
+        settings=settings,
         grad_clip=config.train.grad_clip,
-        commands=commands(config, run_id, folder, url),
+        commands=commands(config, place),
     )
     return run.page(record)
 
@@ -88,10 +105,11 @@ def _standing(progress: Progress, evaluations: list[Mapping[str, Any]], config: 
     shown = (evaluations[0], evaluations[-1])
     if any(abs(mean(known) - each["success_rate_all"]) > _SAME for known, each in zip(rates, shown, strict=True)):
         return None
-    return Standing(*rates, config.eval.replicates, progress.best_iteration, progress.best_score)
+    replicates = int(shown[-1].get("replicates", config.eval.replicates))
+    return Standing(*rates, replicates, progress.best_iteration, progress.best_score)
 
 
-def differing(config: Config) -> list[tuple[str, str, str]]:
+def differing(config: Config) -> list[Differing]:
     """Return the settings that differ from what holds for this model if nothing is set: key, value, that default."""
     defaults = flatten(Config().model_dump(mode="json"))
     layer = model_defaults.start({"model.train_id": config.model.train_id})
@@ -100,7 +118,7 @@ def differing(config: Config) -> list[tuple[str, str, str]]:
     return [
         (key, _text(value), _text(defaults.get(key)))
         for key, value in values.items()
-        if not key.startswith(_NO_CHOICE) and _text(value) != _text(defaults.get(key))
+        if not key.startswith(_NO_CHOICE) and value != defaults.get(key)
     ]
 
 
@@ -109,23 +127,29 @@ def _text(value: Any) -> str:
     return yaml12.dump(value, flow=True).removesuffix("...\n").strip()
 
 
-def commands(config: Config, run_id: str, folder: Path, url: str | None) -> dict[str, str]:
+def commands(config: Config, place: Place) -> dict[str, str]:
     """Return what can be done with a run next, as commands."""
+    run_id, settings = place.run_id, place.folder / "config" / "resolved.yaml"
     store = "" if config.tracking.uri is None else f" {_word('tracking.uri', config.tracking.uri)}"
     found = {
         "Measure its best checkpoint on other problems": f"grpo evaluate --model {run_id} eval.id_seed_start=60000",
         "Go on training, in the same run": f"grpo train resume={run_id} train.iterations={2 * config.train.iterations}",
         "Train again from its settings, with another seed": (
-            f"grpo train --config {shlex.quote(str(folder / 'config' / 'resolved.yaml'))} seed={config.seed + 1}"
+            f"grpo train --config {shlex.quote(str(settings))} seed={config.seed + 1}"
         ),
         "Write this page again": f"grpo report --run {run_id}",
     }
     found = {what: command + store for what, command in found.items()}
-    if url is not None:
-        shown = redaction.redact(url)
-        ui = shown if shown.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
-        found["Compare runs in MLflow"] = ui
-    return found
+    return found | mlflow_command(place.url)
+
+
+def mlflow_command(url: str | None) -> dict[str, str]:
+    """Return how the store is looked at: a command for a database, the address of a server."""
+    if url is None:
+        return {}
+    shown = redaction.redact(url)
+    ui = shown if shown.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
+    return {"Compare runs in MLflow": ui}
 
 
 def _word(key: str, value: str) -> str:

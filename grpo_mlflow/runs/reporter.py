@@ -29,6 +29,7 @@ class Reporter:
     def __init__(self, config: Config, tracker: Tracker, resumed: bool = False) -> None:
         self._config, self._tracker = config, tracker
         self._files = report.Files(tracker.run_dir)
+        self._settings: list[report.Differing] = []
         self._fetches = resumed
         self._changed = threading.Condition()
         self._waiting: Progress | None = None
@@ -75,13 +76,9 @@ class Reporter:
     def _write(self, progress: Progress, state: str, publish: Callable[[str], None]) -> None:
         tracker, config = self._tracker, self._config
         try:
-            page = report.page(
-                *(self._files, config, progress),
-                run_id=tracker.run_id,
-                folder=tracker.run_dir,
-                url=tracker.url,
-                state=state,
-            )
+            self._settings = self._settings or report.differing(config)
+            place = report.Place(tracker.run_id, tracker.run_dir, tracker.url)
+            page = report.page(self._files, config, progress, place, state=state, settings=self._settings)
             write_whole(tracker.run_dir / report.NAME, page)
             publish(report.NAME)
         except Exception as error:  # a full disk, files of another version: training matters more

@@ -24,9 +24,10 @@ from grpo_mlflow.runs import models
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import champion, decay, kept, report, rights, settings
+from grpo_mlflow.search import champion, decay, kept, outcome, report, rights, settings, study_page
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist
+from grpo_mlflow.search.outcome import Outcome
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.trials import Search
 from grpo_mlflow.search.workers import Workers
@@ -34,7 +35,6 @@ from grpo_mlflow.tasks import contents, data_sets
 from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import evaluation
 
-_PARENT = "parent_run_id"
 _BASELINE = "study/baseline.jsonl"
 
 
@@ -72,11 +72,11 @@ def _lead(
     command: Sequence[str],
 ) -> list[Finalist]:
     config, search = resolved.config, resolved.config.search
-    known = study.user_attrs.get(_PARENT)
+    known = study.user_attrs.get(study_page.PARENT)
     if known:
         _require_usable(config, known)
     with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
-        study.set_user_attr(_PARENT, tracker.run_id)
+        study.set_user_attr(study_page.PARENT, tracker.run_id)
         if champion.model_name(search.study_name) != search.study_name:
             console.say(
                 f"study {search.study_name}: the model registry takes no such name; the winner will be "
@@ -98,7 +98,7 @@ def _lead(
         kept.send_below(config.tracking.uri, tracker.run_id, console)
         tracking.end_abandoned(tracking.connect(config.tracking.uri), tracker.run_id)
         with interrupts.deferred():
-            _leave(study, len(queue), finalists, own, tracker, search.k)
+            _leave(study, Outcome(len(queue), finalists, own), tracker, config)
             if finalists:
                 _honour(resolved, finalists[0], tracker, console)
         trials = studies.begun_trials(study)
@@ -199,18 +199,12 @@ def _run_all(work: Search, study: optuna.Study, workers: Workers, console: Conso
         time.sleep(0.5)
 
 
-def _leave(
-    study: optuna.Study,
-    total: int,
-    finalists: Sequence[Finalist],
-    own: Finalist | None,
-    tracker: Tracker,
-    k: int,
-) -> None:
-    """Leave the table, the winner's config and the report in the parent run."""
-    trials = studies.begun_trials(study)
+def _leave(study: optuna.Study, found: Outcome, tracker: Tracker, config: Config) -> None:
+    """Leave the table, the winner's figures and the report in the parent run."""
+    trials, finalists, own, k = studies.begun_trials(study), found.finalists, found.own, config.search.k
+    outcome.keep(study, found)
     tracker.text("study/trials.csv", report.trials_table(trials))
-    tracker.text("study/report.html", report.page(study, k, trials, total, finalists, own))
+    tracker.text(study_page.NAME, study_page.page(study, found, config, tracker.run_dir, tracker.url))
     if finalists:
         winner = finalists[0]
         values = {
