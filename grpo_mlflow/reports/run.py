@@ -7,6 +7,11 @@ from grpo_mlflow.reports import run_charts, samples
 from grpo_mlflow.reports.page import Page
 from grpo_mlflow.reports.records import Figures, RunRecord
 
+_OF_BEST = {
+    True: " (picked on these problems, so a little optimistic)",
+    False: " (the model before training; no checkpoint is better)",
+}
+
 
 def page(record: RunRecord) -> str:
     """Return the page of a run as HTML."""
@@ -64,7 +69,7 @@ def _headline(made: Page, record: RunRecord) -> None:
     made.cards(
         [
             (before, f"{_value(first):.3f}", _interval(first)),
-            ("best", f"{best:.3f}", f"iteration {best_at}; picked on these problems, so a little optimistic"),
+            ("best", f"{best:.3f}", f"iteration {best_at}{_OF_BEST[best_at > 0]}"),
             (f"last, iteration {at}", f"{_value(last):.3f}", _interval(last)),
             ("change", found, "interval not known" if change is None else _interval(change, "+")),
         ]

@@ -27,7 +27,7 @@ def evaluations(figures: Sequence[Figures]) -> Chart | None:
         marks.append(Mark("line", f"pass@{k}", x, y, color, low, high))
     for name, label, dash in (("greedy_accuracy", "greedy", DASHED), ("chance_pass@1", "chance", DOTTED)):
         y = [each.get(name) for each in figures]
-        if any(y):
+        if any(y) or (label == "greedy" and any(value is not None for value in y)):
             marks.append(Mark("line", label, x, y, BLACK, dash=dash, width=1.5))
     note = "Bands: 95% intervals over problems. The same problems and draws at each evaluation."
     return Chart("Held-out problems", _STEP, Axis("share solved", start=0.0, end=1.0), marks, note, wide=True)

@@ -14,7 +14,7 @@ from grpo_mlflow.config import Config
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.runs.report import mlflow_command
 from grpo_mlflow.runtime.files import write_whole
-from grpo_mlflow.search import champion, outcome, records, report
+from grpo_mlflow.search import champion, outcome, records, report, rights
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.outcome import Outcome
 
@@ -58,7 +58,7 @@ def load(name: str, storage: BaseStorage) -> optuna.Study:
     Raises:
         UserError: the storage has none.
     """
-    known = [each for each in optuna.get_all_study_names(storage) if " (leader " not in each]
+    known = [each for each in optuna.get_all_study_names(storage) if not rights.is_companion(each)]
     if name not in known:
         listed = ", ".join(sorted(known)[:10]) or "none"
         raise UserError(f"study_name = {name!r}: is not in the storage; allowed: one that it has ({listed})")

@@ -57,6 +57,15 @@
     }
   }
 
+  // Points in one place lie on each other: among words they are spread to both sides, and many are drawn smaller.
+
+  const count = chart => chart.marks.reduce((sum, mark) => sum + (mark.kind === "points" ? mark.x.length : 0), 0);
+
+  function placeOf(chart, point) {
+    if (!chart.x.categories || point.of === null || count(chart) <= 30) return point.x;
+    return point.x + ((point.of * 0.618034) % 1 - 0.5) * 0.5;
+  }
+
   function extent(chart, name) {
     const axis = chart[name];
     if (axis.categories) return [-0.5, axis.categories.length - 0.5];
@@ -84,6 +93,7 @@
     ctx.rect(u.bbox.left - edge, u.bbox.top - edge, u.bbox.width + 2 * edge, u.bbox.height + 2 * edge);
     ctx.clip();
     ctx.lineJoin = "round";
+    const many = count(chart) > 200;
     const trace = (xs, ys, steps) => {
       ctx.beginPath();
       let open = false;
@@ -120,6 +130,7 @@
         for (const [, xs, ys] of mark.lines) if (xs.length) dot(X(xs.at(-1)), Y(ys.at(-1)), mark, mark.shape === "cross" ? 3 : 2.5);
       } else if (mark.kind === "points") {
         ctx.setLineDash([]);
+        if (many && !mark.low) ctx.globalAlpha = 0.55;
         for (const point of pointsOf(mark)) {
           if (point.low !== null) {
             const x = X(point.x), half = 4 * ratio;
@@ -129,7 +140,7 @@
             for (const end of [point.low, point.high]) { ctx.moveTo(x - half, Y(end)); ctx.lineTo(x + half, Y(end)); }
             ctx.stroke();
           }
-          dot(X(point.x), Y(point.y), mark, mark.size || 3.5);
+          dot(X(placeOf(chart, point)), Y(point.y), mark, many && !mark.low ? 2.4 : 3.5);
         }
       } else {
         if (mark.low) {
@@ -162,7 +173,7 @@
     chart.marks.forEach((mark, index) => {
       if (hidden.has(index) || mark.kind === "steps" && chart.hover !== "x") return;
       for (const point of pointsOf(mark)) {
-        const x = u.valToPos(point.x, "x") - left, y = chart.hover === "x" ? 0 : u.valToPos(point.y, "y") - top;
+        const x = u.valToPos(placeOf(chart, point), "x") - left, y = chart.hover === "x" ? 0 : u.valToPos(point.y, "y") - top;
         if (x * x + y * y < distance) { distance = x * x + y * y; best = point; }
       }
     });
@@ -188,7 +199,7 @@
     }
     tip.textContent = lines.join("\n");
     tip.style.display = "block";
-    const x = u.over.offsetLeft + u.valToPos(point.x, "x"), room = u.root.clientWidth;
+    const x = u.over.offsetLeft + u.valToPos(placeOf(chart, point), "x"), room = u.root.clientWidth;
     const y = u.over.offsetTop + u.valToPos(point.y, "y");
     tip.style.left = `${Math.max(0, Math.min(x + 12, room - tip.offsetWidth))}px`;
     tip.style.top = `${y - tip.offsetHeight - 12 < 0 ? y + 14 : y - tip.offsetHeight - 12}px`;
@@ -327,5 +338,5 @@
   document.querySelectorAll("table.sortable").forEach(sortable);
   document.querySelectorAll("[data-chart]").forEach(chartIn);
   document.querySelectorAll(".samples").forEach(samplesIn);
-  document.documentElement.dataset.drawn = "1";
+  queueMicrotask(() => { document.documentElement.dataset.drawn = Math.round(performance.now()); }); // uPlot draws in one
 })();
