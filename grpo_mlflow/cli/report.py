@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_mlflow.cli.command import importing, run, show
+from grpo_mlflow.cli.command import importing, show
 from grpo_mlflow.config import Config, parse_arguments, resolve
 from grpo_mlflow.config.command import run_id_of
 from grpo_mlflow.errors import ConfigError
@@ -57,7 +57,3 @@ def _of_study(name: str, config: Config, output: str) -> Path:
 
     storage = open_existing(config.search.storage, config.tracking.uri)
     return study_page.write_again(study_page.load(name, storage), config, output)
-
-
-if __name__ == "__main__":
-    run(main)
