@@ -15,7 +15,7 @@
     const size = Math.abs(value);
     if (Number.isInteger(value) && size < 1e9) return String(value);
     const short = +value.toPrecision(4);
-    return size < 1e-3 || size >= 1e6 ? short.toExponential().replace("e+", "e") : String(short);
+    return size < 1e-4 || size >= 1e6 ? short.toExponential().replace("e+", "e") : String(short);
   }
 
   function ticks(low, high, most, whole) {
