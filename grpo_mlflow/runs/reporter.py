@@ -16,11 +16,12 @@ from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training.progress import Progress
 
 _LAST_SECONDS = 10.0  # for a page that is being written when the run ends
+_PAUSE_SECONDS = 5.0  # between two pages, or they would take a hundredth of a run with short iterations
 log = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Writes the page at each evaluation and at the end. What fails in that is told, and never ends a run.
+    """Writes the page within seconds of each evaluation, and at the end. What fails is told, and never ends a run.
 
     Args:
         resumed: whether earlier files of the run may be in the store alone.
@@ -53,6 +54,7 @@ class Reporter:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(_LAST_SECONDS)
+        self._fetch()
         noted = self._noted
         if noted is not None and noted.iteration == progress.iteration and not progress.evaluated:
             progress = noted  # a study has pruned it at this evaluation
@@ -68,10 +70,10 @@ class Reporter:
                     return
                 progress, self._waiting = self._waiting, None
             assert progress is not None, "else it waits"
-            if self._fetches:
-                self._fetches = False
-                self._fetch()
+            self._fetch()
             self._write(progress, "in training", self._tracker.publish_aside)
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended, _PAUSE_SECONDS)
 
     def _write(self, progress: Progress, state: str, publish: Callable[[str], None]) -> None:
         tracker, config = self._tracker, self._config
@@ -87,8 +89,9 @@ class Reporter:
             self._failed = True
 
     def _fetch(self) -> None:
-        """Fetch what an earlier process of the run has written on another machine, if it has."""
-        if not self._files.figures("eval", [0]) or not self._files.figures("train", [0]):
+        """Fetch once what an earlier process of the run has written on another machine, if it has."""
+        fetches, self._fetches = self._fetches, False
+        if fetches and not self._files.figures("train", [0]):
             for name in ("metrics", "samples"):
                 self._look_in_store(name)
 

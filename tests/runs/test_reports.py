@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from grpo_mlflow import runs
+from grpo_mlflow import runs, tracking
 from grpo_mlflow.cli import report as command
 from grpo_mlflow.errors import Pruned, UserError
 from grpo_mlflow.runs import rewriting
@@ -19,6 +19,7 @@ from grpo_mlflow.runs.reporter import Reporter
 from grpo_mlflow.tracking import NullTracker
 from grpo_mlflow.training.progress import Progress
 from grpo_mlflow.training.trainer import Trainer
+from tests.support.artifacts import Memory, serving
 from tests.support.pages import Parsed
 from tests.support.small_runs import curves, newest, resume, small
 
@@ -186,6 +187,36 @@ def test_a_run_that_trains_nothing_has_no_report(store: str) -> None:
     runs.evaluate(small(store), "")
     with pytest.raises(UserError, match=r"is a run of evaluate; allowed: one of train or optimize"):
         command.main(["--run", newest(store), f"tracking.uri={store}"])
+
+
+def test_a_run_that_goes_on_elsewhere_has_its_whole_report(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("train.iterations=2", "train.lr_schedule=constant", "tracking.experiment=remote")
+    here, there = tmp_path / "here", tmp_path / "there"
+    Memory.files = {}
+    with serving(Memory) as address:
+        tracking.connect(store).create_experiment("remote", address)
+        for folder in (here, there):
+            folder.mkdir()
+        monkeypatch.chdir(here)
+        finished = runs.train(small(store, *words))
+        monkeypatch.chdir(there)
+        again = resume(store, finished.run_id, "train.iterations=3")
+        assert again.run_dir != finished.run_dir
+        (name,) = [name for name in Memory.files if name.endswith("report.html")]
+        sent = Memory.files[name].decode()
+        assert sent == (again.run_dir / "report.html").read_text()
+        page = Parsed(sent)
+        assert page.mark("reward", "total")["x"] == [0, 1, 2]
+        assert page.mark("share solved", "pass@1")["x"] == [0, 2, 3]
+        assert [answer["iteration"] for answer in page.data["samples"][0]["answers"]] == [0, 2, 3]
+        del Memory.files[name]
+        monkeypatch.chdir(here)
+        capsys.readouterr()
+        command.main(["--run", finished.run_id, f"tracking.uri={store}"])
+        assert capsys.readouterr().out == f"{finished.run_dir / 'report.html'}\n"
+        assert Parsed(Memory.files[name].decode()).data == page.data
 
 
 class Aside(NullTracker):
