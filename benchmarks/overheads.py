@@ -73,6 +73,35 @@ def tracking(folder: Path, iterations: int) -> dict[str, float]:
     return {name: sum(seconds) / (iterations - _WARM_UP) for name, seconds in clock.items()}
 
 
+def reporting(folder: Path, iterations: int) -> dict[str, float]:
+    """Return processor seconds of each evaluation of a default run that its report takes: `note` of the thread that
+    trains, `page` of the one that writes; and the bytes of the last page."""
+    from grpo_mlflow import runs
+    from grpo_mlflow.config import resolve
+    from grpo_mlflow.runs.reporter import Reporter
+
+    spent: dict[str, list[float]] = {"note": [], "_write": []}
+
+    def time_calls(method: str) -> None:
+        inner = getattr(Reporter, method)
+
+        def timed(*arguments: Any) -> None:
+            began = time.thread_time()
+            inner(*arguments)
+            spent[method].append(time.thread_time() - began)
+
+        setattr(Reporter, method, timed)
+
+    for method in spent:
+        time_calls(method)
+    folder.mkdir()
+    store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
+    finished = runs.train(resolve("tiny", [store, f"train.iterations={iterations}"]))
+    evaluations = len(spent["note"])
+    size = (finished.run_dir / "report.html").stat().st_size
+    return {"note": sum(spent["note"]) / evaluations, "page": sum(spent["_write"]) / evaluations, "bytes": float(size)}
+
+
 def first_iteration(folder: Path) -> dict[str, float]:
     """Return seconds from the command to the end of the first iteration, in which held-out problems are evaluated
     first: of the cached default as the first run of a store, as a further run, and as one that resumes."""
@@ -180,10 +209,18 @@ def main() -> None:
     started = startup()
     with tempfile.TemporaryDirectory() as folder:
         tracked = tracking(Path(folder), arguments.iterations)
+        reported = reporting(Path(folder) / "report", arguments.iterations)
         os.chdir(_ROOT)
         first = first_iteration(Path(folder) / "new")
         sizes = model_sizes(model, Path(folder))
-    result = {"startup": started, "first_iteration": first, "tracking": tracked, **scaling(model), "model_size": sizes}
+    result = {
+        "startup": started,
+        "first_iteration": first,
+        "tracking": tracked,
+        "report": reported,
+        **scaling(model),
+        "model_size": sizes,
+    }
     result["tracking_share"] = (tracked["files"] + tracked["mlflow"]) / tracked["iterate"]
     text = json.dumps(result, indent=1)
     print(text)

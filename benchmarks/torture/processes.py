@@ -18,7 +18,7 @@ from typing import Any
 TRACEBACK = 70  # the exit code of a process that ended in a traceback
 MISTAKE = "a mistake of the program"  # what a command says of an error that it did not expect
 _WARMED = (
-    *("grpo_mlflow", "mlflow", "transformers", "accelerate", "torch", "optuna", "sqlalchemy", "alembic", "matplotlib"),
+    *("grpo_mlflow", "mlflow", "transformers", "accelerate", "torch", "optuna", "sqlalchemy", "alembic"),
     *("scipy", "pandas", "numpy", "sqlite3", "requests", "urllib3", "http", "email", "netrc"),
     *("git", "gitdb", "smmap", "PIL"),
 )

@@ -16,6 +16,7 @@ COMMANDS = {
     "doctor": "check what a run needs, with a remedy for what fails",
     "smoke": "two tiny iterations and an evaluation; nothing is kept",
     "server": "start an inference server for a model",
+    "report": "write the report of a run or a study again",
     "upload": "send what runs have kept while MLflow was away",
     "warmup": "keep the first weights of the embedded model",
     "completion": "print what completes these commands in bash or zsh",

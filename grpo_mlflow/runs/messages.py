@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -13,13 +12,12 @@ from grpo_mlflow.config import Config, checks, remedies
 from grpo_mlflow.generation.local import ways
 from grpo_mlflow.model import policy, tiny
 from grpo_mlflow.program import program
-from grpo_mlflow.runs import views
+from grpo_mlflow.runs import next_steps, views
+from grpo_mlflow.runs.next_steps import Place
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.tracking import Tracker, pages
 from grpo_mlflow.training.checkpoint import CheckpointStore
 from grpo_mlflow.training.progress import Progress
-
-_UI = "http://127.0.0.1:5000"  # where `mlflow ui` serves
 
 
 def warmup_progress(console: Console) -> tiny.Progress:
@@ -85,10 +83,11 @@ def conclude(config: Config, ended: Progress, tracker: Tracker, most: int | None
     """Return how a run ended, and the commands that look at it and go on; `most` iterations are there to train on."""
     lines = [*_outcome(config, ended), f"run               {tracker.run_id}", f"files             {tracker.run_dir}"]
     if tracker.url is not None:
-        page, all_runs = pages.of_run(tracker.experiment_id, tracker.run_id), views.TRAINING.key
-        lines += _headed("open it", opening(tracker, page))
-        lines.append(f"compare runs      {opening(tracker, pages.of_view(tracker.experiment_id, all_runs))[-1]}")
-        if longer := longer_command(config, tracker, most):
+        page = pages.of_run(tracker.experiment_id, tracker.run_id)
+        all_runs = pages.of_view(tracker.experiment_id, views.TRAINING.key)
+        lines += _headed("open it", next_steps.looking(tracker.url, page))
+        lines.append(f"compare runs      {next_steps.looking(tracker.url, all_runs)[-1]}")
+        if longer := next_steps.longer(config, Place.of(tracker), most):
             lines.append(f"continue          {longer}")
     return "\n".join(lines)
 
@@ -116,15 +115,6 @@ def _headed(heading: str, texts: Sequence[str]) -> list[str]:
     return [f"{'' if number else heading:<18}{text}" for number, text in enumerate(texts)]
 
 
-def opening(tracker: Tracker, page: str) -> list[str]:
-    """Return how to open a page of the MLflow UI: its address, after the command that serves it where none does."""
-    uri = errors.redact(tracker.url or "")
-    if uri.startswith("http"):
-        return [f"{uri.rstrip('/')}/{page}"]
-    looks = f"{program('mlflow', 'mlflow')} ui --backend-store-uri {shlex.quote(uri)}"
-    return [looks, f"{_UI}/{page}"]
-
-
 def how_to_resume(config: Config, kind: str, tracker: Tracker, how: str) -> str:
     if kind != "train" or not tracker.run_id:
         return f"\n{kind} {how}"
@@ -133,7 +123,7 @@ def how_to_resume(config: Config, kind: str, tracker: Tracker, how: str) -> str:
         return f"\ntraining {how} before its first checkpoint"
     return (
         f"\ntraining {how}; {saved[-1].path.name} is whole. Go on from it, in the same run, with:\n"
-        f"  {resume_command(config, tracker)}"
+        f"  {next_steps.resume(config, Place.of(tracker))}"
     )
 
 
@@ -160,29 +150,5 @@ def how_to_go_around(config: Config, kind: str, tracker: Tracker, error: errors.
     ]
     for what, setting in choices:
         if not checks.errors(remedies.changed(config, setting)):
-            lines += [f"{what}:", f"  {command} {setting}{store(config, tracker)}"]
+            lines += [f"{what}:", f"  {command} {setting}{next_steps.store(config, tracker.url)}"]
     return "\n".join(lines if len(lines) > 1 else [*lines, "with other problems"])
-
-
-def resume_command(config: Config, tracker: Tracker) -> str:
-    """Return the command that goes on with the run."""
-    return f"{program()} train resume={tracker.run_id}{store(config, tracker)}"
-
-
-def longer_command(config: Config, tracker: Tracker, most: int | None) -> str | None:
-    """Return the command that trains twice as long, or for `most` iterations; None where that is no longer."""
-    done = config.train.iterations
-    longer = 2 * done if most is None else min(2 * done, most)
-    return f"{resume_command(config, tracker)} train.iterations={longer}" if longer > done else None
-
-
-def store(config: Config, tracker: Tracker) -> str:
-    """Return the setting that finds the store again, with a space before it; empty where the environment names it.
-
-    `mlflow run` has told its own to this process alone.
-    """
-    uri = tracker.url if "MLFLOW_RUN_ID" in os.environ else config.tracking.uri
-    if not uri:
-        return ""
-    word = f"tracking.uri={errors.redact(uri)}"
-    return f" {shlex.quote(word) if '${ENV:' in word else word}"  # a shell would take a reference for its own

@@ -5,17 +5,17 @@ Only some lines are shown before a reader asks for more, so the first says what 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 
 from grpo_mlflow.config import Config
-from grpo_mlflow.program import program
-from grpo_mlflow.runs import messages
+from grpo_mlflow.runs import messages, next_steps
+from grpo_mlflow.runs.next_steps import Place
 from grpo_mlflow.tracking import Tracker, pages
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.progress import Progress
 
 TAG = "mlflow.note.content"
+SETTINGS = "config/resolved.yaml"
 
 
 def of(first: str, further: Mapping[str, str]) -> dict[str, str]:
@@ -44,7 +44,7 @@ def under_way(config: Config, tracker: Tracker, parent: str | None = None) -> di
     further = {
         "part of": _study(tracker, parent),
         "save or stop": "set the tag `grpo.command` to `save` or `stop`",
-        "go on, should it die": code(messages.resume_command(config, tracker)),
+        "go on, should it die": code(next_steps.resume(config, Place.of(tracker))),
     }
     return of(first, further)
 
@@ -53,16 +53,15 @@ def trained(
     config: Config, ended: Progress, tracker: Tracker, *, parent: str | None, most: int | None
 ) -> dict[str, str]:
     """Describe a training run that has reached its end (`messages.conclude`)."""
-    longer = messages.longer_command(config, tracker, most)
+    place = Place.of(tracker)
+    longer = next_steps.longer(config, place, most)
     further = {
         "part of": _study(tracker, parent),
         "best": messages.best_of(ended) or "",
         "look at": "; ".join(ended.watch.told.values()),
-        "measure its best checkpoint": code(
-            f"{program()} evaluate --model {tracker.run_id}{messages.store(config, tracker)}"
-        ),
+        "measure its best checkpoint": code(next_steps.measure(tracker.run_id, config, tracker.url)),
         "continue": code(longer) if longer else "",
-        "repeat": code(_repeat(config, tracker)),
+        "repeat": code(next_steps.train_with(tracker.run_dir / SETTINGS, config, tracker.url, config.seed)),
     }
     verdict = messages.verdict(config, ended)
     first = (
@@ -79,9 +78,8 @@ def measured(
     """Describe an evaluation of a model, or of the checkpoint of a run (`owner`: its id, and the checkpoint's name)."""
     first = f"**{found.summary()}** on {config.data.task}, {len(found.outcomes)} problems x {config.eval.replicates}."
     model = f"{run_link(f'run {owner[0]}', tracker, owner[0])}, {owner[1]}" if owner else code(source)
-    again = owner[0] if owner else source
-    which = f" --checkpoint {owner[1]}" if owner else ""
-    command = f"{program()} evaluate --model {shlex.quote(again)}{which}{messages.store(config, tracker)}"
+    run_id, checkpoint = owner or (source, None)
+    command = next_steps.measure(run_id, config, tracker.url, checkpoint)
     return of(first, {"model": model, "repeat": code(command)})
 
 
@@ -95,8 +93,3 @@ def ended(message: str, reason: str = "") -> dict[str, str]:
 
 def _study(tracker: Tracker, parent: str | None) -> str:
     return run_link("the study", tracker, parent) if parent else ""
-
-
-def _repeat(config: Config, tracker: Tracker) -> str:
-    path = shlex.quote(str(tracker.run_dir / "config" / "resolved.yaml"))
-    return f"{program()} train --config {path}"

@@ -10,8 +10,10 @@ from grpo_mlflow.config import Resolved
 from grpo_mlflow.runs import messages, notes
 from grpo_mlflow.runs.models import load
 from grpo_mlflow.runs.parts import open_parts
+from grpo_mlflow.runs.reporter import Reporter
 from grpo_mlflow.runs.session import Nested, gathered
 from grpo_mlflow.runs.stored import Stored
+from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.tasks import contents
 from grpo_mlflow.training import loss
 from grpo_mlflow.training.evaluation import Evaluation
@@ -63,12 +65,20 @@ def train(
                 if config.eval.enabled and processes.is_first and not trial:  # a study says it once for all its trials
                     for line in contents.remarks(parts.task, config):
                         console.say(line)
-                ended = Trainer(
+                reporter = Reporter(config, tracker, resumed=stored is not None)
+                trainer = Trainer(
                     parts,
                     progress,
                     on_evaluation=trial.on_evaluation if trial else None,
+                    on_tracked=reporter.note,
                     baseline=trial.baseline if trial else None,
-                ).run()
+                )
+                try:
+                    ended = trainer.run()
+                finally:
+                    if processes.is_first:
+                        with interrupts.deferred():
+                            reporter.end(trainer.progress)
             if kept:
                 most = None if recording is None else recording.iterations
                 parent = nested.parent_run_id if nested else None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 import optuna
 
 from grpo_mlflow.config import Config
-from grpo_mlflow.program import program
-from grpo_mlflow.runs import messages, naming, notes
-from grpo_mlflow.search import champion
+from grpo_mlflow.runs import naming, notes
+from grpo_mlflow.search import report, study_page
 from grpo_mlflow.search import study as studies
-from grpo_mlflow.search.confirm import Finalist
+from grpo_mlflow.search.outcome import Outcome
 from grpo_mlflow.tracking import Tracker, pages
 from grpo_mlflow.tracking.views import View
 
@@ -25,32 +23,27 @@ def under_way(config: Config, tracker: Tracker, view: View, varied: Sequence[str
     return notes.of(first, {"trials": _charts(tracker, view), "stop": stop})
 
 
-def ended(
-    study: optuna.Study, config: Config, tracker: Tracker, view: View, summary: str, finalists: Sequence[Finalist]
-) -> dict[str, str]:
-    """Describe a study that has ended by its summary: counts, finalists, settings, verdict."""
-    lines = [line.split(maxsplit=1) for line in summary.splitlines()]
-    told = {head: text for head, text in lines if head in ("settings", "verdict", "yours")}
-    counts = summary.splitlines()[0]
-    if not finalists:
-        return notes.of(f"**No winner**: {counts}.", {"trials": _charts(tracker, view)})
-    winner = finalists[0]
-    k = config.search.k
+def ended(study: optuna.Study, found: Outcome, config: Config, tracker: Tracker, view: View) -> dict[str, str]:
+    """Describe a study that has ended: the winner and how sure it is, then its trials, then commands."""
+    k, trials = config.search.k, studies.begun_trials(study)
+    facts = dict(report.outcome(k, trials, found.total, found.finalists, found.own))
+    further = {"trials": f"{facts['trials']}: {_charts(tracker, view)}, and study/report.html under Artifacts"}
+    steps = study_page.commands(study, found, config, tracker.run_dir, tracker.url)
+    further |= {what.lower(): notes.code(command) for what, command in steps.items()}
+    if not found.finalists:
+        return notes.of("**No winner.**", further)
+    winner = found.finalists[0]
     first = (
         f"**Trial {winner.trial.number} wins: {naming.settings(winner.trial.params) or 'your own settings'}**, "
-        f"pass@{k} {winner.confirmed} on {winner.where}; {told['verdict']}."
+        f"pass@{k} {winner.confirmed} on {winner.where}; {facts['verdict']}."
     )
-    best, store = shlex.quote(str(tracker.run_dir / "study" / "best_config.yaml")), messages.store(config, tracker)
-    address = champion.address(study.study_name)
-    further = {
-        "winner": notes.run_link(f"trial {winner.trial.number}", tracker, winner.trial.user_attrs[studies.RUN_ID]),
-        "settings": told["settings"],
-        "your own settings": told.get("yours", ""),
-        "trials": f"{counts}: {_charts(tracker, view)}, and study/report.html under Artifacts",
-        "train with its settings": notes.code(f"{program()} train --config {best}"),
-        "measure its model": notes.code(f"{program()} evaluate --model {shlex.quote(address)}{store}"),
+    name = f"trial {winner.trial.number}"
+    told = {
+        "winner": notes.run_link(name, tracker, winner.trial.user_attrs[studies.RUN_ID]),
+        "settings": facts["settings"],
+        "your own settings": facts.get("yours", ""),
     }
-    return notes.of(first, further)
+    return notes.of(first, told | further)
 
 
 def _charts(tracker: Tracker, view: View) -> str:

@@ -21,21 +21,22 @@ from grpo_mlflow import runs, tasks, tracking
 from grpo_mlflow.config import Config, Resolved
 from grpo_mlflow.config.schema import SearchConfig
 from grpo_mlflow.errors import ConfigError, UserError
-from grpo_mlflow.runs import messages, models
+from grpo_mlflow.runs import models, next_steps
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import champion, decay, kept, notes, report, rights, settings, views
+from grpo_mlflow.search import champion, decay, kept, notes, outcome, report, rights, settings, study_page, views
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist
+from grpo_mlflow.search.outcome import Outcome
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.trials import Search
 from grpo_mlflow.search.workers import Workers
 from grpo_mlflow.tasks import contents, data_sets
 from grpo_mlflow.tracking import Tracker, pages
+from grpo_mlflow.tracking.views import View
 from grpo_mlflow.training import evaluation
 
-_PARENT = "parent_run_id"
 _BASELINE = "study/baseline.jsonl"
 
 
@@ -73,23 +74,16 @@ def _lead(
     command: Sequence[str],
 ) -> list[Finalist]:
     config, search = resolved.config, resolved.config.search
-    known = study.user_attrs.get(_PARENT)
+    known = study.user_attrs.get(study_page.PARENT)
     if known:
         _require_usable(config, known)
     with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
-        study.set_user_attr(_PARENT, tracker.run_id)
+        study.set_user_attr(study_page.PARENT, tracker.run_id)
         varied = [dimension.key for dimension in space.dimensions]
         view = views.of_study(search.study_name, tracker.run_id, varied, search.k)
         tracker.view(view)
         tracker.tags(notes.under_way(config, tracker, view, varied))
-        if champion.model_name(search.study_name) != search.study_name:
-            console.say(
-                f"study {search.study_name}: the model registry takes no such name; the winner will be "
-                f"{champion.address(search.study_name)}"
-            )
-        console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")
-        if (line := decay.note(resolved, space)) is not None:
-            console.say(line)
+        _introduce(resolved, space, console)
         baseline = _baseline(resolved, tracker, console)
         tracker.settle()  # who joins then asks the store for the baseline
         right.announce(tracker.run_id)
@@ -103,24 +97,42 @@ def _lead(
         right.require()
         kept.require_sent(study, config.tracking.uri, tracker.run_id, console)
         confirmation = Confirmation(resolved, study, tracker.run_id, console)
-        finalists, own = confirmation.finalists()
+        found = Outcome(len(queue), *confirmation.finalists())
         kept.send_below(config.tracking.uri, tracker.run_id, console)
         tracking.end_abandoned(tracking.connect(config.tracking.uri), tracker.run_id)
         with interrupts.deferred():
-            _leave(study, len(queue), finalists, own, tracker, search.k)
-            if finalists:
-                _honour(resolved, finalists[0], tracker, console)
-        trials = studies.begun_trials(study)
-        summary = report.summary(search.k, trials, len(queue), finalists, own)
-        tracker.tags(notes.ended(study, config, tracker, view, summary, finalists))
-        console.say(f"\n{summary}")
-        if finalists:
-            console.say(f"champion  {champion.address(search.study_name)}")
-        console.say(f"files     {tracker.run_dir / 'study'}")
-        for text in messages.opening(tracker, pages.of_view(tracker.experiment_id, view.key)):
-            console.say(f"open it   {text}")
-        _require_result(trials, search, finalists)
-    return finalists
+            _leave(study, found, tracker, config)
+            if found.finalists:
+                _honour(resolved, found.finalists[0], tracker, console)
+            tracker.tags(notes.ended(study, found, config, tracker, view))
+        _conclude(study, found, config, tracker, view, console)
+        _require_result(studies.begun_trials(study), search, found.finalists)
+    return [*found.finalists]
+
+
+def _introduce(resolved: Resolved, space: Space, console: Console) -> None:
+    search = resolved.config.search
+    if champion.model_name(search.study_name) != search.study_name:
+        console.say(
+            f"study {search.study_name}: the model registry takes no such name; the winner will be "
+            f"{champion.address(search.study_name)}"
+        )
+    console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")
+    if (line := decay.note(resolved, space)) is not None:
+        console.say(line)
+
+
+def _conclude(
+    study: optuna.Study, found: Outcome, config: Config, tracker: Tracker, view: View, console: Console
+) -> None:
+    """Say what the study has found, and where to look at it."""
+    search = config.search
+    console.say(f"\n{report.summary(search.k, studies.begun_trials(study), found.total, found.finalists, found.own)}")
+    if found.finalists:
+        console.say(f"champion  {champion.address(search.study_name)}")
+    console.say(f"files     {tracker.run_dir / 'study'}")
+    for text in next_steps.looking(tracker.url, pages.of_view(tracker.experiment_id, view.key)):
+        console.say(f"open it   {text}")
 
 
 def _require_usable(config: Config, parent: str) -> None:
@@ -226,18 +238,12 @@ def _run_all(work: Search, study: optuna.Study, workers: Workers, console: Conso
         time.sleep(0.5)
 
 
-def _leave(
-    study: optuna.Study,
-    total: int,
-    finalists: Sequence[Finalist],
-    own: Finalist | None,
-    tracker: Tracker,
-    k: int,
-) -> None:
-    """Leave the table, the winner's config and the report in the parent run."""
-    trials = studies.begun_trials(study)
+def _leave(study: optuna.Study, found: Outcome, tracker: Tracker, config: Config) -> None:
+    """Leave the table, the winner's figures and the report in the parent run."""
+    trials, finalists, own, k = studies.begun_trials(study), found.finalists, found.own, config.search.k
+    outcome.keep(study, found)
     tracker.text("study/trials.csv", report.trials_table(trials))
-    tracker.text("study/report.html", report.page(study, k, trials, total, finalists, own))
+    tracker.text(study_page.NAME, study_page.page(study, found, config, tracker.run_dir, tracker.url))
     if finalists:
         winner = finalists[0]
         values = {

@@ -27,6 +27,11 @@ _OWNER, _PARENT = "owner", "parent_run_id"
 _UNSIGNED = 20.0  # seconds that a right may stand before its owner has signed it
 
 
+def is_companion(name: str) -> bool:
+    """Return whether a study only stands for a right, and holds no trials."""
+    return re.search(rf" \(({LEADER}|{QUEUER}|{REVIVER}) \d+\)$", name) is not None
+
+
 def _held(storage: BaseStorage, name: str, role: str) -> dict[int, dict[str, Any]]:
     """Return the attributes of every generation that stands, newest first."""
     pattern = re.compile(re.escape(f"{name} ({role} ") + r"(\d+)\)")

@@ -26,6 +26,19 @@ _ALLOWED = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE, journal:FI
 _ATTEMPTS = 4
 
 
+def open_existing(url: str | None, tracking_uri: str | None = None) -> BaseStorage:
+    """Open a storage as `open_storage` does, but make no new one.
+
+    Raises:
+        UserError: there is none, or it cannot be opened.
+    """
+    named = url or _default(tracking_uri)
+    for scheme in ("sqlite:///", "journal:"):
+        if named.startswith(scheme) and not Path(named.removeprefix(scheme)).expanduser().exists():
+            raise UserError(f"search.storage = {redact(named)!r}: there is no such file; allowed: the study's storage")
+    return open_storage(url, tracking_uri)
+
+
 def open_storage(url: str | None, tracking_uri: str | None = None) -> BaseStorage:
     """Open the storage at `url`, by default optuna.db beside the MLflow store's file, else in the current folder.
 
@@ -37,7 +50,7 @@ def open_storage(url: str | None, tracking_uri: str | None = None) -> BaseStorag
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is said below, in one line
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    url = url or f"sqlite:///{_folder(tracking_uri) / 'optuna.db'}"
+    url = url or _default(tracking_uri)
     where = f"search.storage = {redact(url)!r}"
     if url.startswith("journal:"):
         return _guarded(_open_journal(Path(url.removeprefix("journal:")).expanduser(), where), where)
@@ -116,6 +129,10 @@ def _lock_at_begin(engine: Engine) -> None:
     event.listen(engine, "connect", connected)
     event.listen(engine, "begin", begun)
     engine.dispose()  # connections from before
+
+
+def _default(tracking_uri: str | None) -> str:
+    return f"sqlite:///{_folder(tracking_uri) / 'optuna.db'}"
 
 
 def _folder(tracking_uri: str | None) -> Path:

@@ -7,6 +7,7 @@ from grpo_mlflow.tracking.ownership import require_free
 from grpo_mlflow.tracking.places import elsewhere, place, run_folder
 from grpo_mlflow.tracking.registry import STUDY_TAG, alias_of, registered, study_of_alias
 from grpo_mlflow.tracking.store import (
+    address,
     artifact,
     child,
     connect,
@@ -19,7 +20,7 @@ from grpo_mlflow.tracking.store import (
     set_failed,
     upload_folder,
 )
-from grpo_mlflow.tracking.upload import Upload, kept_file, send_kept, send_kept_below, upload
+from grpo_mlflow.tracking.upload import Upload, kept_file, send_file, send_kept, send_kept_below, upload
 
 __all__ = [
     "STORE_ERRORS",
@@ -27,6 +28,7 @@ __all__ = [
     "NullTracker",
     "Tracker",
     "Upload",
+    "address",
     "alias_of",
     "artifact",
     "child",
@@ -43,6 +45,7 @@ __all__ = [
     "registered",
     "require_free",
     "run_folder",
+    "send_file",
     "send_kept",
     "send_kept_below",
     "set_failed",

@@ -66,6 +66,10 @@ class Tracker(Protocol):
         """Make a file or folder of the run folder an artifact of the run."""
         ...
 
+    def publish_aside(self, name: str) -> None:
+        """Publish a file as `publish` does, but from any thread, and in no order to the metrics that wait."""
+        ...
+
     def remove(self, name: str) -> None:
         """Delete an artifact that was published."""
         ...
@@ -124,6 +128,9 @@ class NullTracker:
         pass
 
     def publish(self, name: str) -> None:
+        pass
+
+    def publish_aside(self, name: str) -> None:
         pass
 
     def remove(self, name: str) -> None:

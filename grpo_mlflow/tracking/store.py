@@ -53,6 +53,11 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
         raise borders.unusable(uri, error) from error
 
 
+def address() -> str:
+    """Return the address of the store that was connected to last."""
+    return str(mlflow.get_tracking_uri())
+
+
 class _Transfers:
     """The transfers of all threads: the time limit, which MLflow reads from the environment, is that of all."""
 

@@ -156,6 +156,11 @@ class MlflowTracker:
         if self._uploads:
             self._do(Publish(name))
 
+    def publish_aside(self, name: str) -> None:
+        """Publish a file as `publish` does, but from any thread, and in no order to the metrics that wait."""
+        if self._uploads and not (self._holding is not None and self._holding.lost):
+            self._sender.send(Publish(name))
+
     def remove(self, name: str) -> None:
         """Delete an artifact that was published."""
         if self._uploads:

@@ -13,10 +13,10 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from grpo_mlflow.errors import StoreAway, UserError, one_line
 from grpo_mlflow.tracking import ownership
 from grpo_mlflow.tracking.borders import STORE_ERRORS
-from grpo_mlflow.tracking.operations import Destination
+from grpo_mlflow.tracking.operations import Destination, Publish
 from grpo_mlflow.tracking.outbox import SPOOL, Outbox
 from grpo_mlflow.tracking.places import run_folder
-from grpo_mlflow.tracking.store import connect, find_run, upload_folder
+from grpo_mlflow.tracking.store import connect, find_run, local_path, upload_folder
 
 _SLICE_SECONDS = 1.0  # between two, a signal ends it
 
@@ -66,6 +66,23 @@ def send_kept_below(uri: str | None, parent_run_id: str) -> Iterator[Upload]:
                 yield _send(uri, run.info.run_id, run_folder(run))
         if not (token := page.token):
             return
+
+
+def send_file(uri: str | None, run_id: str, name: str) -> None:
+    """Make a file of the run folder an artifact of a run that no process works on.
+
+    Raises:
+        UserError: there is no such run.
+        StoreAway: the store cannot be reached.
+    """
+    client = connect(uri)
+    run = find_run(client, run_id)
+    if local_path(run.info.artifact_uri) is not None:  # it is one already
+        return
+    try:
+        Publish(name).send(destination(client, run, run_folder(run)))
+    except STORE_ERRORS as error:
+        raise StoreAway(f"run {run_id}: {name}: {one_line(error)}") from error
 
 
 def kept_file(run_id: str, name: str) -> Path | None:

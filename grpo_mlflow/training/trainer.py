@@ -51,6 +51,7 @@ class Trainer:
     Args:
         progress: where a resumed run stands; None for a run from the beginning.
         on_evaluation: called by the first process after each evaluation; it may raise `Pruned`.
+        on_tracked: called by the first process before that, when the evaluation is tracked; it must return at once.
         baseline: the evaluation of version 0, if it is known.
     """
 
@@ -60,10 +61,11 @@ class Trainer:
         progress: Progress | None = None,
         *,
         on_evaluation: OnEvaluation | None = None,
+        on_tracked: Callable[[Progress], None] | None = None,
         baseline: Evaluation | None = None,
     ) -> None:
         self._parts, self._config = parts, parts.config
-        self._on_evaluation, self._baseline = on_evaluation, baseline
+        self._on_evaluation, self._on_tracked, self._baseline = on_evaluation, on_tracked, baseline
         self._meter = Meter(parts.policy, parts.config, parts.processes.count)
         self.progress = progress or Progress()
         self._saved = self.progress.iteration if progress else None
@@ -148,6 +150,8 @@ class Trainer:
             if logged:
                 parts.tracker.metrics({f"eval/{name}": value for name, value in logged.items()}, version)
             evaluated = self.progress.after_evaluation(found, time.perf_counter() - start)
+            if self._on_tracked is not None and parts.processes.is_first:
+                self._on_tracked(evaluated)
         if (hook := self._on_evaluation) is not None:
             parts.processes.decided(lambda: hook(evaluated, found))
         # Only now: a run stopped before its study has heard of the evaluation repeats it, with the same outcome.

@@ -29,7 +29,7 @@ from grpo_mlflow.runs.session import session
 from grpo_mlflow.runs.stored import Stored, find, resolve_evaluation
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import champion, figures, records, report, settings, space_file
+from grpo_mlflow.search import champion, records, report, settings, space_file, trial_records
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Finalist
 from grpo_mlflow.search.space import Space
@@ -39,6 +39,7 @@ from grpo_mlflow.search.trials import Search, Train
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.progress import Progress
 from tests.support.fake_server import Answer, FakeServer, Fault
+from tests.support.pages import Parsed
 from tests.support.paths import ROOT
 from tests.support.small_runs import SMALL, curves
 from tests.support.small_studies import STUDY, load, search, study_config
@@ -97,7 +98,13 @@ def test_a_grid_leaves_a_run_per_combination_under_one_parent(store: str, tmp_pa
     rows = list(csv.DictReader(io.StringIO((folder / "trials.csv").read_text())))
     assert [row["state"] for row in rows] == ["COMPLETE"] * 4
     assert {row["run_id"] for row in rows} == {run.info.run_id for run in children}
-    assert "data:image/png;base64," in (folder / "report.html").read_text()
+    page = Parsed((folder / "report.html").read_text())
+    finished = page.mark("pass@1", "finished")
+    assert finished["y"] == [trial.value for trial in final_trials(load(resolved))]
+    again = page.mark("pass@1", f"on {finalists[0].where.partition(',')[0]}")
+    assert again["y"][:2] == [finalist.confirmed.value for finalist in finalists]
+    for finalist in finalists:
+        assert f"trial {finalist.trial.number}: pass@1 {finalist.selected} in the search" in page.said
     confirmed = [finalist.confirmed.value for finalist in finalists]
     measured = {run.info.run_name: run.data.metrics for run in all_runs(store, "evaluate")}
     ranked = [measured[f"confirm-{finalist.trial.number}"]["eval/pass_at_1"] for finalist in finalists]
@@ -718,7 +725,7 @@ def test_what_is_shown_of_a_trial_is_what_it_is_ranked_by(
     assert trial.value == pytest.approx(float(shown), abs=1e-3)
     assert f"best so far {shown} [" in studies.progress(study, 1, 0.0, resolved.config)
     pruned = optuna.trial.create_trial(state=TrialState.PRUNED, user_attrs=trial.user_attrs)
-    assert [figures.shown_score(each) for each in (trial, pruned)] == [trial.value] * 2
+    assert [trial_records.shown_score(each) for each in (trial, pruned)] == [trial.value] * 2
 
 
 def test_a_trial_that_is_judged_by_its_best_evaluation_has_those_weights(store: str, tmp_path: Path) -> None:

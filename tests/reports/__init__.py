@@ -1,0 +1,1 @@
+"""The reports: their pages as text, and in a browser."""
