@@ -23,10 +23,12 @@ def main(argv: Sequence[str]) -> None:
     with importing():
         from grpo_mlflow.model import loading
         from grpo_mlflow.runs import preflight, stored
+        from grpo_mlflow.training import serving
 
     model, checkpoint, output = (arguments.options[name] for name in OPTIONS)
     resolved, source = stored.resolve_evaluation(arguments, model, checkpoint)
-    print(f"model: {loading.merge(source, output, resolved.config.model, preflight.require_any)}")
+    config = resolved.config
+    print(f"model: {loading.merge(source, output, config.model, preflight.require_any, serving.of(config))}")
 
 
 if __name__ == "__main__":
