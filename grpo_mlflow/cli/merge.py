@@ -25,8 +25,10 @@ def main(argv: Sequence[str]) -> None:
     with importing():
         from grpo_mlflow.model import loading
         from grpo_mlflow.runs import preflight, stored
+        from grpo_mlflow.training import serving
 
     model, checkpoint, output = (arguments.options[name] for name in OPTIONS)
     resolved, source = stored.resolve_evaluation(arguments, model, checkpoint)
     folder = typed_in() / Path(output).expanduser()  # else `mlflow run` from elsewhere would write into the project
-    tell(f"model: {loading.merge(source, folder, resolved.config.model, preflight.require_any)}")
+    config = resolved.config
+    tell(f"model: {loading.merge(source, folder, config.model, preflight.require_any, serving.of(config))}")

@@ -11,8 +11,9 @@ import torch
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Config, ModelConfig
 from grpo_mlflow.errors import ConfigError, ModelError
-from grpo_mlflow.model import lora, policy, tiny
+from grpo_mlflow.model import lora, policy, servable, tiny
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.model.servable import Serving
 from grpo_mlflow.tasks.settings import task_settings
 
 
@@ -89,11 +90,13 @@ def merge(
     output: str | Path,
     settings: ModelConfig,
     require: Callable[[Policy], object] = lambda _: None,
+    asked: Serving | None = None,
 ) -> Path:
     """Write the adapter in `source` and its base as one plain float32 model, and return its folder.
 
     Args:
         require: refuses a model before anything is written.
+        asked: how MLflow is to ask the model; None: it is not made loadable by MLflow.
 
     Raises:
         ConfigError: the source is no adapter, or the output is in the way.
@@ -109,6 +112,8 @@ def merge(
     try:
         found.save_plain(folder)
         require_equal(found, policy.load_as(settings, folder, found.device))
+        if asked is not None:
+            servable.write(folder, found, settings, asked)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # it did not exist, and is not the model
         raise

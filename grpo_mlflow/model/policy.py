@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -118,6 +119,9 @@ class Policy:
         else:
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        for weights in folder.glob("*.safetensors"):
+            # safetensors lets nobody but the owner read its files: a server of another user could not
+            shutil.copymode(folder / "tokenizer_config.json", weights)
 
     def save_plain(self, folder: Path) -> None:
         """Write a Hugging Face model folder that needs no other: an adapter is merged into the weights."""

@@ -23,9 +23,8 @@ def describe(tracker: Tracker, resolved: Resolved, kind: str, resumed: bool) -> 
     tracker.text("config/resolved.yaml", dump(described))
     if (digests := data_sets.digests(resolved.config)) is not None:
         tracker.tags({data_sets.TAG: digests})
-    for table in data_sets.tables(resolved.config):
-        for each in table.data_sets:
-            tracker.data(each.name, each.digest, each.source, each.context, each.rows)
+    for used in data_sets.used(resolved.config, kind):
+        tracker.data(used)
     for view in views.OF_KIND.get(kind, ()):
         tracker.view(view)
     if resumed:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_mlflow.config import Resolved
-from grpo_mlflow.runs import messages, notes
+from grpo_mlflow.runs import messages, notes, published
 from grpo_mlflow.runs.models import load
 from grpo_mlflow.runs.parts import open_parts
 from grpo_mlflow.runs.reporter import Reporter
@@ -79,6 +79,8 @@ def train(
                     if processes.is_first:
                         with interrupts.deferred():
                             reporter.end(trainer.progress)
+                if processes.is_first and not trial:  # of a study only the winner
+                    published.publish(config, parts.store, tracker)
             if kept:
                 most = None if recording is None else recording.iterations
                 parent = nested.parent_run_id if nested else None

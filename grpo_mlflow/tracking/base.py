@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from grpo_mlflow.tasks.data_sets import DataSet
+from grpo_mlflow.tracking.models import Kept
 from grpo_mlflow.tracking.views import View
 
 
@@ -34,8 +36,8 @@ class Tracker(Protocol):
 
     def tags(self, values: Mapping[str, str]) -> None: ...
 
-    def data(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
-        """Log a data set that the run uses, for `training` or `evaluation`."""
+    def data(self, used: DataSet) -> None:
+        """Log a data set that the run uses."""
         ...
 
     def view(self, view: View) -> None:
@@ -78,6 +80,14 @@ class Tracker(Protocol):
         """Make an artifact of a run the newest version of a registered model, and let the alias name it."""
         ...
 
+    def models(self, run_id: str, kept: Sequence[Kept]) -> None:
+        """Make checkpoints of a run models of MLflow: all that the run keeps, since others may go."""
+        ...
+
+    def measured(self, run_id: str, checkpoint: str, metrics: Mapping[str, float], data: DataSet | None) -> None:
+        """Let metrics of this run stand with the model of another run's checkpoint, if it is one."""
+        ...
+
     def command(self) -> str:
         """Return what somebody asks of the run by its tag `grpo.command`; empty for nothing."""
         ...
@@ -106,7 +116,7 @@ class NullTracker:
     def tags(self, values: Mapping[str, str]) -> None:
         pass
 
-    def data(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
+    def data(self, used: DataSet) -> None:
         pass
 
     def view(self, view: View) -> None:
@@ -137,6 +147,12 @@ class NullTracker:
         pass
 
     def register(self, name: str, alias: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> None:
+        pass
+
+    def models(self, run_id: str, kept: Sequence[Kept]) -> None:
+        pass
+
+    def measured(self, run_id: str, checkpoint: str, metrics: Mapping[str, float], data: DataSet | None) -> None:
         pass
 
     def command(self) -> str:

@@ -1,5 +1,6 @@
 """What a checkpoint holds besides the weights: all that a resumed run needs to continue exactly.
 
+MLmodel and others              what MLflow loads and serves the weights with (`model.servable`)
 trainer/optimizer.safetensors   per-parameter state of the optimizer
 trainer/ahead.jsonl             the groups that were sampled ahead, if any
 trainer/config.yaml             the config, without secrets
@@ -9,12 +10,15 @@ trainer/state.json              the run, the learner's counters, the progress
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 from grpo_mlflow.config import dump
 from grpo_mlflow.errors import redact
-from grpo_mlflow.training.checkpoint import Checkpoint, reading
+from grpo_mlflow.model import servable
+from grpo_mlflow.training import serving
+from grpo_mlflow.training.checkpoint import Checkpoint, name_of, reading
 from grpo_mlflow.training.learner import Learner
 from grpo_mlflow.training.parts import Parts
 from grpo_mlflow.training.progress import Progress
@@ -24,11 +28,14 @@ from grpo_mlflow.training.sources import AHEAD
 def write(folder: Path, parts: Parts, progress: Progress) -> None:
     """Write the policy and the state of a run into the folder of a new checkpoint."""
     parts.policy.save(folder)
+    place = f"checkpoints/{name_of(progress.iteration)}"
+    servable.write(folder, parts.policy, parts.config.model, serving.of(parts.config, parts.tracker.run_id, place))
     inner = folder / "trainer"
     inner.mkdir()
     parts.learner.save(inner / "optimizer.safetensors")
     parts.source.save(inner / AHEAD, progress.iteration)
     (inner / "config.yaml").write_text(redact(dump(parts.config)))
+    shutil.copymode(inner / "config.yaml", inner / "optimizer.safetensors")  # as `Policy.save` does with weights
     state = {
         "run_id": parts.tracker.run_id,
         "optimizer_step": parts.learner.step,

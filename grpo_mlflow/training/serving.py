@@ -1,0 +1,20 @@
+"""How a run's model is asked outside of the run: as in its evaluations."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from grpo_mlflow.config import Config
+from grpo_mlflow.model.servable import Serving
+from grpo_mlflow.training.evaluation import evaluation_sampling
+
+
+def of(config: Config, run_id: str = "", place: str = "") -> Serving:
+    """Return how the model of a run is asked; `place` is its folder below the artifacts of the run."""
+    return Serving(
+        defaults=asdict(evaluation_sampling(config)),
+        system_prompt=config.data.system_prompt,
+        run_id=run_id,
+        place=place,
+        source=config.model.train_id,
+    )
