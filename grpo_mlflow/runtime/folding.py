@@ -11,6 +11,8 @@ from typing import TextIO
 _COMMAND = re.compile(r"([A-Z_]+=\S+ )*(\S*/)?(grpo|python[\d.]*|mlflow) \S")
 _LABEL = re.compile(r" *(\S+(?: \S+)?  +){1,2}")  # `best              `, `ok      device                `
 _WIDEST_LABEL = 32
+_TOGETHER = re.compile(r" (?=[-+\d.]+\])| (?== )|(?<= =) ")  # spaces in `[0.1, 0.2]` and `train.lr = 1e-4`
+_HELD = "\0"
 
 
 def fitted(text: str, stream: TextIO) -> str:
@@ -64,6 +66,7 @@ def _filled(text: str, start: str, hang: str, columns: int) -> Iterator[str]:
             yield line
             line = hang
         fill = textwrap.TextWrapper(columns, line, hang, break_long_words=False, break_on_hyphens=False)
-        *before, line = fill.wrap(part) or [line]
-        yield from before
+        *before, line = fill.wrap(_TOGETHER.sub(_HELD, part)) or [line]
+        yield from (each.replace(_HELD, " ") for each in before)
+        line = line.replace(_HELD, " ")
     yield line

@@ -32,7 +32,7 @@ from grpo_mlflow.search.trials import Search
 from grpo_mlflow.search.workers import Workers
 from grpo_mlflow.tasks import contents, data_sets
 from grpo_mlflow.tracking import Tracker
-from grpo_mlflow.training import evaluation
+from grpo_mlflow.training import evaluation, outlook
 
 _PARENT = "parent_run_id"
 _BASELINE = "study/baseline.jsonl"
@@ -83,6 +83,7 @@ def _lead(
                 f"{champion.address(search.study_name)}"
             )
         console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")
+        console.say(outlook.planned_study(config, len(queue)))
         if (line := decay.note(resolved, space)) is not None:
             console.say(line)
         baseline = _baseline(resolved, tracker, console)

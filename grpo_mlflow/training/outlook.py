@@ -49,6 +49,19 @@ def planned(config: Config, left: Work) -> str:
     return f"planned: {', '.join(parts)}; at most {_rounded(tokens)} tokens" if parts else ""
 
 
+def planned_study(config: Config, trials: int) -> str:
+    """Return the work of a study in words. The model before training is measured once; what varies may change sizes."""
+    each = planned(config, work(config, 0, evaluated=True)).removeprefix("planned: ")
+    return f"planned: {_several(trials, 'trial')}, each of {each} (a pruned one ends earlier)"
+
+
+def planned_evaluation(config: Config) -> str:
+    """Return the work of one evaluation in words."""
+    measured = work(config, 0).measured
+    tokens = measured * evaluation_sampling(config).max_new_tokens
+    return f"planned: {measured:,} completions of {config.eval.num_ids:,} problems; at most {_rounded(tokens)} tokens"
+
+
 def expected(left: Work, per_iteration: float, per_evaluation: float) -> str:
     """Return how long the rest will take at the pace so far, in seconds per piece; empty if that is soon."""
     seconds = left.iterations * per_iteration + left.evaluations * per_evaluation

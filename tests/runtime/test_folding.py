@@ -37,6 +37,14 @@ LONG = "sqlite:////home/somebody/projects/reasoning/experiments/of/this/year/mlf
             ["eval    2  pass@1 0.100 [0.000, 0.206]", "           pass@4 0.200  reward 0.041"],
         ),
         (
+            "winner    trial 10: 0.1234 [0.000, 0.602] alone",
+            ["winner    trial 10: 0.1234", "          [0.000, 0.602] alone"],
+        ),
+        (
+            "settings  train.lr = 0.0004, train.epochs = 1",
+            ["settings  train.lr = 0.0004,", "          train.epochs = 1"],
+        ),
+        (
             "open it   mlflow ui --backend-store-uri sqlite:////here/mlflow.db",
             ["open it", "  mlflow ui --backend-store-uri sqlite:////here/mlflow.db"],
         ),

@@ -6,7 +6,7 @@ import pytest
 
 from grpo_mlflow import runs
 from grpo_mlflow.config import resolve
-from grpo_mlflow.training.outlook import Work, expected, planned, work
+from grpo_mlflow.training.outlook import Work, expected, planned, planned_evaluation, planned_study, work
 from tests.support.small_runs import small
 
 HUB = ["model.train_id=some/model", "generation.backend=local"]
@@ -30,6 +30,15 @@ def test_evaluations_that_are_left(begun: int, evaluated: bool, evaluations: int
     config = resolve("", [*HUB, "eval.interval=3"]).config
     left = work(config, begun, evaluated=evaluated)
     assert (left.iterations, left.evaluations) == (10 - begun, evaluations)
+
+
+def test_a_study_and_an_evaluation() -> None:
+    config = resolve("", HUB).config
+    assert planned_evaluation(config) == "planned: 80 completions of 16 problems; at most 20,480 tokens"
+    assert planned_study(config, 12) == (
+        "planned: 12 trials, each of 10 iterations of 16 completions, 10 evaluations of 80; at most 245,760 tokens "
+        "(a pruned one ends earlier)"
+    )
 
 
 def test_what_samples_nothing_plans_nothing() -> None:
