@@ -11,7 +11,9 @@ from typing import TextIO
 _COMMAND = re.compile(r"([A-Z_]+=\S+ )*(\S*/)?(grpo|python[\d.]*|mlflow) \S")
 _LABEL = re.compile(r" *(\S+(?: \S+)?  +){1,2}")  # `best              `, `ok      device                `
 _WIDEST_LABEL = 32
+_AT_THE_END = re.compile(rf"(.*\S:) ({_COMMAND.pattern}.*)")
 _TOGETHER = re.compile(r" (?=[-+\d.]+\])| (?== )|(?<= =) ")  # spaces in `[0.1, 0.2]` and `train.lr = 1e-4`
+_QUOTED = re.compile(r"`[^`]+`")
 _HELD = "\0"
 
 
@@ -43,6 +45,10 @@ def _lines(line: str, columns: int) -> Iterator[str]:
     if len(line) <= columns or _COMMAND.match(line, indent):
         yield line
         return
+    if (ends := _AT_THE_END.fullmatch(line)) is not None:
+        yield from _lines(ends[1], columns)
+        yield f"{' ' * indent}  {ends[2]}"
+        return
     label = _LABEL.match(line)
     start = label[0] if label and len(label[0]) <= _WIDEST_LABEL else " " * indent
     rest = line[len(start) :]
@@ -66,7 +72,13 @@ def _filled(text: str, start: str, hang: str, columns: int) -> Iterator[str]:
             yield line
             line = hang
         fill = textwrap.TextWrapper(columns, line, hang, break_long_words=False, break_on_hyphens=False)
-        *before, line = fill.wrap(_TOGETHER.sub(_HELD, part)) or [line]
+        *before, line = fill.wrap(_held(part)) or [line]
         yield from (each.replace(_HELD, " ") for each in before)
         line = line.replace(_HELD, " ")
     yield line
+
+
+def _held(text: str) -> str:
+    """Return text with a mark in the place of each space at which it may not be divided."""
+    text = _QUOTED.sub(lambda match: match[0].replace(" ", _HELD), text)
+    return _TOGETHER.sub(_HELD, text)

@@ -1,4 +1,4 @@
-"""Every command that ours print works as it is printed, typed in the same folder."""
+"""Every command that ours print works as it is printed, typed in the same folder, and no line is too long."""
 
 from __future__ import annotations
 
@@ -47,22 +47,24 @@ def flaky(completions, **columns):
 # Runs commands of ours one after the other, each after a line that names it.
 DRIVER = """
 import json, sys
+from grpo_mlflow.cli.command import complain
 from grpo_mlflow.cli.commands import main
 from grpo_mlflow.errors import UserError
 for words in json.loads(sys.argv[1]):
-    print("\\n$", *words, flush=True)
+    print("\\n$", words[0], flush=True)
     try:
         main(words)
     except UserError as error:
-        print("error:", error)
+        complain(f"error: {error}")
 """
+COLUMNS = 80
 COMMAND = re.compile(r"(?:^|\s{2,}|`)((?:\S*/)?(?:grpo|mlflow|python[\d.]*) [a-z-][^`\n]*)", re.MULTILINE)
 
 
 def environment() -> dict[str, str]:
     """Return that of a person whose shell finds `grpo`, in the environment of these tests."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "MLFLOW_WORKERS": "1", "CI": "1"}
+    return {**os.environ, "PATH": path, "MLFLOW_WORKERS": "1", "COLUMNS": str(COLUMNS)}
 
 
 def driven(folder: Path, *commands: Sequence[str]) -> str:
@@ -82,6 +84,12 @@ def run_id(printed: str) -> str:
 
 def commands(printed: str) -> list[str]:
     return [match[1].strip() for match in COMMAND.finditer(printed)]
+
+
+def too_long(printed: str) -> list[str]:
+    """Return the lines that a terminal would break, but for a path or command that has its line for itself."""
+    lines = [line for line in printed.splitlines() if len(line) > COLUMNS]
+    return [line for line in lines if " " in line.strip() and not COMMAND.fullmatch(line)]
 
 
 def stopped(folder: Path) -> str:
@@ -162,6 +170,7 @@ def test_every_printed_command_works(empty_stores: Stores, tmp_path: Path) -> No
     printed |= dict(zip(names, re.split(r"^\$ .*$", told, flags=re.MULTILINE)[1:], strict=True))
     printed["stop"] = stopped(tmp_path)
     (tmp_path / "broken").unlink()
+    assert {name: lines for name, text in printed.items() if (lines := too_long(text))} == {}
     found = {name: commands(text) for name, text in printed.items()}
     kinds = {name: sorted({" ".join(shlex.split(each)[:2]) for each in each_of}) for name, each_of in found.items()}
     assert kinds["train"] == ["grpo train", "mlflow ui"], printed["train"]

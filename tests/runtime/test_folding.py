@@ -52,6 +52,18 @@ LONG = "sqlite:////home/somebody/projects/reasoning/experiments/of/this/year/mlf
             "  grpo train resume=0123456789abcdef0123456789abcdef train.iterations=8",
             ["  grpo train resume=0123456789abcdef0123456789abcdef train.iterations=8"],
         ),
+        (
+            "error: train.lr: one run takes one value; to try all: grpo optimize --space 'train.lr=[1,2]'",
+            [
+                "error: train.lr: one run takes one",
+                "    value; to try all:",
+                "  grpo optimize --space 'train.lr=[1,2]'",
+            ],
+        ),
+        (
+            "MLflow lacks it; `grpo upload --folder outputs` sends it",
+            ["MLflow lacks it;", "    `grpo upload --folder outputs` sends", "    it"],
+        ),
         (f"files     {LONG}", ["files", f"  {LONG}"]),
         (f"the store is at {LONG} today", ["the store is at", f"    {LONG}", "    today"]),
     ],
