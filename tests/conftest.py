@@ -17,6 +17,10 @@ from grpo_mlflow.tasks.settings import task_settings
 from tests.support.small_runs import SMALL
 from tests.support.stores import Stores
 
+_VARIABLES = tuple(
+    f"MLFLOW_{name}" for name in ("RUN_ID", "TRACKING_URI", "EXPERIMENT_ID", "EXPERIMENT_NAME", "RUN_NAME")
+)
+
 
 @pytest.fixture(scope="session")
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,7 +35,7 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(session_folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRPO_MLFLOW_CACHE", str(session_folder / "cache"))
-        for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID"):
+        for name in (*_VARIABLES, "COLUMNS"):
             patch.delenv(name, raising=False)
         yield
 

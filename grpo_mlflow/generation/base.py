@@ -116,3 +116,8 @@ class Overlapping(Generator, Protocol):
     ) -> Begun:
         """Begin to sample as `generate` would, with the weights of the last `sync`; the next must wait for the end."""
         ...
+
+
+def work(key: Sequence[str | int]) -> str:
+    """Return what is sampled, in words, from the key of its draws."""
+    return {"eval": "evaluation", "train": "rollouts"}.get(str(key[0]) if key else "", "sampling")

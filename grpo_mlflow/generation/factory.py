@@ -19,6 +19,7 @@ from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import lora
 from grpo_mlflow.model.policy import Policy, load_as
 from grpo_mlflow.runtime.http.client import Client
+from grpo_mlflow.runtime.pace import Pace
 
 
 class Generators:
@@ -77,10 +78,10 @@ class Generators:
 
     def _generator(self, backend: str, base_url: str | None, batch_size: int) -> Generator:
         if backend == "local":
-            return LocalGenerator(self._policy, batch_size)
+            return LocalGenerator(self._policy, batch_size, pace=Pace(self._say))
         recompute = self._config.generation.behaviour_logprobs == "recompute"
         pricing = self._served_policy if recompute else None
-        return ServerGenerator(self._server(backend, base_url), self._policy, batch_size, pricing)
+        return ServerGenerator(self._server(backend, base_url), self._policy, batch_size, pricing, pace=Pace(self._say))
 
     def _server(self, backend: str, base_url: str | None) -> PolicyServer:
         settings = self._config.generation

@@ -15,7 +15,7 @@ from grpo_mlflow.runs.models import load_measured
 from grpo_mlflow.runs.session import Gathered, Nested, gathered
 from grpo_mlflow.tasks import contents, data_sets
 from grpo_mlflow.tracking import Tracker
-from grpo_mlflow.training import evaluation
+from grpo_mlflow.training import evaluation, outlook
 
 
 def evaluate(
@@ -41,6 +41,7 @@ def _measure(
     task = tasks.of(config, tracker.run_dir)
     if remark := contents.evaluation_problems(task, config, before)[1]:
         console.say(remark)
+    console.say(outlook.planned_evaluation(config))
     with open_generators(config, actor, source, source, tracker, console, trains=False) as generators:
         generator = generators.evaluation()
         generator.sync(0)

@@ -36,6 +36,10 @@ def warmup_progress(console: Console) -> tiny.Progress:
     return progress
 
 
+def loading(model: str) -> str:
+    return f"loading and checking {model}"
+
+
 def introduce(config: Config, actor: policy.Policy, seconds: float) -> str:
     size = sum(p.numel() for p in actor.model.parameters())
     trained = sum(p.numel() for p in actor.model.parameters() if p.requires_grad)

@@ -56,6 +56,8 @@ def load(
     def initial() -> str | Path:
         return loading.model_source(config.model.train_id, config, messages.warmup_progress(console))
 
+    if config.model.train_id != "tiny":
+        console.say(messages.loading(config.model.train_id))
     source = checkpoint.path if checkpoint else processes.one_after_first(initial)
     device = processes.accelerator.device
     actor = processes.one_after_first(lambda: loading.trained(config, source, device))
@@ -80,6 +82,8 @@ def load_measured(
         ModelError: it cannot be used.
         ConfigError: what the settings ask for does not go with it.
     """
+    if (source or config.model.train_id) != "tiny":
+        console.say(messages.loading(str(source or config.model.train_id)))
     if not source:
         report = messages.warmup_progress(console)
         source = processes.one_after_first(lambda: loading.model_source(config.model.train_id, config, report))

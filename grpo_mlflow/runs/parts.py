@@ -12,6 +12,7 @@ from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.runs.generators import open_generators
 from grpo_mlflow.runs.models import Models
 from grpo_mlflow.runtime.console import Console
+from grpo_mlflow.runtime.pace import Pace
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import contents
 from grpo_mlflow.tracking import Tracker
@@ -41,7 +42,7 @@ def open_parts(
     Args:
         recording: the groups to train on instead of sampled ones.
     """
-    learner = _learner(config, models, processes)
+    learner = _learner(config, models, processes, Pace(console.say))
     store = processes.one_after_first(lambda: _store(config, tracker))
     progress = None
     if processes.is_first:
@@ -89,7 +90,7 @@ def _sync(
         make_generator().sync(version)
 
 
-def _learner(config: Config, models: Models, processes: Processes) -> Learner:
+def _learner(config: Config, models: Models, processes: Processes, pace: Pace) -> Learner:
     sizes = Sizes(
         temperature=config.generation.temperature,
         max_completion_length=config.generation.max_new_tokens,
@@ -97,7 +98,7 @@ def _learner(config: Config, models: Models, processes: Processes) -> Learner:
         total_steps=config.train.iterations * config.steps_per_iteration,
     )
     with processes.collective():
-        return Learner(models.actor, models.reference, processes.accelerator, config.train, sizes)
+        return Learner(models.actor, models.reference, processes.accelerator, config.train, sizes, pace=pace)
 
 
 def _abandon_later(iteration: int, tracker: Tracker, store: CheckpointStore) -> None:

@@ -35,7 +35,7 @@ from grpo_mlflow.search.workers import Workers
 from grpo_mlflow.tasks import contents, data_sets
 from grpo_mlflow.tracking import Tracker, pages
 from grpo_mlflow.tracking.views import View
-from grpo_mlflow.training import evaluation
+from grpo_mlflow.training import evaluation, outlook
 
 _BASELINE = "study/baseline.jsonl"
 
@@ -83,7 +83,7 @@ def _lead(
         view = views.of_study(search.study_name, tracker.run_id, varied, search.k)
         tracker.view(view)
         tracker.tags(notes.under_way(config, tracker, view, varied))
-        _introduce(resolved, space, console)
+        _introduce(resolved, space, len(queue), console)
         baseline = _baseline(resolved, tracker, console)
         tracker.settle()  # who joins then asks the store for the baseline
         right.announce(tracker.run_id)
@@ -110,7 +110,7 @@ def _lead(
     return [*found.finalists]
 
 
-def _introduce(resolved: Resolved, space: Space, console: Console) -> None:
+def _introduce(resolved: Resolved, space: Space, trials: int, console: Console) -> None:
     search = resolved.config.search
     if champion.model_name(search.study_name) != search.study_name:
         console.say(
@@ -118,6 +118,7 @@ def _introduce(resolved: Resolved, space: Space, console: Console) -> None:
             f"{champion.address(search.study_name)}"
         )
     console.say(f"study {search.study_name}: {search.sampler} proposes, {search.pruner} prunes")
+    console.say(outlook.planned_study(resolved.config, trials))
     if (line := decay.note(resolved, space)) is not None:
         console.say(line)
 

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from grpo_mlflow.algorithm.statistics import mean, rate_interval
 from grpo_mlflow.config import TRAITS, Config
 from grpo_mlflow.errors import UserError
+from grpo_mlflow.runtime.pace import duration
 from grpo_mlflow.search import choices, records, rights, settings
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.space import Space
@@ -216,7 +217,7 @@ def progress(study: optuna.Study, total: int, started: float, config: Config) ->
     mine = [trial for trial in ended if trial.datetime_complete and trial.datetime_complete.timestamp() >= since]
     if mine and len(ended) < total:
         seconds = (time.monotonic() - started) / len(mine) * (total - len(ended))
-        text += f", about {seconds:.0f}s left"
+        text += f", about {duration(seconds)} left"
     return text
 
 

@@ -26,6 +26,7 @@ from grpo_mlflow.algorithm.schedules import adapt_kl_coef, learning_rate
 from grpo_mlflow.config import TrainConfig
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime.pace import Pace
 from grpo_mlflow.training import loss, optimizers
 from grpo_mlflow.training.batching import Row, collate, pad, rows_of
 from grpo_mlflow.training.checkpoint import load_optimizer, save_optimizer
@@ -48,10 +49,17 @@ class Sizes:
 
 
 class Learner:
-    """Owns the optimizer; `policy` is changed in place."""
+    """Owns the optimizer; `policy` is changed in place. `pace` is told how far an update is."""
 
     def __init__(
-        self, policy: Policy, reference: Policy | None, accelerator: Accelerator, config: TrainConfig, sizes: Sizes
+        self,
+        policy: Policy,
+        reference: Policy | None,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        sizes: Sizes,
+        *,
+        pace: Pace | None = None,
     ) -> None:
         self._accelerator, self._config, self._sizes = accelerator, config, sizes
         self._policy = Scorer(policy, sizes.temperature)
@@ -65,6 +73,7 @@ class Learner:
         self._model.eval()  # dropout would make sampled and trained log-probs differ
         self.step = 0
         self.kl_coef = config.kl_coef
+        self._pace = pace or Pace(lambda _: None)
 
     def update(self, groups: Sequence[Group], seed: int, iteration: int) -> dict[str, float | None]:
         """Take this iteration's optimizer steps and return its training metrics (docs/metrics.md).
@@ -84,7 +93,9 @@ class Learner:
             reference=self._score(self._reference, rows, active) if self._reference and self.kl_coef > 0 else None,
         )
         totals = Totals(self._accelerator.device)
+        self._pace.begin("update")
         for number in range(steps):
+            self._pace.at(number / steps)
             epoch, place = divmod(number * per_step, len(rows))
             order = list(range(len(rows)))
             if steps > 1:

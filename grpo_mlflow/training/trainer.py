@@ -35,7 +35,7 @@ from dataclasses import replace
 from grpo_mlflow.algorithm.statistics import mean
 from grpo_mlflow.errors import Pruned, one_line
 from grpo_mlflow.runtime import interrupts
-from grpo_mlflow.training import commands, evaluation, iteration, observations, rollout_metrics, state
+from grpo_mlflow.training import commands, evaluation, iteration, observations, outlook, rollout_metrics, state
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.iteration import Iteration, Phases
 from grpo_mlflow.training.parts import Parts
@@ -71,6 +71,7 @@ class Trainer:
         self._saved = self.progress.iteration if progress else None
         self._untidy = progress is not None  # the process that saved it may have been killed right after
         self._cost = Counter[str]()  # of judging, since it was logged
+        self._outlook_told, self._evaluation_seconds = False, 0.0
         self._steps = parts.learner.step  # that lead to the weights of `progress.iteration`
 
     def run(self) -> Progress:
@@ -79,6 +80,9 @@ class Trainer:
         Whatever else ends the run leaves a checkpoint of the last version, unless an optimizer step had begun on it.
         """
         source, console, total = self._parts.source, self._parts.console, self._config.train.iterations
+        left = outlook.work(self._config, self.progress.iteration, evaluated=self.progress.evaluated)
+        if plan := outlook.planned(self._config, left):
+            console.say(plan)
         console.start("training", total, self.progress.iteration)
         try:
             while True:
@@ -132,6 +136,11 @@ class Trainer:
             self._tell(watch.news(self.progress.watch))
             seconds = before + time.perf_counter() - start
             self.progress = replace(self.progress, watch=watch, seconds=seconds)
+        if not self._outlook_told:
+            self._outlook_told = True
+            left = outlook.work(self._config, self.progress.iteration)
+            if told := outlook.expected(left, done.seconds, self._evaluation_seconds):
+                self._parts.console.say(told)
 
     # Evaluation
 
@@ -143,7 +152,7 @@ class Trainer:
         parts, start = self._parts, time.perf_counter()
         parts.task.at(version, self._config.train.iterations)
         found = self._baseline if version == 0 and self._baseline is not None else self._measure(version)
-        seconds = time.perf_counter() - start
+        seconds = self._evaluation_seconds = time.perf_counter() - start
         logged = self._judging()
         with interrupts.deferred():
             evaluation.track(parts.tracker, found, version, seconds, self._config.tracking.samples)

@@ -37,12 +37,32 @@ LONG = "sqlite:////home/somebody/projects/reasoning/experiments/of/this/year/mlf
             ["eval    2  pass@1 0.100 [0.000, 0.206]", "           pass@4 0.200  reward 0.041"],
         ),
         (
+            "winner    trial 10: 0.1234 [0.000, 0.602] alone",
+            ["winner    trial 10: 0.1234", "          [0.000, 0.602] alone"],
+        ),
+        (
+            "settings  train.lr = 0.0004, train.epochs = 1",
+            ["settings  train.lr = 0.0004,", "          train.epochs = 1"],
+        ),
+        (
             "open it   mlflow ui --backend-store-uri sqlite:////here/mlflow.db",
             ["open it", "  mlflow ui --backend-store-uri sqlite:////here/mlflow.db"],
         ),
         (
             "  grpo train resume=0123456789abcdef0123456789abcdef train.iterations=8",
             ["  grpo train resume=0123456789abcdef0123456789abcdef train.iterations=8"],
+        ),
+        (
+            "error: train.lr: one run takes one value; to try all: grpo optimize --space 'train.lr=[1,2]'",
+            [
+                "error: train.lr: one run takes one",
+                "    value; to try all:",
+                "  grpo optimize --space 'train.lr=[1,2]'",
+            ],
+        ),
+        (
+            "MLflow lacks it; `grpo upload --folder outputs` sends it",
+            ["MLflow lacks it;", "    `grpo upload --folder outputs` sends", "    it"],
         ),
         (f"files     {LONG}", ["files", f"  {LONG}"]),
         (f"the store is at {LONG} today", ["the store is at", f"    {LONG}", "    today"]),
@@ -69,12 +89,12 @@ class Terminal(io.StringIO):
         raise OSError("it does not tell how wide it is")
 
 
-def test_columns_hold_everywhere_and_without_them_a_file_gets_long_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_terminal_gets_short_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     line = "word " * 30
     monkeypatch.delenv("COLUMNS", raising=False)
     assert fitted(line, io.StringIO()) == fitted(line, Terminal()) == line
     monkeypatch.setenv("COLUMNS", "30")
-    assert max(map(len, fitted(line, io.StringIO()).split("\n"))) <= 30
-    assert fitted(line, Terminal()) == fitted(line, io.StringIO())
-    monkeypatch.setenv("COLUMNS", "wide")
+    assert max(map(len, fitted(line, Terminal()).split("\n"))) <= 30
     assert fitted(line, io.StringIO()) == line
+    monkeypatch.setenv("COLUMNS", "wide")
+    assert fitted(line, Terminal()) == line

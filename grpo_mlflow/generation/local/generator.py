@@ -6,8 +6,9 @@ leave the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,18 +16,20 @@ from torch import Tensor
 
 from grpo_mlflow import seeding
 from grpo_mlflow.errors import UserError
-from grpo_mlflow.generation.base import Sampling
+from grpo_mlflow.generation.base import Sampling, work
 from grpo_mlflow.generation.local import ways
 from grpo_mlflow.generation.sampling import choose
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime.pace import Pace
 from grpo_mlflow.types import Completion, Prompt
 
 
 class LocalGenerator:
-    """Draws from `policy`, `batch_size` prompts at a time."""
+    """Draws from `policy`, `batch_size` prompts at a time; `pace` is told how far it is."""
 
-    def __init__(self, policy: Policy, batch_size: int, version: int = 0) -> None:
+    def __init__(self, policy: Policy, batch_size: int, version: int = 0, pace: Pace | None = None) -> None:
         self._policy, self._batch_size, self._version = policy, batch_size, version
+        self._pace = pace or Pace(lambda _: None)
 
     def sync(self, version: int) -> None:
         """Note the version: the weights are shared with the trainer."""
@@ -44,11 +47,13 @@ class LocalGenerator:
         self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
     ) -> Iterator[list[list[Completion]]]:
         """Yield the completions of `batch_size` prompts at a time."""
+        self._pace.begin(work(key), at_most=True)
         for start in range(0, len(prompts), self._batch_size):
             batch = prompts[start : start + self._batch_size]
             keys = ((*key, prompt.problem_id, j) for prompt in batch for j in range(k))
             uniforms = torch.from_numpy(seeding.uniforms(seed, keys, sampling.max_new_tokens))
-            rows = self._sample([prompt.token_ids for prompt in batch], k, sampling, uniforms)
+            share = partial(self._far, start / len(prompts), len(batch) / len(prompts))
+            rows = self._sample([prompt.token_ids for prompt in batch], k, sampling, uniforms, share)
             texts = self._policy.decode([ids for ids, _ in rows])
             completions = [
                 Completion(
@@ -62,17 +67,33 @@ class LocalGenerator:
             ]
             yield [completions[i * k : (i + 1) * k] for i in range(len(batch))]
 
+    def _far(self, before: float, batch: float, share: float) -> None:
+        self._pace.at(before + batch * share)
+
     @torch.no_grad()  # in inference mode autocast would cast the weights anew for every token
     def _sample(
-        self, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, uniforms: Tensor
+        self,
+        prompts: Sequence[Sequence[int]],
+        k: int,
+        sampling: Sampling,
+        uniforms: Tensor,
+        far: Callable[[float], None],
     ) -> list[tuple[list[int], list[float]]]:
-        """Return token ids and log-probs of len(prompts) * k rows; `uniforms` is (rows, max_new_tokens)."""
+        """Return token ids and log-probs of len(prompts) * k rows; `uniforms` is (rows, max_new_tokens).
+
+        `far` is told the share of the longest completion that is sampled.
+        """
         # one block for all tokens: the weights are cast when they are first met
         with _casts_kept(self._policy.model), self._policy.autocast():
-            return self._loop(prompts, k, sampling, uniforms)
+            return self._loop(prompts, k, sampling, uniforms, far)
 
     def _loop(
-        self, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, uniforms: Tensor
+        self,
+        prompts: Sequence[Sequence[int]],
+        k: int,
+        sampling: Sampling,
+        uniforms: Tensor,
+        far: Callable[[float], None],
     ) -> list[tuple[list[int], list[float]]]:
         policy, device = self._policy, self._policy.device
         rows, most = len(prompts) * k, sampling.max_new_tokens
@@ -87,6 +108,7 @@ class LocalGenerator:
         eos[list(policy.eos_ids)] = True
         alive = torch.arange(rows, device=device)  # the rows that go on
         for place in range(most):
+            far(place / most)
             logits = decoder.logits[:, :sampled]
             chosen, likelihood = choose(logits, sampling, uniforms[place].index_select(0, alive), seen)
             tokens[place].index_copy_(0, alive, chosen)

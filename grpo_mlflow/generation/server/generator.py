@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass
 
 from grpo_mlflow import seeding
 from grpo_mlflow.errors import ServerFailed
-from grpo_mlflow.generation.base import Drawn, Sampling
+from grpo_mlflow.generation.base import Drawn, Sampling, work
 from grpo_mlflow.generation.server.batches import Told
 from grpo_mlflow.generation.server.copies import copied
 from grpo_mlflow.generation.server.engine import Ask, Draw
 from grpo_mlflow.generation.server.policy_server import PolicyServer
 from grpo_mlflow.generation.server.recompute import behaviour_logprobs
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime.pace import Pace
 from grpo_mlflow.types import Completion, Prompt
 
 
@@ -26,15 +27,26 @@ class _Begun:
     asks: tuple[Ask, ...]
     version: int
     draws: Future[list[list[Draw]]]
+    pace: Pace
+    drawn: list[int]  # the numbers of the prompts whose completions are there
 
     def result(self) -> list[list[Completion]]:
         """Wait for all; whatever interrupts the wait cancels the requests."""
         try:
-            found = self.draws.result()
+            found = self._waited()
         except BaseException:
             self.cancel()
             raise
         return [self.generator.completions(a, d, self.version) for a, d in zip(self.asks, found, strict=True)]
+
+    def _waited(self) -> list[list[Draw]]:
+        while True:
+            try:
+                return self.draws.result(max(0.1, self.pace.wait()))
+            except TimeoutError:
+                if self.draws.done():  # it is the server's
+                    raise
+                self.pace.at(len({*self.drawn}) / len(self.asks))
 
     def succeeded(self) -> bool:
         return self.draws.done() and not self.draws.cancelled() and self.draws.exception() is None
@@ -52,12 +64,20 @@ class ServerGenerator:
         batch_size: prompts in flight.
         pricing: returns the model of the weights that the server has, for log-probabilities of our own; None: the
             server says them.
+        pace: is told how far it is.
     """
 
     def __init__(
-        self, server: PolicyServer, policy: Policy, batch_size: int, pricing: Callable[[], Policy] | None
+        self,
+        server: PolicyServer,
+        policy: Policy,
+        batch_size: int,
+        pricing: Callable[[], Policy] | None,
+        *,
+        pace: Pace | None = None,
     ) -> None:
         self.server, self._policy, self._batch_size, self._pricing = server, policy, batch_size, pricing
+        self._pace = pace or Pace(lambda _: None)
 
     def sync(self, version: int) -> None:
         self.server.sync(version)
@@ -111,7 +131,16 @@ class ServerGenerator:
             for prompt in prompts
         )
         assert self.server.version is not None, "sync first"
-        return _Begun(self, asks, self.server.version, self.server.start(asks, self._batch_size, told))
+        there = list[int]()
+
+        def noted(place: int, draws: Sequence[Draw]) -> None:
+            there.append(place)
+            if told is not None:
+                told(place, draws)
+
+        self._pace.begin(work(key))
+        draws = self.server.start(asks, self._batch_size, noted)
+        return _Begun(self, asks, self.server.version, draws, self._pace, there)
 
     def completions(self, ask: Ask, draws: Sequence[Draw], version: int) -> list[Completion]:
         """Return one prompt's draws as completions, with text decoded from the token ids.
