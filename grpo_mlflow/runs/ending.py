@@ -36,11 +36,12 @@ class Ending:
             UserError: instead of an error of the machine, such as a full disk.
         """
         if isinstance(error, Pruned):
-            tracker.tags({"optuna.state": "PRUNED", **notes.ended(f"pruned: {error}")})
+            tracker.tags({"optuna.state": "PRUNED"})
+            tracker.note(notes.ended(f"pruned: {error}"))
             tracker.finish("KILLED")
         elif isinstance(error, (interrupts.Interrupted, KeyboardInterrupt)):
             message = messages.how_to_resume(self.config, self.kind, tracker, "stopped")
-            tracker.tags(notes.ended(message))
+            tracker.note(notes.ended(message))
             tracker.finish("KILLED")
             self.console.say(message)
         else:
@@ -74,7 +75,7 @@ class Ending:
         else:
             message = messages.how_to_resume(self.config, self.kind, tracker, "failed")
         try:
-            tracker.tags(notes.ended(message, one_line(error) if error else ""))
+            tracker.note(notes.ended(message, one_line(error) if error else ""))
             tracker.finish("FAILED")
         except OSError as full:  # a full disk, of which the run may have failed: what failed first is told
             console.warn(f"run {tracker.run_id} could not be marked FAILED: {one_line(full)}")

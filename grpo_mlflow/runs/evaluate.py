@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from grpo_mlflow import tasks
-from grpo_mlflow.config import Resolved
+from grpo_mlflow import tasks, tracking
+from grpo_mlflow.config import Config, Resolved
+from grpo_mlflow.errors import UserError
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.runs import published
+from grpo_mlflow.runs import naming, notes, published
 from grpo_mlflow.runs.generators import open_generators
 from grpo_mlflow.runs.models import load_measured
 from grpo_mlflow.runs.session import Gathered, Nested, gathered
@@ -28,9 +30,21 @@ def evaluate(
     config = resolved.config
     with gathered(resolved, "evaluate", nested=nested is not None) as here:
         actor, source = load_measured(config, source, here.processes, here.console)
-        with here.opened(nested=nested) as tracker:
-            tracker.tags({"grpo.evaluated_model": str(source)})
+        owner = published.owner(source)
+        with here.opened(nested=nested, name=_name(config, source, owner)) as tracker:
+            model = f"runs:/{owner[0]}/checkpoints/{owner[1]}" if owner else str(source)
+            tracker.tags({"grpo.evaluated_model": model, **({"grpo.evaluated_run": owner[0]} if owner else {})})
             return _measure(here, tracker, actor, source, before)
+
+
+def _name(config: Config, source: str | Path, owner: tuple[str, str] | None) -> str:
+    """Return the name of an evaluation: by the run whose checkpoint it is, if that is in this store."""
+    if owner is not None:
+        with suppress(UserError):
+            run = tracking.find_run(tracking.connect(config.tracking.uri), owner[0])
+            return naming.of_evaluation(run.info.run_name, owner[1])
+        return naming.of_evaluation(naming.model(source))
+    return naming.of_evaluation(naming.model("tiny" if config.model.train_id == "tiny" else source))
 
 
 def _measure(
@@ -51,6 +65,7 @@ def _measure(
     evaluation.track(tracker, result, 0, seconds, config.tracking.samples)
     if (owner := published.owner(source)) is not None:
         tracker.measured(*owner, evaluation.named(result.metrics()), data_sets.evaluated(config, "evaluate"))
+    tracker.note(notes.measured(result, config, str(source), tracker, owner))
     console.say(
         f"{source} on {config.data.task}, at most {evaluation.evaluation_sampling(config).max_new_tokens} tokens"
     )

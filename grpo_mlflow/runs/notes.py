@@ -14,14 +14,13 @@ from grpo_mlflow.tracking import Tracker, pages
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.progress import Progress
 
-TAG = "mlflow.note.content"
 SETTINGS = "config/resolved.yaml"
 
 
-def of(first: str, further: Mapping[str, str]) -> dict[str, str]:
-    """Return the tag with a description: a line, then what else there is to say, if anything, by its heading."""
+def of(first: str, further: Mapping[str, str]) -> str:
+    """Return a description: a line, then what else there is to say, if anything, by its heading."""
     points = "\n".join(f"- {heading}: {text}" for heading, text in further.items() if text)
-    return {TAG: f"{first}\n\n{points}" if points else first}
+    return f"{first}\n\n{points}" if points else first
 
 
 def code(command: str) -> str:
@@ -34,7 +33,7 @@ def run_link(text: str, tracker: Tracker, run_id: str) -> str:
     return f"[{text}]({pages.of_run(tracker.experiment_id, run_id)})"
 
 
-def under_way(config: Config, tracker: Tracker, parent: str | None = None) -> dict[str, str]:
+def under_way(config: Config, tracker: Tracker, parent: str | None = None) -> str:
     """Describe a training run that has begun."""
     train, data = config.train, config.data
     first = (
@@ -49,9 +48,7 @@ def under_way(config: Config, tracker: Tracker, parent: str | None = None) -> di
     return of(first, further)
 
 
-def trained(
-    config: Config, ended: Progress, tracker: Tracker, *, parent: str | None, most: int | None
-) -> dict[str, str]:
+def trained(config: Config, ended: Progress, tracker: Tracker, *, parent: str | None, most: int | None) -> str:
     """Describe a training run that has reached its end (`messages.conclude`)."""
     place = Place.of(tracker)
     longer = next_steps.longer(config, place, most)
@@ -72,9 +69,7 @@ def trained(
     return of(first, further)
 
 
-def measured(
-    found: Evaluation, config: Config, source: str, tracker: Tracker, owner: tuple[str, str] | None
-) -> dict[str, str]:
+def measured(found: Evaluation, config: Config, source: str, tracker: Tracker, owner: tuple[str, str] | None) -> str:
     """Describe an evaluation of a model, or of the checkpoint of a run (`owner`: its id, and the checkpoint's name)."""
     first = f"**{found.summary()}** on {config.data.task}, {len(found.outcomes)} problems x {config.eval.replicates}."
     model = f"{run_link(f'run {owner[0]}', tracker, owner[0])}, {owner[1]}" if owner else code(source)
@@ -83,12 +78,12 @@ def measured(
     return of(first, {"model": model, "repeat": code(command)})
 
 
-def ended(message: str, reason: str = "") -> dict[str, str]:
+def ended(message: str, reason: str = "") -> str:
     """Describe a run that ended early by what was said of it: lines, and commands with two spaces before."""
     lines = [line for line in message.splitlines() if line]
     shown = [f"- {code(line.strip())}" if line.startswith("  ") else line for line in lines[1:]]
     first = f"**{lines[0][0].upper()}{lines[0][1:]}**"
-    return {TAG: "\n\n".join([first, *([code(reason)] if reason else []), *shown])}
+    return "\n\n".join([first, *([code(reason)] if reason else []), *shown])
 
 
 def _study(tracker: Tracker, parent: str | None) -> str:

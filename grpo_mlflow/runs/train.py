@@ -56,7 +56,7 @@ def train(
         processes, console = here.processes, here.console
         models = load(config, checkpoint, processes, console, recording)
         with here.opened(stored, nested) as tracker:
-            tracker.tags(notes.under_way(config, tracker, nested.parent_run_id if nested else None))
+            tracker.note(notes.under_way(config, tracker, nested.parent_run_id if nested else None))
             if trial:
                 trial.on_start(tracker.run_id)
             with open_parts(
@@ -84,7 +84,7 @@ def train(
             if kept:
                 most = None if recording is None else recording.iterations
                 parent = nested.parent_run_id if nested else None
-                tracker.tags(notes.trained(config, ended, tracker, parent=parent, most=most))
+                tracker.note(notes.trained(config, ended, tracker, parent=parent, most=most))
                 console.say(messages.conclude(config, ended, tracker, most))
             else:
                 console.say(messages.conclude_unkept(config, ended))

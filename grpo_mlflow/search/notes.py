@@ -15,7 +15,7 @@ from grpo_mlflow.tracking import Tracker, pages
 from grpo_mlflow.tracking.views import View
 
 
-def under_way(config: Config, tracker: Tracker, view: View, varied: Sequence[str]) -> dict[str, str]:
+def under_way(config: Config, tracker: Tracker, view: View, varied: Sequence[str]) -> str:
     """Describe a study that has begun, or goes on."""
     search = config.search
     first = f"**Under way**: {search.sampler} proposes {', '.join(varied)}, {search.pruner} prunes."
@@ -23,7 +23,7 @@ def under_way(config: Config, tracker: Tracker, view: View, varied: Sequence[str
     return notes.of(first, {"trials": _charts(tracker, view), "stop": stop})
 
 
-def ended(study: optuna.Study, found: Outcome, config: Config, tracker: Tracker, view: View) -> dict[str, str]:
+def ended(study: optuna.Study, found: Outcome, config: Config, tracker: Tracker, view: View) -> str:
     """Describe a study that has ended: the winner and how sure it is, then its trials, then commands."""
     k, trials = config.search.k, studies.begun_trials(study)
     facts = dict(report.outcome(k, trials, found.total, found.finalists, found.own))

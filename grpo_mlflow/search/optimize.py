@@ -82,7 +82,7 @@ def _lead(
         varied = [dimension.key for dimension in space.dimensions]
         view = views.of_study(search.study_name, tracker.run_id, varied, search.k)
         tracker.view(view)
-        tracker.tags(notes.under_way(config, tracker, view, varied))
+        tracker.note(notes.under_way(config, tracker, view, varied))
         _introduce(resolved, space, len(queue), console)
         baseline = _baseline(resolved, tracker, console)
         tracker.settle()  # who joins then asks the store for the baseline
@@ -104,7 +104,7 @@ def _lead(
             _leave(study, found, tracker, config)
             if found.finalists:
                 _honour(resolved, found.finalists[0], tracker, console)
-            tracker.tags(notes.ended(study, found, config, tracker, view))
+            tracker.note(notes.ended(study, found, config, tracker, view))
         _conclude(study, found, config, tracker, view, console)
         _require_result(studies.begun_trials(study), search, found.finalists)
     return [*found.finalists]

@@ -36,6 +36,10 @@ class Tracker(Protocol):
 
     def tags(self, values: Mapping[str, str]) -> None: ...
 
+    def note(self, text: str) -> None:
+        """Describe the run, in Markdown, unless somebody has written a description of their own."""
+        ...
+
     def data(self, used: DataSet) -> None:
         """Log a data set that the run uses."""
         ...
@@ -114,6 +118,9 @@ class NullTracker:
         pass
 
     def tags(self, values: Mapping[str, str]) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass
 
     def data(self, used: DataSet) -> None:

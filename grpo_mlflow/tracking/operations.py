@@ -1,65 +1,21 @@
-"""Every write to MLflow as a record that can be sent, sent again, and kept on the disk until it is."""
+"""The writes to MLflow (`operation`), and the table of all of them by their words on the disk."""
 
 from __future__ import annotations
 
-import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.store.artifact.artifact_repo import ArtifactRepository
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+from mlflow.entities import Metric, Param, RunTag
 
-from grpo_mlflow.tracking import models, views
-from grpo_mlflow.tracking.places import ANSWER, COMMAND, ENDED
+from grpo_mlflow.tracking import models
+from grpo_mlflow.tracking.operation import Destination, Operation
+from grpo_mlflow.tracking.places import ENDED
 from grpo_mlflow.tracking.registry import register
+from grpo_mlflow.tracking.shown import Answer, Data, DataSet, Note, SharedView
 from grpo_mlflow.tracking.store import transfer
-
-_PROMPTS = json.dumps({"mlflow_colspec": [{"name": "prompt", "type": "string", "required": True}]})
-
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """The MLflow run that operations are sent to, and the folder of its files."""
-
-    client: mlflow.MlflowClient
-    run_id: str
-    run_dir: Path
-    artifacts: ArtifactRepository
-
-
-@dataclass(frozen=True, slots=True)
-class Operation(ABC):
-    """One write, which may be repeated: that changes nothing.
-
-    On the disk it is a JSON list: its word, then its fields in order. Runs of earlier versions have left such lists.
-    """
-
-    word: ClassVar[str]
-    # The client of an object store has errors of its own: none of them says that it will never take a file.
-    refusable: ClassVar[bool] = True
-
-    @property
-    def ends(self) -> bool:
-        """Whether it says how the run has ended."""
-        return False
-
-    @abstractmethod
-    def send(self, to: Destination) -> None:
-        """Write to the run.
-
-        Raises:
-            Exception: the store is away or refuses it, as MLflow's client says.
-        """
-
-    def as_list(self) -> list[Any]:
-        """Return what `from_list` reads."""
-        return [self.word, *(getattr(self, field.name) for field in fields(self))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,73 +45,6 @@ class Tags(Operation):
 
     def send(self, to: Destination) -> None:
         to.client.log_batch(to.run_id, tags=[RunTag(key, value) for key, value in self.values.items()])
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(Operation):
-    """What became of a command; it is taken away, unless another one stands in its place by now."""
-
-    word = "answer"
-    command: str
-    answer: str
-
-    def send(self, to: Destination) -> None:
-        to.client.set_tag(to.run_id, ANSWER, self.answer)
-        if to.client.get_run(to.run_id).data.tags.get(COMMAND, "").strip() == self.command:
-            to.client.set_tag(to.run_id, COMMAND, "")
-
-
-@dataclass(frozen=True, slots=True)
-class Data(Operation):
-    """A data set as version 0.1 wrote it; one of the same name and digest is the same."""
-
-    word = "data"
-    name: str
-    digest: str
-    source: str
-    context: str
-    rows: int
-
-    def send(self, to: Destination) -> None:
-        kind, key = ("http", "url") if self.source.startswith("https://") else ("local", "uri")  # as MLflow has them
-        source, profile = json.dumps({key: self.source}), json.dumps({"num_rows": self.rows})
-        found = Dataset(self.name, self.digest, kind, source, profile=profile)
-        to.client.log_inputs(to.run_id, [DatasetInput(found, [InputTag(MLFLOW_DATASET_CONTEXT, self.context)])])
-
-
-@dataclass(frozen=True, slots=True)
-class SharedView(Operation):
-    """A saved view of the run's experiment: the name of its tag, its own name, and its state as JSON."""
-
-    word = "view"
-    tag: str
-    name: str
-    state: str
-
-    def send(self, to: Destination) -> None:
-        experiment = to.client.get_experiment(to.client.get_run(to.run_id).info.experiment_id)
-        value = views.packed(self.name, self.state, experiment.tags.get(self.tag))
-        if value is not None:
-            to.client.set_experiment_tag(experiment.experiment_id, self.tag, value)
-
-
-@dataclass(frozen=True, slots=True)
-class DataSet(Operation):
-    """A data set that the run uses, with all that MLflow shows of it."""
-
-    word = "dataset"
-    name: str
-    digest: str
-    context: str
-    source_type: str
-    source: Mapping[str, Any]
-    profile: Mapping[str, Any]
-
-    def send(self, to: Destination) -> None:
-        found = Dataset(
-            self.name, self.digest, self.source_type, json.dumps(self.source), _PROMPTS, json.dumps(self.profile)
-        )
-        to.client.log_inputs(to.run_id, [DatasetInput(found, [InputTag(MLFLOW_DATASET_CONTEXT, self.context)])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +162,7 @@ class Unknown(Operation):
 _KINDS: Mapping[str, type[Operation]] = {
     kind.word: kind
     for kind in (
-        *(Params, Tags, Answer, Data, DataSet, SharedView, Metrics),
+        *(Params, Tags, Note, Answer, Data, DataSet, SharedView, Metrics),
         *(Publish, Remove, Register, Models, Measured, Status),
     )
 }

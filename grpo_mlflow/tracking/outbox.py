@@ -13,7 +13,8 @@ from mlflow.exceptions import MlflowException
 from grpo_mlflow.errors import one_line
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.tracking.borders import STORE_ERRORS
-from grpo_mlflow.tracking.operations import Destination, Operation, Publish
+from grpo_mlflow.tracking.operation import Destination, Operation
+from grpo_mlflow.tracking.operations import Publish
 from grpo_mlflow.tracking.spool import Spool
 
 _RETRY_SECONDS = 30.0

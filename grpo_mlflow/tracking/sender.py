@@ -8,7 +8,7 @@ import threading
 import time
 
 from grpo_mlflow.runtime import interrupts
-from grpo_mlflow.tracking.operations import Operation
+from grpo_mlflow.tracking.operation import Operation
 from grpo_mlflow.tracking.outbox import Outbox
 
 _SLICE_SECONDS = 1.0  # what was sent before a kill is sent again from here

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from grpo_mlflow.runtime.files import replacing, write_whole
-from grpo_mlflow.tracking.operations import Operation, Unknown, from_list
+from grpo_mlflow.tracking.operation import Operation
+from grpo_mlflow.tracking.operations import Unknown, from_list
 
 _BLOCK = 1 << 16  # bytes that are read at once from the end
 

@@ -33,24 +33,12 @@ from grpo_mlflow.tasks import data_sets
 from grpo_mlflow.tracking import ownership
 from grpo_mlflow.tracking.commands import Commands
 from grpo_mlflow.tracking.models import Kept
-from grpo_mlflow.tracking.operations import (
-    Answer,
-    DataSet,
-    Measured,
-    Metrics,
-    Models,
-    Operation,
-    Params,
-    Publish,
-    Register,
-    Remove,
-    SharedView,
-    Status,
-    Tags,
-)
+from grpo_mlflow.tracking.operation import Operation
+from grpo_mlflow.tracking.operations import Measured, Metrics, Models, Params, Publish, Register, Remove, Status, Tags
 from grpo_mlflow.tracking.outbox import Outbox
 from grpo_mlflow.tracking.places import ENDED, run_folder
 from grpo_mlflow.tracking.sender import Sender
+from grpo_mlflow.tracking.shown import Answer, DataSet, Note, SharedView
 from grpo_mlflow.tracking.store import listed_tables, local_path
 from grpo_mlflow.tracking.upload import destination
 from grpo_mlflow.tracking.views import View
@@ -96,6 +84,10 @@ class MlflowTracker:
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._do(Tags({key: _sendable(value) for key, value in values.items()}))
+
+    def note(self, text: str) -> None:
+        """Describe the run, in Markdown, unless somebody has written a description of their own."""
+        self._do(Note(_sendable(text)))
 
     def data(self, used: data_sets.DataSet) -> None:
         """Log a data set that the run uses."""

@@ -13,7 +13,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from grpo_mlflow.errors import StoreAway, UserError, one_line
 from grpo_mlflow.tracking import ownership
 from grpo_mlflow.tracking.borders import STORE_ERRORS
-from grpo_mlflow.tracking.operations import Destination, Publish
+from grpo_mlflow.tracking.operation import Destination
+from grpo_mlflow.tracking.operations import Publish
 from grpo_mlflow.tracking.outbox import SPOOL, Outbox
 from grpo_mlflow.tracking.places import run_folder
 from grpo_mlflow.tracking.store import connect, find_run, local_path, upload_folder

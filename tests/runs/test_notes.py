@@ -9,10 +9,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from grpo_mlflow import runs
+from grpo_mlflow import runs, tracking
 from grpo_mlflow.cli import commands
 from grpo_mlflow.errors import Pruned, UserError
-from grpo_mlflow.runs import notes
 from grpo_mlflow.runtime import interrupts
 from tests.support.small_runs import newest, small
 from tests.support.small_studies import search, study_config
@@ -22,7 +21,7 @@ COMMAND = re.compile(r"`(?:\S+/)?(grpo \w+ [^`]+)`")
 
 
 def note(store: str, run_id: str) -> str:
-    text: str = mlflow.MlflowClient(store).get_run(run_id).data.tags[notes.TAG]
+    text: str = mlflow.MlflowClient(store).get_run(run_id).data.tags[tracking.NOTE]
     return text
 
 
@@ -85,6 +84,41 @@ def test_a_run_that_ends_early_says_why_and_how_to_go_on(
     assert links_of(said[0], store) == {"the study": "warmup"}
 
 
+def test_a_description_of_somebodys_own_stays(store: str) -> None:
+    client = mlflow.MlflowClient(store)
+
+    def describe(progress: object, evaluation: object) -> None:
+        if getattr(progress, "iteration", 0) == 4:
+            client.set_tag(newest(store), tracking.NOTE, "what I think of it")
+
+    runs.warmup(small(store))
+    nested = runs.Nested(newest(store), "trial 3", {})
+    finished = runs.train(small(store), trial=runs.Trial(nested, lambda run_id: None, describe))
+    assert note(store, finished.run_id) == "what I think of it"
+
+
+def test_an_evaluation_names_the_run_of_its_model(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = runs.train(small(store, "train.lr=3e-3", "train.iterations=2"))
+    client = mlflow.MlflowClient(store)
+    commands.main(["evaluate", "--model", trained.run_id, "--checkpoint", "last", f"tracking.uri={store}"])
+    run = client.get_run(newest(store))
+    name = client.get_run(trained.run_id).info.run_name
+    assert name.startswith("arithmetic tiny lr=3e-3 ")
+    assert run.info.run_name == f"eval of {name}@iter_002"
+    assert run.data.tags["grpo.evaluated_model"] == f"runs:/{trained.run_id}/checkpoints/iter_002"
+    text = run.data.tags[tracking.NOTE]
+    assert links_of(text, store) == {f"run {trained.run_id}": "train"}
+    summary = re.search(r"^(pass@1 .*?)  [0-9.]+s$", capsys.readouterr().out, re.MULTILINE)
+    assert summary is not None
+    assert text.startswith(f"**{summary[1]}** on arithmetic, 5 problems x 4.")
+    (words,) = commands_of(text)
+    commands.main(words)
+    assert client.get_run(newest(store)).data.metrics["eval/pass_at_1"] == run.data.metrics["eval/pass_at_1"]
+
+
 def test_a_study_says_who_won_and_links_to_it(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,9 +134,9 @@ def test_a_study_says_who_won_and_links_to_it(
     assert text.splitlines()[0] == first
     assert links_of(text, store) == {f"trial {winner.trial.number}": "train"}
     assert "viewStateShareKey=grpo-study-my-study" in text
-    assert [words[0] for words in commands_of(text)] == ["train", "evaluate"]
+    assert [words[0] for words in commands_of(text)] == ["train", "evaluate", "optimize", "report"]
     for each in commands_of(text):
-        commands.main([*each, f"tracking.uri={store}"])
+        commands.main(each)
 
 
 def newest_study(store: str) -> str:

@@ -19,7 +19,8 @@ from grpo_mlflow import runs, tracking
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.tracking import outbox, sender, store
-from grpo_mlflow.tracking.operations import Operation, Status, Tags, Unknown
+from grpo_mlflow.tracking.operation import Operation
+from grpo_mlflow.tracking.operations import Status, Tags, Unknown
 from grpo_mlflow.tracking.spool import Spool
 from tests.support.artifacts import Artifacts, serving
 from tests.support.small_runs import small
