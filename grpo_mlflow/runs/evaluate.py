@@ -15,7 +15,7 @@ from grpo_mlflow.runs import naming, notes, published
 from grpo_mlflow.runs.generators import open_generators
 from grpo_mlflow.runs.models import load_measured
 from grpo_mlflow.runs.session import Gathered, Nested, gathered
-from grpo_mlflow.tasks import contents, data_sets
+from grpo_mlflow.tasks import contents
 from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import evaluation, outlook
 
@@ -64,7 +64,7 @@ def _measure(
         seconds = time.perf_counter() - start
     evaluation.track(tracker, result, 0, seconds, config.tracking.samples)
     if (owner := published.owner(source)) is not None:
-        tracker.measured(*owner, evaluation.named(result.metrics()), data_sets.evaluated(config, "evaluate"))
+        tracker.measured(*owner, evaluation.named(result.metrics()))
     tracker.note(notes.measured(result, config, str(source), tracker, owner))
     console.say(
         f"{source} on {config.data.task}, at most {evaluation.evaluation_sampling(config).max_new_tokens} tokens"
