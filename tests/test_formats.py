@@ -19,12 +19,13 @@ import yaml
 from mlflow import db
 
 from grpo_mlflow import tasks
-from grpo_mlflow.cli import evaluate, merge, optimize, train
+from grpo_mlflow.cli import evaluate, merge, optimize, report, train
 from grpo_mlflow.config import flatten, resolve
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.tasks import contents
 from tests.support import stored
 from tests.support.fake_server import FakeServer
+from tests.support.pages import Parsed
 from tests.support.small_runs import SMALL
 
 STORE = "tracking.uri=sqlite:///mlflow.db"
@@ -205,6 +206,31 @@ def test_a_study_goes_on(stores: Stores) -> None:
     rows = list(csv.DictReader((stores.files("study") / "study/trials.csv").read_text().splitlines()))
     assert [row["run_id"] for row in rows[:3]] == [stores.id_of(f"trial-{n}") for n in range(3)]
     assert stores.runs().keys() - stores.figures["runs"].keys() == {"trial-3"}
+
+
+@pytest.mark.parametrize("name", ["trained", "adapter", "trial-0"])
+def test_a_run_that_left_no_report_gets_one(stores: Stores, name: str) -> None:
+    report.main(["--run", stores.id_of(name), STORE])
+    page = Parsed((stores.files(name) / "report.html").read_text())
+    for label, key in (("pass@1", "eval/pass_at_1"), ("pass@4", "eval/pass_at_4")):
+        mark = page.mark("share solved", label)
+        assert list(zip(mark["x"], mark["y"], strict=True)) == stores.curve(name, key)
+    mark = page.mark("reward", "total")
+    assert list(zip(mark["x"], mark["y"], strict=True)) == stores.curve(name, "train/reward_mean")
+    assert page.data["samples"] != []
+    assert "cannot be said" not in page.said
+
+
+def test_a_study_gets_a_report_of_today(stores: Stores) -> None:
+    report.main(["--run", stores.id_of("study"), STORE])
+    page = Parsed((stores.files("study") / "study/report.html").read_text())
+    study = optuna.load_study(study_name="grpo", storage=f"sqlite:///{stores.folder}/optuna.db")
+    ended = {"finished": "COMPLETE", "pruned": "PRUNED"}
+    for label, state in ended.items():
+        trials = [trial for trial in study.trials if trial.state.name == state]
+        assert page.mark("pass@1", label)["x"] == [trial.number for trial in trials]
+        assert page.mark("pass@1", label)["y"] == [trial.value for trial in trials]
+    assert "3 trials: 2 finished, 1 pruned, 0 failed" in page.said
 
 
 @pytest.mark.parametrize("name", ["trained", "adapter", "ahead", "study"])

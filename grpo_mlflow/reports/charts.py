@@ -58,11 +58,10 @@ class Mark:
     of: Sequence[int] = ()
     dash: Sequence[float] = ()
     width: float = 2.0
-    alpha: float = 1.0
     shape: Literal["dot", "cross", "diamond"] = "dot"
 
     def content(self) -> dict[str, Any]:
-        style = {"kind": self.kind, "label": self.label, "color": self.color, "width": self.width, "alpha": self.alpha}
+        style = {"kind": self.kind, "label": self.label, "color": self.color, "width": self.width}
         found: dict[str, Any] = {**style, "x": list(self.x), "y": list(self.y), "shape": self.shape}
         for name in ("low", "high", "of", "dash"):
             if values := getattr(self, name):

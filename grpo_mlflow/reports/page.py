@@ -62,7 +62,7 @@ class Page:
         self._parts.append(f'<p class="note">{escaped(text)}</p>')
 
     def charts(self, charts: Sequence[Chart], small: bool = False) -> None:
-        """Add charts beside each other, as many as there is room for."""
+        """Add charts in a grid with as many columns as there is room for."""
         self._parts.append(f'<div class="charts{" small" if small else ""}">')
         for chart in charts:
             self._parts.append(
@@ -111,10 +111,6 @@ class Page:
             for what, command in commands.items()
         )
         self._parts.append(f'<div class="commands">{items}</div>')
-
-    def text(self, text: str) -> None:
-        """Add lines as they stand."""
-        self._parts.append(f"<pre>{escaped(text)}</pre>")
 
     def compared_samples(self) -> None:
         """Add the page's samples, of which one problem is chosen to be shown."""

@@ -9,12 +9,12 @@ from typing import Any, Literal
 from grpo_mlflow.algorithm.statistics import Estimate
 
 Table = Mapping[str, Any]  # `columns` and `data`, as a run stores the completions of an evaluation
-Figures = Mapping[str, Any]  # of one iteration or evaluation, by name, `iteration` among them; None where undefined
+Figures = Mapping[str, Any]  # of one iteration or evaluation, by name, `iteration` among them; None if undefined
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a run knows of its evaluations beside their figures: pass@1 of each problem, and which was the best.
+    """What a run knows of its evaluations besides their figures: pass@1 of each problem, and which was the best.
 
     `replicates` are the completions of each problem.
     """
@@ -31,7 +31,7 @@ class RunRecord:
     """What the page of a run is made of.
 
     Args:
-        iteration: iterations that are whole, of `planned`.
+        iteration: completed iterations, of `planned`.
         state: how the run stands, in words.
         evaluations, iterations: figures under the names of the metrics files, in order.
         tables: the table of completions of evaluations, by iteration.

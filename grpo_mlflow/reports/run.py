@@ -81,7 +81,7 @@ def _remarks(record: RunRecord) -> list[str]:
 
 
 def _scores(record: RunRecord) -> tuple[Estimate | float, Estimate | float]:
-    """Return pass@1 at the first and at the last evaluation, with intervals where they are known."""
+    """Return pass@1 at the first and at the last evaluation, with intervals if they are known."""
     if (standing := record.standing) is not None and standing.first:
         first, last = (rate_interval(rates, standing.replicates) for rates in (standing.first, standing.last))
         return first, last
@@ -91,7 +91,7 @@ def _scores(record: RunRecord) -> tuple[Estimate | float, Estimate | float]:
 def _score(figures: Figures) -> Estimate | float:
     if "pass@1" in figures:
         return Estimate(figures["pass@1"], figures["pass@1_low"], figures["pass@1_high"])
-    return float(figures["success_rate_all"])  # the same mean, where pass@1 was not asked for
+    return float(figures["success_rate_all"])  # the same mean, if pass@1 was not asked for
 
 
 def _best(record: RunRecord) -> tuple[int, float]:

@@ -78,7 +78,7 @@ def _chart(
 ) -> Chart | None:
     """Return a chart of the curves (name in the files: label) that have values, None without any.
 
-    An axis that is given by its label alone is a log one where that shows more, and else begins at 0.
+    An axis that is given by its label alone is logarithmic if that shows more; otherwise it begins at 0.
     """
     x = [each["iteration"] for each in figures]
     known = {label: [each.get(name) for each in figures] for name, label in curves.items()}

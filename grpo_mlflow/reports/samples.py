@@ -1,4 +1,4 @@
-"""The same problems' completions at different evaluations, beside each other."""
+"""The same problems' completions at different evaluations, to compare them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def compared(tables: Mapping[int, Table]) -> list[dict[str, Any]]:
 
 
 def _spread(found: Sequence[tuple[int, dict[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:
-    """Return as many as a page shows, so that each turn has a share where there are too many of one."""
+    """Return as many as a page shows, with a share for each turn if there are too many of one."""
     if len(found) <= _MOST_PROBLEMS:
         return list(found)
     share = _MOST_PROBLEMS // len(_TURNS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from grpo_mlflow.reports.charts import BLACK, BLUE, GREEN, ORANGE, Axis, Chart, Lines, Mark
-from grpo_mlflow.reports.records import Confirmed, Setting, TrialRecord
+from grpo_mlflow.reports.records import Confirmed, Setting, TrialRecord, Value
 
 _GREY = "#7a838d"
 Trials = Sequence[TrialRecord]
@@ -41,15 +41,21 @@ def of_settings(trials: Trials, settings: Sequence[Setting], k: int) -> list[Cha
         if not some:
             continue
         if setting.scale == "words":
-            words = sorted({str(trial.settings[setting.key]) for _, trial in some})
-            places: list[float] = [words.index(str(trial.settings[setting.key])) for _, trial in some]
-            axis = Axis(setting.key, categories=words)
+            values = sorted({trial.settings[setting.key] for _, trial in some}, key=_order)
+            places: list[float] = [values.index(trial.settings[setting.key]) for _, trial in some]
+            axis = Axis(setting.key, categories=[str(value) for value in values])
         else:
             places = [float(trial.settings[setting.key] or 0.0) for _, trial in some]
             axis = Axis(setting.key, log=setting.scale == "log", whole=setting.whole)
         marks = _points([trial for _, trial in some], places, [i for i, _ in some])
         found.append(Chart("", axis, Axis(f"pass@{k}"), marks, hover="point"))  # the axis has the name
     return found
+
+
+def _order(value: Value) -> tuple[bool, float, str]:
+    """Return what sorts numbers by value, and before all else."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return (not number, float(value) if isinstance(value, (int, float)) else 0.0, str(value))
 
 
 def costs(trials: Trials, k: int) -> list[Chart]:

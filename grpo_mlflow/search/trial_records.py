@@ -52,15 +52,12 @@ def settings_of(trials: Sequence[FrozenTrial]) -> list[Setting]:
 
 
 def _setting(trials: Sequence[FrozenTrial], key: str) -> Setting:
-    """Tell the scale by all that a setting may be: not by what some trials happen to have of it."""
+    """Return a setting with the scale that its distribution has; choices, numbers too, are words in their order."""
     distribution = next((t.distributions[key] for t in trials if key in t.distributions), None)
     if isinstance(distribution, (FloatDistribution, IntDistribution)):
         whole = isinstance(distribution, IntDistribution)
         return Setting(key, "log" if distribution.log else "linear", whole)
-    values = getattr(distribution, "choices", ())
-    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-    whole = numbers and all(isinstance(value, int) for value in values)
-    return Setting(key, "linear" if numbers else "words", whole)
+    return Setting(key, "words")
 
 
 def importances(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Mapping[str, float]:

@@ -10,7 +10,7 @@ from grpo_mlflow import redaction
 from grpo_mlflow.algorithm.statistics import Estimate, paired_difference
 from grpo_mlflow.reports import run, samples, study
 from grpo_mlflow.reports.charts import fits_log, thinned
-from grpo_mlflow.reports.records import Confirmed, Standing, TrialRecord
+from grpo_mlflow.reports.records import Confirmed, Setting, Standing, TrialRecord
 from grpo_mlflow.reports.texts import MOST, embedded, escaped, plain
 from tests.support.pages import Parsed
 from tests.support.run_records import evaluation, run_record, study_record, table
@@ -181,6 +181,15 @@ def test_points_of_a_study_stand_where_their_trials_are() -> None:
     assert [(m["x"], m["y"]) for m in words["marks"]] == [([0, 1, 1], [0.1, 0.3, 0.2]), ([2], [0.2])]
     assert (lr["x"]["log"], lr["marks"][0]["x"]) == (True, [1.0, 0.01, 0.0001])
     assert [found["names"][i].split("\n")[0] for i in lr["marks"][1]["of"]] == ["trial 3, pruned"]
+
+
+def test_choices_that_are_numbers_stand_in_their_order() -> None:
+    values = [0.001, 0.0001, None, 0.01, 0.0001]
+    trials = [TrialRecord(i, False, 0.5, {"train.lr": value}) for i, value in enumerate(values)]
+    found = Parsed(study.page(study_record(trials=trials, settings=[Setting("train.lr", "words")]))).data
+    chart = found["charts"][1]
+    assert chart["x"]["categories"] == ["0.0001", "0.001", "0.01", "None"]
+    assert chart["marks"][0]["x"] == [1, 0, 3, 2, 0]
 
 
 def test_what_nothing_cheaper_beats() -> None:
