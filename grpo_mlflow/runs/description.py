@@ -22,9 +22,8 @@ def describe(tracker: Tracker, resolved: Resolved, kind: str, resumed: bool) -> 
     tracker.text("config/resolved.yaml", dump(described))
     if (digests := data_sets.digests(resolved.config)) is not None:
         tracker.tags({data_sets.TAG: digests})
-    for table in data_sets.tables(resolved.config):
-        for each in table.data_sets:
-            tracker.data(each.name, each.digest, each.source, each.context, each.rows)
+    for used in data_sets.used(resolved.config, kind):
+        tracker.data(used)
     if resumed:
         flat = redaction.without(flatten(described.model_dump()))
         changed = [f"{key}={flat[key]}" for key in _overridden(resolved)]

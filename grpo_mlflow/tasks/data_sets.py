@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_mlflow import tasks
 from grpo_mlflow.config import Config
-from grpo_mlflow.tasks import gsm8k, table
+from grpo_mlflow.tasks import contents, gsm8k, table
+from grpo_mlflow.tasks.settings import task_settings
 from grpo_mlflow.tasks.tables import places, splits
 from grpo_mlflow.types import Split
 
 TAG = "grpo.rows"
 """The tag of a run that tells its rows from others."""
-_CONTEXTS: dict[Split, str] = {"train": "training", "eval": "evaluation"}
+EVALUATION = "evaluation"
+_CONTEXTS: dict[Split, str] = {"train": "training", "eval": EVALUATION}
+_OF_ROWS, _GENERATED = ("gsm8k", "rows"), "generated"
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """The rows of one split of a task of rows: `context` is training or evaluation."""
+    """Problems as MLflow shows them: `context` is training or evaluation, `profile` has `num_rows` and other counts.
+
+    `digest` is of their content, or of what decides that where they are too many to look at.
+    """
 
     name: str
     digest: str
-    source: str
     context: str
-    rows: int
+    source_type: str
+    source: Mapping[str, Any]
+    profile: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +82,73 @@ def changed(config: Config, tags: Mapping[str, str]) -> bool:
     return known is not None and known != digests(config)
 
 
+def used(config: Config, kind: str) -> tuple[DataSet, ...]:
+    """Return the data sets of a run of this kind: an evaluation trains on none, and training need not evaluate.
+
+    Raises:
+        ConfigError: as `tables`.
+        UserError: as `tables`.
+    """
+    contexts = [
+        context
+        for context, needed in (("training", kind != "evaluate"), (EVALUATION, _measures(config, kind)))
+        if needed
+    ]
+    found = [*_posed(config), *(each for table in tables(config) for each in table.data_sets)]
+    if config.data.source != "live":
+        found = [_recorded(config), *(each for each in found if each.context == EVALUATION)]
+    return tuple(each for each in found if each.context in contexts)
+
+
+def evaluated(config: Config, kind: str) -> DataSet | None:
+    """Return the first data set that a run is evaluated on; None without one."""
+    return next((each for each in used(config, kind) if each.context == EVALUATION), None)
+
+
+def _measures(config: Config, kind: str) -> bool:
+    return config.eval.enabled or kind == "evaluate"
+
+
+def _posed(config: Config) -> Iterator[DataSet]:
+    """Yield the problems that a task makes by itself, or draws from several tasks; none of one that reads rows."""
+    data, evaluation = config.data, config.eval
+    if data.task in _OF_ROWS:
+        return
+    decides = task_settings(config)
+    source = {"task": data.task, **decides}
+    train = {"num_rows": data.num_train_seeds, "seed_start": data.train_seed_start}
+    yield DataSet(f"{data.task} train", _short([decides, train]), "training", _GENERATED, source, train)
+    problems, _ = contents.evaluation_problems(tasks.of(config), config)
+    held_out = {"num_rows": len(problems), "seed_start": evaluation.id_seed_start, "num_seeds": evaluation.num_ids}
+    digest = _short([contents.content(problem) for problem in problems])
+    yield DataSet(f"{data.task} eval", digest, EVALUATION, _GENERATED, source, held_out)
+
+
+def _recorded(config: Config) -> DataSet:
+    """Return the rollouts that another run has kept, which this one trains on instead of its own."""
+    data = config.data
+    run_id = data.source.removeprefix("runs:/")
+    groups = {"problems_per_iteration": data.problems_per_iteration, "rollouts_per_problem": data.rollouts_per_problem}
+    profile = {"num_rows": config.train.iterations * config.rollouts_per_iteration, **groups}
+    source = {"uri": f"runs:/{run_id}/rollouts", "run_id": run_id}
+    return DataSet(f"rollouts of {run_id[:8]}", run_id, "training", "run", source, profile)
+
+
+def _short(content: object) -> str:
+    """Return a digest as short as MLflow's own."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True, default=repr).encode(), digest_size=4).hexdigest()
+
+
 def _table(name: str, found: splits.Splits[Any], path: str, eval_path: str) -> Table:
     sources: dict[Split, str] = {"train": path, "eval": eval_path}
     sets = (
-        DataSet(_named(sources[split]), found.digests[split], _address(sources[split]), context, len(found.rows[split]))
+        DataSet(
+            name=_named(sources[split]),
+            digest=found.digests[split],
+            context=context,
+            **_place(sources[split]),
+            profile={"num_rows": len(found.rows[split])},
+        )
         for split, context in _CONTEXTS.items()
     )
     where = path if path == eval_path else f"{path} and {eval_path}"
@@ -87,6 +160,9 @@ def _named(path: str) -> str:
     return path if place is None else place.absolute().name
 
 
-def _address(path: str) -> str:
-    place = places.local(path)
-    return f"https://huggingface.co/datasets/{path.partition(':')[0]}" if place is None else str(place.absolute())
+def _place(path: str) -> dict[str, Any]:
+    """Return the type of a source and the source, as MLflow has them."""
+    if (place := places.local(path)) is not None:
+        return {"source_type": "local", "source": {"uri": str(place.absolute())}}
+    name, _, config = path.partition(":")
+    return {"source_type": "hugging_face", "source": {"path": name, **({"config_name": config} if config else {})}}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from grpo_mlflow.tasks.data_sets import DataSet
+from grpo_mlflow.tracking.models import Kept
 
 
 class Tracker(Protocol):
@@ -29,8 +32,8 @@ class Tracker(Protocol):
 
     def tags(self, values: Mapping[str, str]) -> None: ...
 
-    def data(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
-        """Log a data set that the run uses, for `training` or `evaluation`."""
+    def data(self, used: DataSet) -> None:
+        """Log a data set that the run uses."""
         ...
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -65,6 +68,14 @@ class Tracker(Protocol):
         """Make an artifact of a run the newest version of a registered model, and let the alias name it."""
         ...
 
+    def models(self, run_id: str, kept: Sequence[Kept]) -> None:
+        """Make checkpoints of a run models of MLflow: all that the run keeps, since others may go."""
+        ...
+
+    def measured(self, run_id: str, checkpoint: str, metrics: Mapping[str, float], data: DataSet | None) -> None:
+        """Let metrics of this run stand with the model of another run's checkpoint, if it is one."""
+        ...
+
     def finish(self, status: str) -> None:
         """Set the final status: FINISHED, FAILED or KILLED."""
         ...
@@ -84,7 +95,7 @@ class NullTracker:
     def tags(self, values: Mapping[str, str]) -> None:
         pass
 
-    def data(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
+    def data(self, used: DataSet) -> None:
         pass
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -109,6 +120,12 @@ class NullTracker:
         pass
 
     def register(self, name: str, alias: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> None:
+        pass
+
+    def models(self, run_id: str, kept: Sequence[Kept]) -> None:
+        pass
+
+    def measured(self, run_id: str, checkpoint: str, metrics: Mapping[str, float], data: DataSet | None) -> None:
         pass
 
     def finish(self, status: str) -> None:

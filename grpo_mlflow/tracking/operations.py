@@ -15,9 +15,12 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+from grpo_mlflow.tracking import models
 from grpo_mlflow.tracking.places import ENDED
 from grpo_mlflow.tracking.registry import register
 from grpo_mlflow.tracking.store import transfer
+
+_PROMPTS = json.dumps({"mlflow_colspec": [{"name": "prompt", "type": "string", "required": True}]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ class Tags(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Data(Operation):
-    """A data set that the run uses, for `training` or `evaluation`; one of the same name and digest is the same."""
+    """A data set as version 0.1 wrote it; one of the same name and digest is the same."""
 
     word = "data"
     name: str
@@ -103,6 +106,25 @@ class Data(Operation):
         kind, key = ("http", "url") if self.source.startswith("https://") else ("local", "uri")  # as MLflow has them
         source, profile = json.dumps({key: self.source}), json.dumps({"num_rows": self.rows})
         found = Dataset(self.name, self.digest, kind, source, profile=profile)
+        to.client.log_inputs(to.run_id, [DatasetInput(found, [InputTag(MLFLOW_DATASET_CONTEXT, self.context)])])
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet(Operation):
+    """A data set that the run uses, with all that MLflow shows of it."""
+
+    word = "dataset"
+    name: str
+    digest: str
+    context: str
+    source_type: str
+    source: Mapping[str, Any]
+    profile: Mapping[str, Any]
+
+    def send(self, to: Destination) -> None:
+        found = Dataset(
+            self.name, self.digest, self.source_type, json.dumps(self.source), _PROMPTS, json.dumps(self.profile)
+        )
         to.client.log_inputs(to.run_id, [DatasetInput(found, [InputTag(MLFLOW_DATASET_CONTEXT, self.context)])])
 
 
@@ -164,6 +186,32 @@ class Register(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class Models(Operation):
+    """Checkpoints of a run, this one or another, that are to be models: fields of `models.Kept`, by name."""
+
+    word = "models"
+    run_id: str
+    kept: Sequence[Mapping[str, Any]]
+
+    def send(self, to: Destination) -> None:
+        models.keep(to.client, self.run_id, [models.Kept(**each) for each in self.kept])
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(Operation):
+    """What the run has measured of a checkpoint of another run, on a data set (name and digest)."""
+
+    word = "measured"
+    run_id: str
+    checkpoint: str
+    metrics: Mapping[str, float]
+    data: Sequence[str] | None
+
+    def send(self, to: Destination) -> None:
+        models.measured(to.client, to.run_id, (self.run_id, self.checkpoint), self.metrics, self.data)
+
+
+@dataclass(frozen=True, slots=True)
 class Status(Operation):
     """The status that the run ends with: FINISHED, FAILED or KILLED."""
 
@@ -193,7 +241,8 @@ class Unknown(Operation):
 
 
 _KINDS: Mapping[str, type[Operation]] = {
-    kind.word: kind for kind in (Params, Tags, Data, Metrics, Publish, Remove, Register, Status)
+    kind.word: kind
+    for kind in (Params, Tags, Data, DataSet, Metrics, Publish, Remove, Register, Models, Measured, Status)
 }
 
 

@@ -19,7 +19,10 @@ from grpo_mlflow.tracking.spool import Spool
 _RETRY_SECONDS = 30.0
 TRANSFER_SECONDS, SHORT_SECONDS = 600.0, 60.0  # for a file or folder, and for anything else
 SPOOL = "spool.jsonl"
-_NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+_NEVER = (
+    *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"),
+    "ENDPOINT_NOT_FOUND",  # of a server that is too old for it
+)
 log = logging.getLogger(__name__)
 
 

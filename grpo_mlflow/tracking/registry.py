@@ -10,6 +10,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from grpo_mlflow.errors import UserError, one_line
+from grpo_mlflow.tracking import models
 from grpo_mlflow.tracking.borders import STORE_ERRORS
 
 STUDY_TAG = "grpo.study_run"  # of a registered version: the parent run of its study
@@ -84,6 +85,7 @@ def register(
         client.create_registered_model(name)
     known = [v for v in client.search_model_versions(f"name = '{name}'") if v.source == source]
     version = known[0] if known else client.create_model_version(name, source, run_id)
+    models.note_version(client, run_id, artifact.rpartition("/")[2], name, version.version)
     for key, value in tags.items():
         if key == "description":
             client.update_model_version(name, version.version, value)

@@ -12,8 +12,9 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, replace
 from typing import Any
 
 import mlflow
@@ -26,10 +27,14 @@ from grpo_mlflow import redaction
 from grpo_mlflow.errors import redact
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.files import write_whole
+from grpo_mlflow.tasks import data_sets
 from grpo_mlflow.tracking import ownership
+from grpo_mlflow.tracking.models import Kept
 from grpo_mlflow.tracking.operations import (
-    Data,
+    DataSet,
+    Measured,
     Metrics,
+    Models,
     Operation,
     Params,
     Publish,
@@ -85,9 +90,10 @@ class MlflowTracker:
     def tags(self, values: Mapping[str, str]) -> None:
         self._do(Tags({key: _sendable(value) for key, value in values.items()}))
 
-    def data(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
-        """Log a data set that the run uses, for `training` or `evaluation`."""
-        self._do(Data(_sendable(name), digest, _sendable(source), context, rows))
+    def data(self, used: data_sets.DataSet) -> None:
+        """Log a data set that the run uses."""
+        shown = [json.loads(_sendable(json.dumps(redaction.without(each)))) for each in (used.source, used.profile)]
+        self._do(DataSet(_sendable(used.name), used.digest, used.context, used.source_type, *shown))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log all values at one step, unless a run before its resume logged the same.
@@ -100,8 +106,7 @@ class MlflowTracker:
         new = {name: value for name, value in values.items() if (name, value) not in logged}
         if not new:
             return
-        allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in new.items()}
-        self._points.append((allowed, step, int(time.time() * 1000)))
+        self._points.append((_named(new), step, int(time.time() * 1000)))
         if time.monotonic() >= self._flush_at or self._outbox.is_away:  # then a kill loses the less, and nothing waits
             self._send_points()
 
@@ -151,7 +156,21 @@ class MlflowTracker:
 
     def register(self, name: str, alias: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> None:
         """Make an artifact of a run the newest version of a registered model, and let the alias name it."""
-        self._do(Register(name, alias, run_id, artifact, redaction.without(dict(tags))))
+        self._do(Register(name, alias, run_id, artifact, _hidden(tags)))
+
+    def models(self, run_id: str, kept: Sequence[Kept]) -> None:
+        """Make checkpoints of a run models of MLflow: all that the run keeps, since others may go."""
+        hidden = [
+            replace(each, metrics=_named(each.metrics), params=_hidden(each.params), tags=_hidden(each.tags))
+            for each in kept
+        ]
+        self._do(Models(run_id, [asdict(each) for each in hidden]))
+
+    def measured(
+        self, run_id: str, checkpoint: str, metrics: Mapping[str, float], data: data_sets.DataSet | None
+    ) -> None:
+        """Let metrics of this run stand with the model of another run's checkpoint, if it is one."""
+        self._do(Measured(run_id, checkpoint, _named(metrics), [data.name, data.digest] if data else None))
 
     def settle(self, seconds: float | None = None) -> None:
         """Wait until the store has all that was written, but not while it is away (`Sender.settle`)."""
@@ -209,6 +228,15 @@ class MlflowTracker:
             self._sender.send(Metrics(self._points))
             self._points = []
         self._flush_at = time.monotonic() + _FLUSH_SECONDS
+
+
+def _hidden(values: Mapping[str, str]) -> dict[str, str]:
+    return {key: _sendable(value) for key, value in redaction.without(values).items()}
+
+
+def _named(values: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics by names that MLflow takes."""
+    return {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
 
 
 def _sendable(text: str) -> str:

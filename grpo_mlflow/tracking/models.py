@@ -1,0 +1,174 @@
+"""Checkpoints as MLflow's logged models: their page, with the figures of their evaluations, and what loads them.
+
+A logged model has a folder of its own, and nothing else may be its place. In a local store its files are links to those
+of the checkpoint: the weights are stored once, and last when the checkpoint is deleted. Elsewhere a second upload would
+be a second copy, so the model stays without files and its tag `grpo.artifact` says where they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import LoggedModel, LoggedModelInput, LoggedModelOutput, LoggedModelStatus, Metric, Run
+from mlflow.exceptions import MlflowException
+
+from grpo_mlflow.errors import one_line
+from grpo_mlflow.tracking.borders import STORE_ERRORS
+from grpo_mlflow.tracking.store import local_path
+
+CHECKPOINT, _ARTIFACT = "grpo.checkpoint", "grpo.artifact"
+_VERSIONS = "mlflow.modelVersions"  # from which the page of a model says how it is registered
+_NOT_ITS_OWN = ("trainer", "manifest.json")  # what training goes on with: it is larger than the weights
+_ONE_OF_MLFLOWS = "MLmodel"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A checkpoint of a run that is to be a model: `checkpoint` is its name, as `iter_012`.
+
+    `metrics` are those of its evaluation at `step` on the data set `data` (name and digest; None: not evaluated).
+    """
+
+    checkpoint: str
+    name: str
+    step: int
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    data: Sequence[str] | None
+
+
+def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None:
+    """Make checkpoints of a run models, once each, and hide those of its models whose checkpoints are gone."""
+    run = client.get_run(run_id)
+    known = _of_run(client, run)
+    there = _names(client, run_id, "checkpoints")
+    for each in kept:
+        place = f"checkpoints/{each.checkpoint}"
+        if each.checkpoint not in there or _ONE_OF_MLFLOWS not in _names(
+            client, run_id, place
+        ):  # deleted since, or written by an earlier version
+            continue
+        tags = {**each.tags, CHECKPOINT: each.checkpoint, _ARTIFACT: f"runs:/{run_id}/{place}"}
+        model = known.get(each.checkpoint) or client.create_logged_model(
+            run.info.experiment_id, each.name, run_id, tags, dict(each.params)
+        )
+        _finish(client, run, model, place)
+        client.set_logged_model_tags(model.model_id, tags)
+        _log(client, run, model, each.metrics, each.step, each.data)
+        if model.model_id not in {output.model_id for output in _outputs(run)}:  # a second time is refused
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, each.step)])
+    for checkpoint, model in known.items():
+        if checkpoint not in there and _VERSIONS not in model.tags:
+            client.delete_logged_model(model.model_id)
+
+
+def measured(
+    client: mlflow.MlflowClient,
+    run_id: str,
+    checkpoint: tuple[str, str],
+    metrics: Mapping[str, float],
+    data: Sequence[str] | None,
+) -> None:
+    """Let what run `run_id` has measured stand with the model of a checkpoint (its run and name), if there is one."""
+    owner, name = checkpoint
+    model = find(client, owner, name)
+    if model is not None:
+        client.log_inputs(run_id, models=[LoggedModelInput(model.model_id)])
+        _log(client, client.get_run(run_id), model, metrics, 0, data)
+
+
+def find(client: mlflow.MlflowClient, run_id: str, checkpoint: str) -> LoggedModel | None:
+    """Return the model of a checkpoint of a run; None without one."""
+    return _of_run(client, client.get_run(run_id)).get(checkpoint)
+
+
+def note_version(client: mlflow.MlflowClient, run_id: str, checkpoint: str, name: str, version: str) -> None:
+    """Let the page of a checkpoint's model name a version that it is registered as."""
+    model = find(client, run_id, checkpoint)
+    if model is None:
+        return
+    versions = json.loads(model.tags.get(_VERSIONS, "[]"))
+    this = {"name": name, "version": int(version)}
+    if this not in versions:
+        client.set_logged_model_tags(model.model_id, {_VERSIONS: json.dumps([*versions, this])})
+
+
+def _names(client: mlflow.MlflowClient, run_id: str, folder: str) -> set[str]:
+    """Return what an artifact folder holds.
+
+    Raises:
+        Exception: the store is away. The client of an object store has errors of its own for that.
+    """
+    try:
+        return {Path(entry.path).name for entry in client.list_artifacts(run_id, folder)}
+    except STORE_ERRORS:
+        raise
+    except Exception as error:
+        raise MlflowException(one_line(error)) from error
+
+
+def _of_run(client: mlflow.MlflowClient, run: Run) -> dict[str, LoggedModel]:
+    """Return the models of a run by the names of their checkpoints."""
+    found: dict[str, LoggedModel] = {}
+    token = None
+    while True:
+        page = client.search_logged_models(
+            [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'", page_token=token
+        )
+        found |= {model.tags[CHECKPOINT]: model for model in page if CHECKPOINT in model.tags}
+        if not (token := page.token):
+            return found
+
+
+def _finish(client: mlflow.MlflowClient, run: Run, model: LoggedModel, place: str) -> None:
+    if model.status == LoggedModelStatus.READY:
+        return
+    source, target = local_path(run.info.artifact_uri), local_path(model.artifact_location)
+    if source is not None and target is not None:
+        _link(source / place, target, model.model_id)
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _link(source: Path, target: Path, model_id: str) -> None:
+    """Link the files of a checkpoint into the folder of its model; leave that empty where this is not possible."""
+    try:
+        for file in sorted(source.rglob("*")):
+            inner = file.relative_to(source)
+            if inner.parts[0] in _NOT_ITS_OWN or file.is_dir() or (target / inner).exists():
+                continue
+            (target / inner).parent.mkdir(parents=True, exist_ok=True)
+            if file.name == _ONE_OF_MLFLOWS:
+                (target / inner).write_text(file.read_text().replace("model_id: null", f"model_id: {model_id}", 1))
+            else:
+                os.link(file, target / inner)
+    except OSError:  # deleted meanwhile, or on a file system without links
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def _log(
+    client: mlflow.MlflowClient,
+    run: Run,
+    model: LoggedModel,
+    metrics: Mapping[str, float],
+    step: int,
+    data: Sequence[str] | None,
+) -> None:
+    """Log metrics of a model that its run has, too: at the same time of the same step they are no second points."""
+    if not metrics:
+        return
+    run_id, (name, digest) = run.info.run_id, data or (None, None)
+    known = client.get_metric_history(run_id, next(iter(metrics)))
+    at = next((point.timestamp for point in known if point.step == step), run.info.start_time)
+    points = [Metric(key, value, at, step, model.model_id, name, digest, run_id) for key, value in metrics.items()]
+    client.log_batch(run_id, metrics=points)
+
+
+def _outputs(run: Run) -> list[LoggedModelOutput]:
+    return list(run.outputs.model_outputs) if run.outputs else []
