@@ -9,7 +9,7 @@ train: $(VENV)/.installed  ## the main job: the embedded model learns addition, 
 	$(RUN) mlflow run . -e train --env-manager=local --experiment-name grpo $(ARGS)
 
 smoke: $(VENV)/.installed  ## two tiny iterations and an evaluation, no server
-	$(RUN) python -m entrypoints.smoke
+	$(RUN) grpo smoke
 
 PYTEST := OMP_NUM_THREADS=1 $(RUN) python -m pytest -n 2 --dist worksteal
 test: $(VENV)/.installed-test  ## the quick tests, two at a time, each on one thread
@@ -44,10 +44,10 @@ torture: $(VENV)/.installed  ## kill runs and studies at every point, and compar
 	OMP_NUM_THREADS=1 $(RUN) python -m benchmarks.torture $(ARGS)
 
 server: $(VENV)/.installed .venv-vllm/.installed  ## a vLLM server on this CPU at port 30000, for the embedded model
-	$(RUN) python -m entrypoints.server generation.server.device=cpu $(ARGS)
+	$(RUN) grpo server generation.server.device=cpu $(ARGS)
 
 doctor: $(VENV)/.installed  ## checks everything that a run needs
-	$(RUN) python -m entrypoints.doctor $(ARGS)
+	$(RUN) grpo doctor $(ARGS)
 
 ui: $(VENV)/.installed  ## compare runs in the browser
 	$(RUN) mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1

@@ -80,7 +80,7 @@ def first_iteration(folder: Path) -> dict[str, float]:
     store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
 
     def begin(*words: str) -> tuple[float, str]:
-        command = [sys.executable, "-u", "-m", "entrypoints.train", store, *words]
+        command = [sys.executable, "-u", "-m", "grpo_mlflow", "train", store, *words]
         began, reached, run = time.perf_counter(), 0.0, ""
         with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None

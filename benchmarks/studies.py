@@ -29,7 +29,7 @@ def run(folder: Path, words: list[str]) -> dict[str, Any]:
     began = time.perf_counter()
     with (folder / "log.txt").open("w") as log:
         subprocess.run(
-            [sys.executable, "-m", "entrypoints.optimize", *words],
+            [sys.executable, "-m", "grpo_mlflow", "optimize", *words],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(_ROOT)},
             stdout=log,

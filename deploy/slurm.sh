@@ -22,4 +22,4 @@ srun --kill-on-bad-exit=1 bash -c 'exec .venv/bin/accelerate launch \
     --config_file deploy/accelerate/ddp.yaml \
     --num_machines "$SLURM_NNODES" --num_processes $((SLURM_NNODES * 8)) --machine_rank "$SLURM_NODEID" \
     --main_process_ip "$0" --main_process_port "$1" \
-    -m entrypoints.train "${@:2}"' "$MAIN" "$PORT" "$@"
+    -m grpo_mlflow train "${@:2}"' "$MAIN" "$PORT" "$@"

@@ -1,1 +1,1 @@
-"""Thin modules that MLproject and launchers start; the commands are in `grpo_mlflow.cli`."""
+"""Thin modules that MLproject starts; the commands are in `grpo_mlflow.cli`."""

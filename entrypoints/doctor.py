@@ -1,4 +1,4 @@
-"""Check what a run needs: `python -m entrypoints.doctor`. The command is `grpo_mlflow.cli.doctor`."""
+"""Check what a run needs: `mlflow run . -e doctor`. The command is `grpo doctor`."""
 
 from grpo_mlflow.cli.doctor import main
 

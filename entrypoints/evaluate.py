@@ -1,4 +1,4 @@
-"""Measure a model: `python -m entrypoints.evaluate`. The command is `grpo_mlflow.cli.evaluate`."""
+"""Measure a model: `mlflow run . -e evaluate`. The command is `grpo evaluate`."""
 
 from grpo_mlflow.cli.evaluate import main
 

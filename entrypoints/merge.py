@@ -1,4 +1,4 @@
-"""Write an adapter and its base as one model: `python -m entrypoints.merge`. The command is `grpo_mlflow.cli.merge`."""
+"""Write an adapter and its base as one model: `mlflow run . -e merge`. The command is `grpo merge`."""
 
 from grpo_mlflow.cli.merge import main
 

@@ -1,4 +1,4 @@
-"""Search settings: `python -m entrypoints.optimize`. The command is `grpo_mlflow.cli.optimize`."""
+"""Search settings: `mlflow run . -e optimize`. The command is `grpo optimize`."""
 
 from grpo_mlflow.cli.optimize import main
 

@@ -1,4 +1,4 @@
-"""Train a model: `python -m entrypoints.train`. The command is `grpo_mlflow.cli.train`."""
+"""Train a model: `mlflow run . -e train`. The command is `grpo train`."""
 
 from grpo_mlflow.cli.train import main
 

@@ -1,4 +1,4 @@
-"""Send what MLflow has missed: `python -m entrypoints.upload`. The command is `grpo_mlflow.cli.upload`."""
+"""Send what MLflow has missed: `mlflow run . -e upload`. The command is `grpo upload`."""
 
 from grpo_mlflow.cli.upload import main
 

@@ -1,4 +1,4 @@
-"""Make the embedded model: `python -m entrypoints.warmup`. The command is `grpo_mlflow.cli.warmup`."""
+"""Make the embedded model: `mlflow run . -e warmup`. The command is `grpo warmup`."""
 
 from grpo_mlflow.cli.warmup import main
 

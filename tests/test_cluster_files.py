@@ -20,10 +20,10 @@ def test_accelerate_reads_its_config() -> None:
     config = load_config_from_file(str(DDP))  # refuses keys that it does not know
     assert config.distributed_type == DistributedType.MULTI_GPU
     assert (config.num_processes, config.mixed_precision) == (8, "no")
-    words = ["--config_file", str(DDP), "--num_processes", "4", "-m", "entrypoints.train", "train.lr=1e-5"]
+    words = ["--config_file", str(DDP), "--num_processes", "4", "-m", "grpo_mlflow", "train", "train.lr=1e-5"]
     parsed = launch_command_parser().parse_args(words)
-    assert (parsed.module, parsed.training_script, parsed.num_processes) == (True, "entrypoints.train", 4)
-    assert parsed.training_script_args == ["train.lr=1e-5"]
+    assert (parsed.module, parsed.training_script, parsed.num_processes) == (True, "grpo_mlflow", 4)
+    assert parsed.training_script_args == ["train", "train.lr=1e-5"]
 
 
 def test_every_config_is_tested() -> None:
@@ -39,7 +39,7 @@ def test_kubernetes_jobs_start_training(name: str) -> None:
     container = pod["containers"][0]
     command = " ".join([*container["command"], *container["args"]])
     assert "accelerate launch --config_file deploy/accelerate/ddp.yaml" in command
-    assert "-m entrypoints.train" in command
+    assert "-m grpo_mlflow train" in command
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     if name == "indexed-job":
         service = next(document for document in documents if document["kind"] == "Service")
@@ -53,4 +53,4 @@ def test_the_slurm_script_is_bash() -> None:
     subprocess.run(["bash", "-n", str(ROOT / "deploy/slurm.sh")], check=True)
     text = (ROOT / "deploy/slurm.sh").read_text()
     assert "accelerate launch" in text
-    assert "-m entrypoints.train" in text
+    assert "-m grpo_mlflow train" in text

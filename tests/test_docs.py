@@ -26,6 +26,7 @@ from typing import Any
 import mlflow
 import pytest
 
+from grpo_mlflow.cli import commands
 from grpo_mlflow.config import presets, resolve, yaml12
 from grpo_mlflow.config.keys import KEYS, SECTIONS
 from grpo_mlflow.search import space_file
@@ -105,14 +106,14 @@ def standins(config: dict[str, Any], world: World) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
 
 
-def call(module: str, words: Sequence[str]) -> str:
-    """Run an entry point in this process and return what it prints.
+def call(name: str, words: Sequence[str]) -> str:
+    """Run a command in this process and return what it prints.
 
     Raises:
         AssertionError: it does not end well.
     """
     printed, code = io.StringIO(), None
-    main: Callable[[Sequence[str]], None] = importlib.import_module(module).main
+    main: Callable[[Sequence[str]], None] = importlib.import_module(f"grpo_mlflow.cli.{name}").main
     try:
         with contextlib.redirect_stdout(printed):
             main(words)
@@ -122,34 +123,34 @@ def call(module: str, words: Sequence[str]) -> str:
     return printed.getvalue()
 
 
-def printed_config(module: str, words: Sequence[str]) -> dict[str, Any]:
+def printed_config(name: str, words: Sequence[str]) -> dict[str, Any]:
     """Return the config of a command as it stands."""
-    config: dict[str, Any] = yaml12.load(call(module, [*words, "--print-config"]), shlex.join([module, *words]))
+    config: dict[str, Any] = yaml12.load(call(name, [*words, "--print-config"]), shlex.join([name, *words]))
     return config
 
 
 def run_ours(words: Sequence[str], world: World) -> None:
-    """Run `python -m entrypoints.NAME ...`: its config as written, then the whole on the stand-in, once."""
-    module, given = words[2], world.named(words[3:])
-    assert importlib.util.find_spec(module), f"there is no {module}"
-    if module == "entrypoints.smoke":  # it has no --print-config
-        call(module, [*given, *(f"{key}={value}" for key, value in (MODEL | SIZES).items())])
+    """Run the command `words`: its config as written, then the whole on the stand-in, once."""
+    command, given = words[0], world.named(words[1:])
+    assert command in commands.COMMANDS, f"there is no {command}"
+    if command == "smoke":  # it has no --print-config
+        call(command, [*given, *(f"{key}={value}" for key, value in (MODEL | SIZES).items())])
         return
-    if module == "entrypoints.merge":  # nor this one; the output must be new
+    if command == "merge":  # nor this one; the output must be new
         given[given.index("--model") + 1] = world.adapter
         given[given.index("--output") + 1] = str(world.folder / f"merged-{len(list(world.folder.glob('merged-*')))}")
-        call(module, given)
+        call(command, given)
         return
     if "--print-command" in given:
-        assert "-m vllm." in call(module, given)
+        assert "-m vllm." in call(command, given)
         return
-    if module == "entrypoints.upload":
+    if command == "upload":
         (world.folder / "outputs").mkdir(exist_ok=True)
-    config = printed_config(module, given)
-    if module == "entrypoints.server" or "--print-config" in given:
+    config = printed_config(command, given)
+    if command == "server" or "--print-config" in given:
         return  # the one stays until it is stopped, the other has done all that it does
     small = standins(config, world)
-    if module == "entrypoints.optimize":
+    if command == "optimize":
         for name in (*OPTIONS, "study_name", "storage"):
             while (option := f"--{name}") in given:
                 place = given.index(option)
@@ -160,26 +161,28 @@ def run_ours(words: Sequence[str], world: World) -> None:
         if config["search"]["sampler"] == "grid":
             space.require_grid(as_written)
             given += ["--sampler", "random"]  # a grid runs all its combinations, whatever n_trials says
-    if module == "entrypoints.evaluate" and "--model" in given:
+    if command == "evaluate" and "--model" in given:
         place = given.index("--model") + 1
         if given[place] and not given[place].startswith(("models:", world.run_id)):
             given[place] = world.model  # a hub id
             small = [word for word in small if not word.startswith("model.t")]
     words = [*given, *small]
-    same = f"{module} {given if module == 'entrypoints.evaluate' else ''} {printed_config(module, words)}"
+    same = f"{command} {given if command == 'evaluate' else ''} {printed_config(command, words)}"
     if same not in world.done:
         world.done.add(same)
-        name = f"docs-{len(world.done)}"
-        study = [f"search.study_name={name}", f"search.storage=sqlite:///{name}.db"]
-        call(module, [*words, *(study if module == "entrypoints.optimize" else ())])
+        study_name = f"docs-{len(world.done)}"
+        study = [f"search.study_name={study_name}", f"search.storage=sqlite:///{study_name}.db"]
+        call(command, [*words, *(study if command == "optimize" else ())])
 
 
-def run_module(command: Command, world: World) -> None:
-    run_ours(command.words, world)
+def run_grpo(command: Command, world: World) -> None:
+    run_ours(command.words[1:], world)
 
 
 def run_mlflow(command: Command, world: World) -> None:
-    run_ours(through_mlproject(command.words), world)
+    module, *words = through_mlproject(command.words)[2:]
+    assert importlib.util.find_spec(module), f"there is no {module}"
+    run_ours([module.removeprefix("entrypoints."), *words], world)
 
 
 def run_make(command: Command, world: World) -> None:
@@ -192,16 +195,16 @@ def run_make(command: Command, world: World) -> None:
         inner = parse(re.sub(r'^PATH="[^"]*" ', "", line), str(command))
         if inner.words[:2] == ("mlflow", "run"):
             run_mlflow(inner, world)
-        elif inner.words[:2] == ("python", "-m") and inner.words[2].startswith("entrypoints."):
-            run_ours(inner.words, world)
+        elif inner.words[0] == "grpo":
+            run_grpo(inner, world)
 
 
 def check_ours_inside(command: Command, world: World) -> None:
     """Check the config of the command of ours that a launcher would start, and that the files it names exist."""
     words = list(command.words)
-    for place, word in enumerate(words):
-        if word == "-m" and words[place + 1].startswith("entrypoints."):
-            assert printed_config(words[place + 1], world.named(words[place + 2 :]))
+    for place in range(len(words)):
+        if words[place : place + 2] == ["-m", "grpo_mlflow"]:
+            assert printed_config(words[place + 2], world.named(words[place + 3 :]))
             words = words[:place]
             break
     for word in words:
@@ -227,7 +230,7 @@ def no_check(command: Command, world: World) -> None: ...
 
 
 RUN: dict[str, Callable[[Command, World], None]] = {
-    r"(\S+/)?python3? -m entrypoints\.\w+": run_module,
+    r"(\S+/)?grpo \w+": run_grpo,
     r"mlflow run \.": run_mlflow,
     r"make [a-z0-9./-]+": run_make,
 }
@@ -298,11 +301,11 @@ def world(empty_stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Ite
         function = next(t for t in (ROOT / "docs/own_data.md").read_text().split("\n\n") if "def accuracy" in t)
         (folder / "my_rewards.py").write_text("".join(f"{line[4:]}\n" for line in function.splitlines()))
         small = [f"{key}={value}" for key, value in (MODEL | SIZES | STUDY).items()]
-        call("entrypoints.train", small)
-        call("entrypoints.optimize", [*small, "search.finalists=1", "--n_trials", "1"])
+        call("train", small)
+        call("optimize", [*small, "search.finalists=1", "--n_trials", "1"])
         client = mlflow.MlflowClient(store)
         experiment = client.get_experiment_by_name("grpo").experiment_id
-        call("entrypoints.train", [*small, "model.lora.rank=1"])
+        call("train", [*small, "model.lora.rank=1"])
         run, *_, adapted = client.search_runs([experiment], "tags.`grpo.kind` = 'train'", order_by=["start_time"])
         model = Path(run.info.artifact_uri.removeprefix("file://")) / "checkpoints/iter_001"
         plain = shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns("trainer"))
@@ -396,7 +399,7 @@ def test_a_server_is_started_by_the_command_that_is_printed(command: Command, mo
     if "--enable-lora" in command.words:
         words += [f"model.lora.rank={given['--max-lora-rank']}", "generation.sync=lora"]
     monkeypatch.chdir(ROOT)
-    printed = parse(call("entrypoints.server", ["--print-command", "--config", preset, *words]), "printed")
+    printed = parse(call("server", ["--print-command", "--config", preset, *words]), "printed")
     assert (printed.variables, printed.words) == (command.variables, command.words)
 
 
@@ -429,7 +432,7 @@ def test_every_setting_that_is_named_exists(page: Path) -> None:
 def test_what_is_read_out_of_a_page() -> None:
     page = """# A page
 
-    python -m entrypoints.train train.lr=1e-4 \\
+    grpo train train.lr=1e-4 \\
         eval.ks='[1,2]'   # why
     make smoke
 
@@ -452,7 +455,7 @@ make = 1
 """
     found = commands_of(page, "p.md")
     assert [command.words for command in found] == [
-        ("python", "-m", "entrypoints.train", "train.lr=1e-4", "eval.ks=[1,2]"),
+        ("grpo", "train", "train.lr=1e-4", "eval.ks=[1,2]"),
         ("make", "smoke"),
         ("frobnicate", "--all"),
         ("mlflow", "run", ".", "-e", "doctor", "-P", "config=qwen"),

@@ -198,7 +198,7 @@ class Cases:
             if status == "RUNNING" and not waiting.get(run_id):
                 record.wrong.append(f"ended with {record.codes[-1]}: {name} is left RUNNING")
         left = any(run_id in waiting for run_id, _, _ in runs)
-        if left and "entrypoints.upload" not in (folder / "1.log").read_text():
+        if left and "grpo upload" not in (folder / "1.log").read_text():
             record.wrong.append(f"ended with {record.codes[-1]} without a word on what sends the rest")
         return {run_id for run_id, _, _ in runs}
 

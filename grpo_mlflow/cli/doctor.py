@@ -1,4 +1,4 @@
-"""Check everything a run needs: `mlflow run . -e doctor`, or `python -m entrypoints.doctor generation.base_url=...`."""
+"""Check everything a run needs: `mlflow run . -e doctor`, or `grpo doctor generation.base_url=...`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_mlflow.cli.command import importing, run, show, with_task
+from grpo_mlflow.cli.command import importing, show, with_task
 from grpo_mlflow.config import parse_arguments, resolve
 from grpo_mlflow.errors import ConfigError
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = parse_arguments(argv, "doctor", "Check what a run needs, with a remedy for what fails.")
+    arguments = parse_arguments(argv, "grpo doctor", "Check what a run needs, with a remedy for what fails.")
     try:
         resolved = resolve(arguments.config, arguments.overrides)
         resolved.require_trainable()
@@ -36,7 +36,3 @@ def main(argv: Sequence[str]) -> None:
             print(check, flush=True)
     print("the first failure above is the one to mend" if doctor.exit_code else "all is well", flush=True)
     sys.exit(doctor.exit_code)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,10 +1,10 @@
-"""Evaluate: `mlflow run . -e evaluate -P model=RUN_ID`, or `python -m entrypoints.evaluate --model FOLDER`."""
+"""Evaluate: `mlflow run . -e evaluate -P model=RUN_ID`, or `grpo evaluate --model FOLDER`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grpo_mlflow.cli.command import importing, run, show, with_task
+from grpo_mlflow.cli.command import importing, show, with_task
 from grpo_mlflow.config import parse_arguments, resolve
 
 OPTIONS = {
@@ -14,7 +14,7 @@ OPTIONS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = parse_arguments(argv, "evaluate", "Measure a model on held-out problems.", OPTIONS)
+    arguments = parse_arguments(argv, "grpo evaluate", "Measure a model on held-out problems.", OPTIONS)
     if arguments.options["model"]:
         with importing():
             from grpo_mlflow.runs import stored
@@ -30,7 +30,3 @@ def main(argv: Sequence[str]) -> None:
         from grpo_mlflow import runs
 
     runs.evaluate(resolved, source)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grpo_mlflow.cli.command import importing, run
+from grpo_mlflow.cli.command import importing
 from grpo_mlflow.config import parse_arguments
 from grpo_mlflow.errors import ConfigError
 
@@ -16,7 +16,7 @@ OPTIONS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = parse_arguments(argv, "merge", "Write an adapter and its base as one plain model.", OPTIONS)
+    arguments = parse_arguments(argv, "grpo merge", "Write an adapter and its base as one plain model.", OPTIONS)
     missing = [name for name in ("model", "output") if not arguments.options[name]]
     if missing:
         raise ConfigError(f"{missing[0]} = '': expected --{missing[0]}; {OPTIONS[missing[0]][1]}")
@@ -29,7 +29,3 @@ def main(argv: Sequence[str]) -> None:
     resolved, source = stored.resolve_evaluation(arguments, model, checkpoint)
     config = resolved.config
     print(f"model: {loading.merge(source, output, config.model, preflight.require_any, serving.of(config))}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,11 +1,11 @@
-"""Search settings: `mlflow run . -e optimize`, or `python -m entrypoints.optimize --n_trials 20`."""
+"""Search settings: `mlflow run . -e optimize`, or `grpo optimize --n_trials 20`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from grpo_mlflow.cli.command import importing, require_all, require_loss, run, show, with_task
+from grpo_mlflow.cli.command import importing, require_all, require_loss, show, with_task
 from grpo_mlflow.config import Resolved, parse_arguments, resolve
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def checked(argv: Sequence[str]) -> tuple[Resolved, Space] | None:
         UserError: a setting is wrong, or the space is.
     """
     options = {name: ("", text) for name, text in OPTIONS.items()}
-    arguments = parse_arguments(argv, "optimize", "Search settings with Optuna; each trial is an MLflow run.", options)
+    arguments = parse_arguments(
+        argv, "grpo optimize", "Search settings with Optuna; each trial is an MLflow run.", options
+    )
     given = [f"search.{name}={value}" for name, value in arguments.options.items() if value]
     resolved = resolve(arguments.config, [*arguments.overrides, *given])
     if arguments.print_config:
@@ -60,7 +62,3 @@ def main(argv: Sequence[str]) -> None:
         from grpo_mlflow.search.optimize import optimize
 
     optimize(resolved, found, storage, argv)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,4 +1,4 @@
-"""Start an inference server for a model and keep it until Ctrl-C: `make server`, or `python -m entrypoints.server`.
+"""Start an inference server for a model and keep it until Ctrl-C: `make server`, or `grpo server`.
 
 With `--print-command` it starts nothing: it prints the command that starts one, for a run with the same settings.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_mlflow.cli.command import importing, run, show
+from grpo_mlflow.cli.command import importing, show
 from grpo_mlflow.config import Resolved, layers, parse_arguments, resolve
 from grpo_mlflow.errors import redact
 
@@ -21,7 +21,7 @@ DEFAULTS = {"generation.backend": "vllm_server", "generation.server.manage": "tr
 def main(argv: Sequence[str]) -> None:
     words = "Serve model.train_id as generation.server says, with vLLM where generation.backend does not say otherwise."
     flags = {"print-command": "show the command that starts such a server by hand, and stop"}
-    arguments = parse_arguments(argv, "server", words, flags=flags)
+    arguments = parse_arguments(argv, "grpo server", words, flags=flags)
     prints = "print-command" in arguments.flags
     given = layers.read(arguments.config) if arguments.config else {}
     kept = {key for key in DEFAULTS if given.get(key, ("local",))[0] not in ("local", False)}
@@ -48,7 +48,3 @@ def main(argv: Sequence[str]) -> None:
 
 def _chosen(resolved: Resolved, key: str) -> bool:
     return resolved.origins[key].startswith(("override", "file"))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_mlflow.cli.command import importing, require_loss, run, with_task
+from grpo_mlflow.cli.command import importing, require_loss, with_task
 from grpo_mlflow.config import parse_arguments, resolve
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = parse_arguments(argv, "smoke", "Check that everything is connected; nothing is kept.")
+    arguments = parse_arguments(argv, "grpo smoke", "Check that everything is connected; nothing is kept.")
     with tempfile.TemporaryDirectory() as folder:
         store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
         resolved = resolve(arguments.config or "smoke", [*arguments.overrides, store])
@@ -25,7 +25,3 @@ def main(argv: Sequence[str]) -> None:
         for kind in ("train", "eval"):
             last: Path = max(metrics.glob(f"{kind}_iter_*.json"))
             print(f"{kind.capitalize()} metrics: {json.loads(last.read_text())}")
-
-
-if __name__ == "__main__":
-    run(main)

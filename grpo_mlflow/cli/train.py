@@ -1,11 +1,11 @@
-"""Train: `mlflow run . -e train`, or `python -m entrypoints.train train.lr=1e-5`."""
+"""Train: `mlflow run . -e train`, or `grpo train train.lr=1e-5`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from grpo_mlflow.cli.command import importing, require_all, require_loss, run, show, with_task
+from grpo_mlflow.cli.command import importing, require_all, require_loss, show, with_task
 from grpo_mlflow.config import Resolved, parse_arguments, resolve
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def checked(argv: Sequence[str]) -> tuple[Resolved, Stored | None] | None:
     Raises:
         UserError: a setting is wrong, or there is no such run.
     """
-    arguments = parse_arguments(argv, "train", "Train a model with GRPO; resume=RUN_ID continues a run.")
+    arguments = parse_arguments(argv, "grpo train", "Train a model with GRPO; resume=RUN_ID continues a run.")
     # torch and MLflow are imported only once the settings are known to be right
     if resume := arguments.resumes():
         with importing():
@@ -40,7 +40,3 @@ def main(argv: Sequence[str]) -> None:
         from grpo_mlflow import runs
 
     runs.train(*found)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,11 +1,11 @@
-"""Send what was kept while MLflow was away: `mlflow run . -e upload`, or `python -m entrypoints.upload`."""
+"""Send what was kept while MLflow was away: `mlflow run . -e upload`, or `grpo upload`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_mlflow.cli.command import importing, run, show
+from grpo_mlflow.cli.command import importing, show
 from grpo_mlflow.config import parse_arguments, resolve
 from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.runtime import interrupts
@@ -14,7 +14,7 @@ OPTIONS = {"folder": ("outputs", "folder with the files of runs; all below it is
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = parse_arguments(argv, "upload", "Send what runs have kept while MLflow was away.", OPTIONS)
+    arguments = parse_arguments(argv, "grpo upload", "Send what runs have kept while MLflow was away.", OPTIONS)
     resolved, folder = resolve(arguments.config, arguments.overrides), Path(arguments.options["folder"]).expanduser()
     if arguments.print_config:
         show(resolved)
@@ -32,7 +32,3 @@ def main(argv: Sequence[str]) -> None:
     if left:
         raise UserError(f"{left} runs still wait for MLflow; the same command goes on")
     print("nothing waits for MLflow")
-
-
-if __name__ == "__main__":
-    run(main)

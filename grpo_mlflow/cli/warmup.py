@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grpo_mlflow.cli.command import importing, run, show, with_task
+from grpo_mlflow.cli.command import importing, show, with_task
 from grpo_mlflow.config import parse_arguments, resolve
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = parse_arguments(argv, "warmup", "Make the embedded model of a task and cache it.")
+    arguments = parse_arguments(argv, "grpo warmup", "Make the embedded model of a task and cache it.")
     resolved = resolve(arguments.config, arguments.overrides)
     if arguments.print_config:
         show(resolved)
@@ -19,7 +19,3 @@ def main(argv: Sequence[str]) -> None:
         from grpo_mlflow import runs
 
     runs.warmup(resolved)
-
-
-if __name__ == "__main__":
-    run(main)

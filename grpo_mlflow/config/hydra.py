@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from grpo_mlflow.config.keys import KEYS, LISTS, MAPPINGS, TEXT
 from grpo_mlflow.errors import ConfigError
+from grpo_mlflow.program import program
 
 SWEEP = ("-m", "--multirun")
 _OPTIONS = {
@@ -54,8 +55,9 @@ def _several(item: str, asked: bool) -> str:
 
 
 def _refuse(config: str, varied: dict[str, str], fixed: Sequence[str]) -> NoReturn:
-    words: list[Any] = ["python", "-m", "entrypoints.optimize", *(["--config", config] if config else [])]
+    words: list[str] = ["optimize", *(["--config", config] if config else [])]
     words += ["--sampler", "grid", "--space", " ".join(varied.values()), *fixed]
     raise ConfigError(
-        f"{', '.join(varied)}: one run takes one value of each setting; to try all combinations: {shlex.join(words)}"
+        f"{', '.join(varied)}: one run takes one value of each setting; to try all combinations: "
+        f"{program()} {shlex.join(words)}"
     )

@@ -6,7 +6,6 @@ last bits, and adapters that were trained on them would no longer fit.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from grpo_mlflow.errors import ModelError
 from grpo_mlflow.model import folder, reading
-from grpo_mlflow.runtime.files import write_whole
+from grpo_mlflow.runtime.files import lock, write_whole
 
 _NAME = "checksums.json"
 log = logging.getLogger(__name__)
@@ -88,6 +87,6 @@ def _alone(path: Path) -> Iterator[None]:
     """Let one process at a time into the block, of those that ask for the same folder."""
     with ExitStack() as held:
         with suppress(OSError):  # a cache that only others may write to, or a file system without locks
-            lock = held.enter_context((path.parent / f".{path.name}.lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            file = held.enter_context((path.parent / f".{path.name}.lock").open("w"))
+            lock(file.fileno(), waits=True)
         yield

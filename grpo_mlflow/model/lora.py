@@ -28,6 +28,7 @@ from grpo_mlflow import seeding
 from grpo_mlflow.config import LoraConfig
 from grpo_mlflow.errors import ConfigError, ModelError, one_line
 from grpo_mlflow.model import folder, lora_settings, reading
+from grpo_mlflow.program import program
 
 _NAME, _PREFIX, _MARK = "default", "base_model.model.", ".lora_"  # peft's own words, of adapter, file and layers
 _FILE = "adapter_model.safetensors"
@@ -65,7 +66,7 @@ def base_of(source: str | Path) -> str | None:
     if (Path(base) / "adapter_config.json").is_file():
         raise ModelError(
             f"model {str(source)!r} is a LoRA adapter of {base!r}, which is an adapter, too; allowed: that one merged "
-            "(python -m entrypoints.merge)"
+            f"({program()} merge)"
         )
     return base
 

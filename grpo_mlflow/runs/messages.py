@@ -10,6 +10,7 @@ from grpo_mlflow.algorithm import statistics
 from grpo_mlflow.config import Config, checks, remedies
 from grpo_mlflow.generation.local import ways
 from grpo_mlflow.model import policy, tiny
+from grpo_mlflow.program import program
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training.checkpoint import CheckpointStore
@@ -114,7 +115,7 @@ def how_to_go_around(config: Config, kind: str, tracker: Tracker, error: errors.
     if config.train.kl_coef > 0 and config.model.ref_id is None:  # the reference stays what it was
         words.append(f"model.ref_id={config.model.train_id}")
     words += ["resume=null"] if config.resume else []
-    command = f"python -m entrypoints.train {shlex.join(['--config', f'{path}/trainer/config.yaml', *words])}"
+    command = f"{program()} train {shlex.join(['--config', f'{path}/trainer/config.yaml', *words])}"
     lines = [
         f"\ntraining failed; {path.name} is whole. Resumed, the run would meet this prompt again. Go on in a new run"
     ]
@@ -125,7 +126,7 @@ def how_to_go_around(config: Config, kind: str, tracker: Tracker, error: errors.
 
 
 def _resume_command(config: Config, tracker: Tracker) -> str:
-    return f"python -m entrypoints.train resume={tracker.run_id}{_store(config)}"
+    return f"{program()} train resume={tracker.run_id}{_store(config)}"
 
 
 def _store(config: Config) -> str:

@@ -4,7 +4,7 @@ removed by the next one.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import shutil
 import tempfile
@@ -14,6 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _NEW = 60.0  # seconds that a folder may take to be locked
 
@@ -61,6 +66,17 @@ def remove_parts(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def lock(number: int, *, waits: bool) -> None:
+    """Lock an open file or folder until it is closed or the process ends, for processes that do the same.
+
+    Raises:
+        OSError: somebody else has it and we do not wait, or there are no locks here.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, "this system has no such locks")
+    fcntl.flock(number, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def scratch(prefix: str, parent: Path) -> Iterator[Path]:
     """Make a folder inside `parent` to make something in; remove it in the end, unless it was renamed.
@@ -74,7 +90,7 @@ def scratch(prefix: str, parent: Path) -> Iterator[Path]:
     number = os.open(made, os.O_RDONLY)
     try:
         with suppress(OSError):
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(number, waits=False)
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -87,7 +103,7 @@ def _remove_deserted(path: Path) -> None:
             return
         number = os.open(path, os.O_RDONLY)
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(number, waits=False)
             shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(number)

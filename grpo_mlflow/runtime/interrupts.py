@@ -67,8 +67,9 @@ def handled() -> Iterator[None]:
         yield
         return
     numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
+    hangup = getattr(signal, "SIGHUP", None)  # which Windows lacks
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        numbers.append(hangup)
     before = {number: signal.signal(number, _handle) for number in numbers}
     try:
         yield

@@ -22,7 +22,7 @@ class Workers:
     """
 
     def __init__(self, count: int, command: Sequence[str]) -> None:
-        self._words = [sys.executable, "-m", "grpo_mlflow.cli.optimize", *command]
+        self._words = [sys.executable, "-m", "grpo_mlflow", "optimize", *command]
         self._environment = dict(os.environ)
         self._environment.pop("MLFLOW_RUN_ID", None)  # the parent's
         self._count, self._replaced = count, 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ from pydantic_core import to_jsonable_python
 
 from grpo_mlflow import redaction
 from grpo_mlflow.errors import redact
+from grpo_mlflow.program import program
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.files import write_whole
 from grpo_mlflow.tasks import data_sets
@@ -202,8 +204,8 @@ class MlflowTracker:
                 self._holding = None
         if self._outbox.waits():
             log.warning(
-                "MLflow lacks what is kept in %s; `python -m entrypoints.upload --folder %s tracking.uri=%s` sends it",
-                *(self._outbox.path, self.run_dir, redact(self.url)),
+                "MLflow lacks what is kept in %s; `%s upload --folder %s tracking.uri=%s` sends it",
+                *(self._outbox.path, program(), shlex.quote(str(self.run_dir)), shlex.quote(redact(self.url))),
             )
 
     def flush(self) -> None:

@@ -10,7 +10,6 @@ token costs two operations per weight of a matrix, the output layer only where a
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,12 +18,18 @@ from functools import cache
 from itertools import takewhile
 from typing import Any
 
+import psutil
 import torch
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.forward.prefix_tree import common_prefix
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.types import Group
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,9 @@ def peak_memory(device: torch.device) -> float:
     """Return the most memory that this process has held so far, in MB: on the device, or of the host for a CPU."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    if resource is None:
+        memory = psutil.Process().memory_info()
+        return float(getattr(memory, "peak_wset", memory.rss)) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

@@ -246,7 +246,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _train(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the real command; a line that is wrongly accepted starts a training, which the time limit ends."""
     return subprocess.run(
-        [sys.executable, "-m", "entrypoints.train", *words],
+        [sys.executable, "-m", "grpo_mlflow", "train", *words],
         capture_output=True,
         text=True,
         cwd=folder,

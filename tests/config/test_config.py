@@ -348,7 +348,9 @@ def test_scalars_are_read_as_people_write_them(text: str, value: object) -> None
     assert type(read) is type(value)
 
 
-@pytest.mark.parametrize("module", ["grpo_mlflow.config", "entrypoints.train", "entrypoints.evaluate"])
+@pytest.mark.parametrize(
+    "module", ["grpo_mlflow.config", "grpo_mlflow.cli.commands", "entrypoints.train", "entrypoints.evaluate"]
+)
 def test_reading_settings_imports_nothing_heavy(module: str) -> None:
     program = f"import sys, {module}; print(*sys.modules)"
     root = Path(__file__).resolve().parents[2]

@@ -132,5 +132,5 @@ def test_a_static_server_cannot_start_from_an_adapter(adapted: Policy, tmp_path:
     words = ("generation.backend=vllm_server", "generation.server.manage=true", "generation.sync=none")
     folder, config = tmp_path / "adapter", resolve("tiny", words).config
     generators = Generators(config, adapted, folder, folder, tmp_path / "log", print)
-    with generators, pytest.raises(UserError, match=r"is an adapter.*python -m entrypoints\.merge"):
+    with generators, pytest.raises(UserError, match=r"is an adapter.*grpo merge"):
         generators.training()

@@ -70,7 +70,7 @@ def test_training_learns_as_in_process_though_the_server_is_killed(
 
 def test_no_process_outlives_a_killed_trainer(tmp_path: Path, local: list[runs.Finished]) -> None:
     log = tmp_path / "out"
-    command = [sys.executable, "-m", "entrypoints.train", *LEARNER, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    command = [sys.executable, "-m", "grpo_mlflow", "train", *LEARNER, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     command += ["generation.backend=vllm_server", "generation.server.manage=true", "train.iterations=1000"]
     with log.open("w") as stream:
         trainer = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream)

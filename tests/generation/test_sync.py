@@ -85,7 +85,7 @@ def test_what_a_server_starts_with(policy: Policy, folder: Path, tmp_path: Path,
     adapter = tmp_path / "adapter"
     policy.save(adapter)
     if name == "none":
-        with pytest.raises(UserError, match=r"is an adapter.*python -m entrypoints\.merge"):
+        with pytest.raises(UserError, match=r"is an adapter.*grpo merge"):
             SYNCS[name].starts_with(adapter, adapter)
     else:
         assert SYNCS[name].starts_with(adapter, adapter) == lora.base_of(adapter)

@@ -187,7 +187,7 @@ def test_the_doctor_looks_at_the_reference_too(sound: Path, tmp_path: Path, caps
 def test_the_command_prints_the_line_alone(sound: Path, tmp_path: Path) -> None:
     given = broken_copy(sound, "a layer is missing", tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "entrypoints.train", *words(given, tmp_path / "mlflow.db")],
+        [sys.executable, "-m", "grpo_mlflow", "train", *words(given, tmp_path / "mlflow.db")],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

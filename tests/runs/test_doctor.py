@@ -235,7 +235,7 @@ def test_a_wrong_setting_is_a_failed_check_and_one_line(capsys: pytest.CaptureFi
 
 def test_the_command_says_so_in_its_exit_code(small_model: Path, store: str) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        arguments = [sys.executable, "-m", "entrypoints.doctor", *SMALL, f"tracking.uri={store}"]
+        arguments = [sys.executable, "-m", "grpo_mlflow", "doctor", *SMALL, f"tracking.uri={store}"]
         return subprocess.run(
             [*arguments, *words], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ), check=False
         )

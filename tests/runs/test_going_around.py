@@ -42,7 +42,7 @@ def settings(folder: Path, store: str, times: int) -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    return [shlex.split(line)[3:] for line in text.splitlines() if line.startswith("  python -m entrypoints.train ")]
+    return [shlex.split(line)[2:] for line in text.splitlines() if line.startswith("  grpo train ")]
 
 
 @pytest.mark.parametrize(("times", "ways"), [(5, ["max_new_tokens", "seeds"]), (8, ["seeds"])])

@@ -59,7 +59,7 @@ def test_upload_sends_what_runs_below_a_folder_have_kept(
     client = mlflow.MlflowClient(store)
     assert client.get_run(run.run_id).info.status == "RUNNING"
     assert "grpo.owner" not in client.get_run(run.run_id).data.tags  # another may go on with it, or send it
-    assert f"`python -m entrypoints.upload --folder {run.run_dir} tracking.uri={store}` sends it" in caplog.text
+    assert f"`grpo upload --folder {run.run_dir} tracking.uri={store}` sends it" in caplog.text
     with pytest.raises(UserError, match="1 runs still wait for MLflow; the same command goes on"):
         upload.main([f"tracking.uri={store}"])
     assert "501 Server Error" in capsys.readouterr().out

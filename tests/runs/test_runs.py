@@ -236,7 +236,7 @@ def test_evaluate_takes_a_run_a_checkpoint_and_a_folder(store: str) -> None:
 
 
 def _command(store: str, overrides: Sequence[str] = SMALL) -> list[str]:
-    return [sys.executable, "-m", "entrypoints.train", *overrides, f"tracking.uri={store}"]
+    return [sys.executable, "-m", "grpo_mlflow", "train", *overrides, f"tracking.uri={store}"]
 
 
 @pytest.mark.usefixtures("_terminal")
@@ -260,7 +260,7 @@ def test_a_run_that_is_killed_resumes_to_the_same_end(store: str, how: signal.Si
         assert (process.returncode, status) == (-9, "RUNNING")
     else:
         assert (process.returncode, status) == (128 + how, "KILLED")
-        assert how == signal.SIGHUP or f"python -m entrypoints.train resume={stopped}" in rest
+        assert how == signal.SIGHUP or f"grpo train resume={stopped}" in rest
         assert "Traceback" not in rest
     same(whole, resume(store, stopped), store)
 
@@ -279,7 +279,7 @@ def test_mlflow_run_equals_python_dash_m(store: str, tmp_path: Path) -> None:
     through = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "train", "--env-manager=local"]
     through += ["--experiment-name", "grpo", "-P", "train.lr=3e-4", "-P", f"overrides={given}"]
     subprocess.run(through, check=True, env=environment, cwd=tmp_path)
-    direct = [sys.executable, "-m", "entrypoints.train", "train.lr=3e-4", *given.split()]
+    direct = [sys.executable, "-m", "grpo_mlflow", "train", "train.lr=3e-4", *given.split()]
     subprocess.run(direct, check=True, env=environment, cwd=tmp_path)
     client = mlflow.MlflowClient(store)
     experiments = [client.get_experiment_by_name("grpo").experiment_id]

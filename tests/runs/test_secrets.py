@@ -50,7 +50,8 @@ def run(folder: Path, command: str, *words: str) -> subprocess.CompletedProcess[
     line = [
         sys.executable,
         "-m",
-        f"entrypoints.{command}",
+        "grpo_mlflow",
+        command,
         *SMALL,
         "train.iterations=2",
         "checkpoint.keep_last=9",

@@ -183,7 +183,7 @@ ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2
 def test_a_signal_to_the_launcher_stops_the_run_as_one(
     store: str, tmp_path: Path, launcher: Sequence[str], how: signal.Signals
 ) -> None:
-    command = [sys.executable, "-m", *launcher, "-m", "entrypoints.train", *words(store, *LONG, "model.device=cpu")]
+    command = [sys.executable, "-m", *launcher, "-m", "grpo_mlflow", "train", *words(store, *LONG, "model.device=cpu")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command, env=environment, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -95,7 +95,7 @@ class Commands:
         self._folder, self._store = folder, store
         self._started: list[subprocess.Popen[str]] = []
 
-    def start(self, words: Sequence[str], before: Sequence[str] = ("-m", "entrypoints.optimize")) -> int:
+    def start(self, words: Sequence[str], before: Sequence[str] = ("-m", "grpo_mlflow", "optimize")) -> int:
         """Start `optimize`; return its number, by which `output` and `end` know it."""
         output = self._folder / f"output-{len(self._started)}"
         with output.open("w") as stream:
@@ -293,7 +293,9 @@ def test_a_killed_leader_and_its_killed_worker(commands: Commands, store: str, t
     worker = wait_for(worker_with_trial)
     os.kill(worker, signal.SIGKILL)
     children = psutil.Process(pid).children
-    wait_for(lambda: any(child.pid != worker and "grpo_mlflow.cli.optimize" in child.cmdline() for child in children()))
+    wait_for(
+        lambda: any(child.pid != worker and {"grpo_mlflow", "optimize"} <= {*child.cmdline()} for child in children())
+    )
     replacement = next(child for child in children() if child.pid != worker)
     commands.kill(first)
     replacement.kill()  # it would go on by itself, and leave nothing to do

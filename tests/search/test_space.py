@@ -459,7 +459,7 @@ def test_a_mistake_ends_the_command_before_anything_starts(
 ) -> None:
     (tmp_path / "space.yaml").write_text("train.lr: {low: 1e-3, high: 1e-4}")
     done = subprocess.run(
-        [sys.executable, "-m", "entrypoints.optimize", *(word.format("space.yaml") for word in words)],
+        [sys.executable, "-m", "grpo_mlflow", "optimize", *(word.format("space.yaml") for word in words)],
         capture_output=True,
         text=True,
         cwd=tmp_path,

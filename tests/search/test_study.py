@@ -524,7 +524,7 @@ def _command(store: str, tmp_path: Path, *overrides: str) -> subprocess.Popen[st
     storage = f"search.storage=sqlite:///{tmp_path}/optuna.db"
     words = [*SMALL, *STUDY, f"tracking.uri={store}", storage, *overrides]
     return subprocess.Popen(
-        [sys.executable, "-m", "entrypoints.optimize", *words],
+        [sys.executable, "-m", "grpo_mlflow", "optimize", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -106,7 +106,7 @@ def _entry_points() -> dict[str, Any]:
 
 
 def through_mlproject(words: Sequence[str]) -> list[str]:
-    """Return the `python -m entrypoints...` that an `mlflow run` command starts, as MLflow puts it together.
+    """Return the `python -m entrypoints.NAME ...` that an `mlflow run` command starts, as MLflow puts it together.
 
     Raises:
         ValueError: a word that these tests do not know, or an entry point that the project does not have.

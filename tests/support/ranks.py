@@ -85,7 +85,7 @@ def _begin(
 
 
 def train(*words: str) -> None:
-    """What `python -m entrypoints.train WORDS` does."""
+    """What `grpo train WORDS` does."""
     from grpo_mlflow.cli.command import run
     from grpo_mlflow.cli.train import main
 
@@ -94,7 +94,7 @@ def train(*words: str) -> None:
 
 
 def evaluate(*words: str) -> None:
-    """What `python -m entrypoints.evaluate WORDS` does."""
+    """What `grpo evaluate WORDS` does."""
     from grpo_mlflow.cli.command import run
     from grpo_mlflow.cli.evaluate import main
 

@@ -75,7 +75,7 @@ def test_a_second_resume_is_refused_and_changes_nothing(store: str, tmp_path: Pa
     whole = runs.train(small(store))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "entrypoints.train", *SMALL, f"tracking.uri={store}"],
+        [sys.executable, "-m", "grpo_mlflow", "train", *SMALL, f"tracking.uri={store}"],
         stdout=subprocess.PIPE,
         text=True,
         env=environment,

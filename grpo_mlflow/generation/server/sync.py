@@ -16,6 +16,7 @@ from grpo_mlflow.generation.server.engine import Engine
 from grpo_mlflow.generation.server.weights import WeightsFolder
 from grpo_mlflow.model import lora
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.program import program
 
 StartAgain = Callable[[Path], Awaitable[None]]  # a server of our own, with another model
 
@@ -125,7 +126,7 @@ class Static:
             raise UserError(
                 f"model {str(initial)!r} is an adapter, which generation.sync = 'none' never sends to the server; "
                 "allowed: reload, lora (with model.lora.rank), restart (with generation.server.manage=true), or a "
-                "merged model (python -m entrypoints.merge)"
+                f"merged model ({program()} merge)"
             )
         return initial
 

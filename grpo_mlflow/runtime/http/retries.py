@@ -15,12 +15,13 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from grpo_mlflow.errors import ServerFailed, redact
+from grpo_mlflow.program import program
 from grpo_mlflow.runtime.http.client import Fault
 
 T = TypeVar("T")
 _FIRST, _LONGEST = 0.1, 10.0  # seconds
 _WARNING = 30.0  # seconds between two warnings
-_DOCTOR = "; `python -m entrypoints.doctor` with the same settings says what is wrong"
+_DOCTOR = f"; `{program()} doctor` with the same settings says what is wrong"
 _JITTER = random.Random()  # its own: the global generator may be somebody's
 log = logging.getLogger(__name__)
 
