@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_mlflow.config import Resolved
-from grpo_mlflow.runs import messages
+from grpo_mlflow.runs import messages, published
 from grpo_mlflow.runs.models import load
 from grpo_mlflow.runs.parts import open_parts
 from grpo_mlflow.runs.session import Nested, gathered
@@ -63,5 +63,7 @@ def train(resolved: Resolved, stored: Stored | None = None, trial: Trial | None 
                     on_evaluation=trial.on_evaluation if trial else None,
                     baseline=trial.baseline if trial else None,
                 ).run()
+                if processes.is_first and not trial:  # of a study only the winner
+                    published.publish(config, parts.store, tracker)
             console.say(messages.conclude(config, ended, tracker))
     return Finished(tracker.run_id, tracker.run_dir, ended)

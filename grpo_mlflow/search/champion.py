@@ -6,14 +6,16 @@ import re
 
 from grpo_mlflow import tracking
 from grpo_mlflow.algorithm.statistics import rate_interval
+from grpo_mlflow.config import resolve
 from grpo_mlflow.errors import UserError
+from grpo_mlflow.runs import published
 from grpo_mlflow.runs.stored import find
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.search.confirm import Finalist
 from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training.checkpoint import name_of
 
-ALIAS = "champion"
+ALIAS = tracking.CHAMPION
 
 
 def model_name(study_name: str) -> str:
@@ -49,6 +51,9 @@ def register(uri: str | None, study_name: str, winner: Finalist, objective: str,
             f"run {model.run_id}: MLflow lacks its {checkpoint}, so it cannot become the champion; allowed: the "
             f"command upload for {where}, then this one again"
         )
+    folder = tracking.run_folder(tracking.find_run(client, model.run_id))
+    own_config = resolve("", base=stored.config, origin="run").config
+    tracker.models(model.run_id, published.kept(own_config, folder, {objective: stored.checkpoint}))
     tracker.register(name, ALIAS, model.run_id, checkpoint, {**tags, tracking.STUDY_TAG: tracker.run_id})
     return model.run_id
 

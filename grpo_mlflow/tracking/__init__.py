@@ -2,10 +2,11 @@
 
 from grpo_mlflow.tracking.base import NullTracker, Tracker
 from grpo_mlflow.tracking.borders import STORE_ERRORS
+from grpo_mlflow.tracking.models import Kept
 from grpo_mlflow.tracking.opening import start
 from grpo_mlflow.tracking.ownership import require_free
 from grpo_mlflow.tracking.places import elsewhere, place, run_folder
-from grpo_mlflow.tracking.registry import STUDY_TAG, alias_of, registered, study_of_alias
+from grpo_mlflow.tracking.registry import CHAMPION, STUDY_TAG, alias_of, registered, study_of_alias
 from grpo_mlflow.tracking.store import (
     artifact,
     child,
@@ -22,8 +23,10 @@ from grpo_mlflow.tracking.store import (
 from grpo_mlflow.tracking.upload import Upload, kept_file, send_kept, send_kept_below, upload
 
 __all__ = [
+    "CHAMPION",
     "STORE_ERRORS",
     "STUDY_TAG",
+    "Kept",
     "NullTracker",
     "Tracker",
     "Upload",

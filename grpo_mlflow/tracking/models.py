@@ -22,21 +22,23 @@ from grpo_mlflow.errors import one_line
 from grpo_mlflow.tracking.borders import STORE_ERRORS
 from grpo_mlflow.tracking.store import local_path
 
-CHECKPOINT, _ARTIFACT = "grpo.checkpoint", "grpo.artifact"
+CHECKPOINT, _ARTIFACT, _WEIGHTS = "grpo.checkpoint", "grpo.artifact", "grpo.weights"
 _VERSIONS = "mlflow.modelVersions"  # from which the page of a model says how it is registered
-_NOT_ITS_OWN = ("trainer", "manifest.json")  # what training goes on with: it is larger than the weights
+# What training goes on with, larger than the weights, and what the run notes.
+_NOT_ITS_OWN = ("trainer", "manifest.json", "registered")
 _ONE_OF_MLFLOWS = "MLmodel"
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A checkpoint of a run that is to be a model: `checkpoint` is its name, as `iter_012`.
+    """A checkpoint of a run that is to be a model: `checkpoint` is its name, as `iter_012`, `weights` their digest.
 
     `metrics` are those of its evaluation at `step` on the data set `data` (name and digest; None: not evaluated).
     """
 
     checkpoint: str
     name: str
+    weights: str
     step: int
     params: Mapping[str, str]
     tags: Mapping[str, str]
@@ -55,16 +57,19 @@ def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None
             client, run_id, place
         ):  # deleted since, or written by an earlier version
             continue
-        tags = {**each.tags, CHECKPOINT: each.checkpoint, _ARTIFACT: f"runs:/{run_id}/{place}"}
-        model = known.get(each.checkpoint) or client.create_logged_model(
-            run.info.experiment_id, each.name, run_id, tags, dict(each.params)
-        )
+        own = {CHECKPOINT: each.checkpoint, _ARTIFACT: f"runs:/{run_id}/{place}", _WEIGHTS: each.weights}
+        tags, model = {**each.tags, **own}, known.get(each.checkpoint)
+        if model is not None and model.tags.get(_WEIGHTS) != each.weights:  # of a branch that the run has left
+            client.delete_logged_model(model.model_id)
+            model = None
+        if model is None:
+            model = client.create_logged_model(run.info.experiment_id, each.name, run_id, tags, dict(each.params))
         _finish(client, run, model, place)
         client.set_logged_model_tags(model.model_id, tags)
         _log(client, run, model, each.metrics, each.step, each.data)
         if model.model_id not in {output.model_id for output in _outputs(run)}:  # a second time is refused
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, each.step)])
-    for checkpoint, model in known.items():
+    for checkpoint, model in known.items():  # those of `kept` are all there
         if checkpoint not in there and _VERSIONS not in model.tags:
             client.delete_logged_model(model.model_id)
 

@@ -13,7 +13,8 @@ from grpo_mlflow.errors import UserError, one_line
 from grpo_mlflow.tracking import models
 from grpo_mlflow.tracking.borders import STORE_ERRORS
 
-STUDY_TAG = "grpo.study_run"  # of a registered version: the parent run of its study
+CHAMPION = "champion"  # the alias of the newest version: the winner of a study, or the best checkpoint of a run
+STUDY_TAG = "grpo.study_run"  # of a registered version: the parent run of its study, or the run that it is of
 log = logging.getLogger(__name__)
 
 

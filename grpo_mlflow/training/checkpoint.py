@@ -7,7 +7,8 @@ also uploaded, downloaded and copied, and what an interrupted copy leaves has th
 
     checkpoints/iter_012/{config.json, model.safetensors, tokenizer.json, ..., trainer/, manifest.json}
 
-`iter_012` is the model after 12 iterations. Kept: the newest `keep_last`, and the best by pass@1.
+`iter_012` is the model after 12 iterations. Kept: the newest `keep_last`, the best by pass@1, and
+what is registered.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from grpo_mlflow.errors import ModelError, one_line
 from grpo_mlflow.runtime.files import write_whole
 
 _NAME = re.compile(r"iter_(\d{3,})")
+_WEIGHTS = ".safetensors"
+_HELD = "registered"  # the file that says what a checkpoint is kept for
 # what reading a file raises that holds something else than what was written to it
 WRONG = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, SafetensorError)
 
@@ -70,6 +73,13 @@ def read(path: Path) -> Checkpoint:
         if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
             raise ModelError(f"checkpoint {str(path)!r}: {name} differs from its manifest")
     return Checkpoint(path, manifest["iteration"], manifest["score"])
+
+
+def digest_of_weights(path: Path) -> str:
+    """Return what two checkpoints share if their weights are equal, from the manifest."""
+    files = (_manifest(path) or {"files": {}})["files"]
+    sums = [entry["sha256"] for name, entry in sorted(files.items()) if "/" not in name and name.endswith(_WEIGHTS)]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -161,9 +171,14 @@ class CheckpointStore:
         return names
 
     def superseded(self) -> list[str]:
-        """Return the names of all but the newest and the best."""
+        """Return the names of all but the newest, the best and those that are held."""
         checkpoints, best = self.all(), self.best()
-        return [c.path.name for c in checkpoints[: -self._keep_last] if best is None or c.iteration != best.iteration]
+        older = [c for c in checkpoints[: -self._keep_last] if best is None or c.iteration != best.iteration]
+        return [c.path.name for c in older if not (c.path / _HELD).exists()]
+
+    def hold(self, name: str, by: str) -> None:
+        """Keep a checkpoint for good: `by` names it, and would lead nowhere without it."""
+        (self.root / name / _HELD).write_text(f"{by}\n")
 
     def remove(self, name: str) -> None:
         """Delete a checkpoint."""

@@ -221,11 +221,15 @@ def _of_records(head: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
     return Evaluation(tuple(outcomes), tuple(head["ks"]), tuple(reward_range))
 
 
+def named(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return figures by the names that they have in MLflow, which takes no `@`."""
+    return {f"eval/{name.replace('@', '_at_')}": value for name, value in figures.items()}
+
+
 def track(tracker: Tracker, evaluation: Evaluation, version: int, seconds: float, samples: int) -> None:
-    """Log an evaluation: metrics (`@` spelled `_at_`, which MLflow allows), its JSON file, a table of completions."""
+    """Log an evaluation: metrics, its JSON file, a table of completions."""
     figures = evaluation.metrics()
-    values = {f"eval/{name.replace('@', '_at_')}": value for name, value in figures.items()}
-    tracker.metrics({**values, "perf/seconds_evaluate": seconds}, version)
+    tracker.metrics({**named(figures), "perf/seconds_evaluate": seconds}, version)
     tracker.text(f"metrics/eval_{name_of(version)}.json", json.dumps({"iteration": version, **figures}, indent=1))
     if samples:
         tracker.table(f"samples/eval_{name_of(version)}.json", evaluation.samples(samples))

@@ -18,6 +18,9 @@ class TrackingConfig(Section, resume=True, compared=False, varies=False, secret=
     uri: str | None = setting(None, "MLflow store; null: MLFLOW_TRACKING_URI, else ./mlflow.db", secret=True)
     experiment: Annotated[str, Field(min_length=1)] = setting("grpo", "MLflow experiment")
     run_name: str | None = setting(None, "MLflow run name; null: MLflow picks one")
+    register: Annotated[str, Field(pattern=r"^[\w+-][\w .+-]*$")] | None = setting(
+        None, "training: registered model whose next version, alias champion, the best checkpoint is to be; null: none"
+    )
     rollouts: bool = setting(True, "keep every training rollout as rollouts/iter_NNN.jsonl")
     samples: NonNegative = setting(32, "completions in the table of each evaluation")
     system_metrics: bool = setting(False, "let MLflow log CPU, memory and GPU use")

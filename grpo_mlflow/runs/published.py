@@ -1,0 +1,91 @@
+"""What MLflow knows of the checkpoints that a training run keeps: they are models, and the best may be registered."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from grpo_mlflow import tracking
+from grpo_mlflow.config import Config, flatten
+from grpo_mlflow.errors import ModelError
+from grpo_mlflow.tasks import data_sets
+from grpo_mlflow.tracking import Kept, Tracker
+from grpo_mlflow.training import evaluation
+from grpo_mlflow.training.checkpoint import Checkpoint, CheckpointStore, digest_of_weights, reading
+
+_TOLD = ("data.task", "model.train_id", "model.lora.rank", "train.lr", "train.iterations", "seed")
+
+
+def publish(config: Config, store: CheckpointStore, tracker: Tracker) -> None:
+    """Make the best and the last checkpoint of a run that has ended models, and register the better one if asked to.
+
+    Repeated, as after a resume, it changes nothing that is still true.
+    """
+    checkpoints = store.all()
+    if not checkpoints:  # they are on another machine, where the run began
+        return
+    best, last = store.best(), checkpoints[-1]
+    chosen = best or last
+    tracker.models(tracker.run_id, kept(config, tracker.run_dir, {"best": best, "last": last}))
+    if (name := config.tracking.register) is None:
+        return
+    score = "not evaluated" if chosen.score is None else f"pass@1 {chosen.score:.3f}"
+    about = f"{score} after {chosen.iteration} iterations of {config.data.task}; the best checkpoint of its run"
+    tags = {"description": about, tracking.STUDY_TAG: tracker.run_id}
+    store.hold(chosen.path.name, f"models:/{name}")
+    tracker.register(name, tracking.CHAMPION, tracker.run_id, f"checkpoints/{chosen.path.name}", tags)
+
+
+def kept(config: Config, run_dir: Path, chosen: Mapping[str, Checkpoint | None]) -> list[Kept]:
+    """Return checkpoints of a run by what they are chosen as, each once, with the figures of their evaluations."""
+    found = {checkpoint.path.name: checkpoint for checkpoint in chosen.values() if checkpoint is not None}
+    roles = {name: [role for role, each in chosen.items() if each and each.path.name == name] for name in found}
+    data = data_sets.evaluated(config, "train")
+    return [
+        Kept(
+            checkpoint=name,
+            name=_name(config, name),
+            weights=digest_of_weights(checkpoint.path),
+            step=checkpoint.iteration,
+            params={**_params(config), "iteration": str(checkpoint.iteration)},
+            tags={"grpo.kept": ", ".join(roles[name])},
+            metrics=_figures(run_dir / f"metrics/eval_{name}.json"),
+            data=(data.name, data.digest) if data else None,
+        )
+        for name, checkpoint in found.items()
+    ]
+
+
+def owner(source: str | Path) -> tuple[str, str] | None:
+    """Return the run and the name of the checkpoint in a folder; None where it is none of a run."""
+    state = Path(source) / "trainer" / "state.json"
+    if not state.is_file():
+        return None
+    try:
+        with reading(state):
+            run_id = json.loads(state.read_text())["run_id"]
+    except ModelError:
+        return None
+    return (str(run_id), Path(source).name) if run_id else None
+
+
+def _name(config: Config, checkpoint: str) -> str:
+    """Return what MLflow lists a model as; it takes no `/`, `:`, `.`, `%` or quotes in such a name."""
+    words = (config.data.task, Path(config.model.train_id).name, checkpoint)
+    return " ".join(re.sub(r"[^\w+-]+", "-", word).strip("-") for word in words)
+
+
+def _params(config: Config) -> dict[str, str]:
+    flat = flatten(config.model_dump(mode="json"))
+    return {key: str(flat[key]) for key in _TOLD if flat[key] is not None}
+
+
+def _figures(path: Path) -> dict[str, float]:
+    """Return the metrics of an evaluation from the file that it has left; none where it was not evaluated here."""
+    if not path.is_file():
+        return {}
+    with reading(path):
+        figures = json.loads(path.read_text())
+    return evaluation.named({key: value for key, value in figures.items() if key != "iteration"})
