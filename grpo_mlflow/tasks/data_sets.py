@@ -114,14 +114,14 @@ def _posed(config: Config) -> Iterator[DataSet]:
     data, evaluation = config.data, config.eval
     if data.task in _OF_ROWS:
         return
-    decides = task_settings(config)
+    decides, name = task_settings(config), " + ".join(sorted(data.tasks))
     source = {"task": data.task, **decides}
     train = {"num_rows": data.num_train_seeds, "seed_start": data.train_seed_start}
-    yield DataSet(f"{data.task} train", _short([decides, train]), "training", _GENERATED, source, train)
+    yield DataSet(f"{name} train", _short([decides, train]), "training", _GENERATED, source, train)
     problems, _ = contents.evaluation_problems(tasks.of(config), config)
     held_out = {"num_rows": len(problems), "seed_start": evaluation.id_seed_start, "num_seeds": evaluation.num_ids}
     digest = _short([contents.content(problem) for problem in problems])
-    yield DataSet(f"{data.task} eval", digest, EVALUATION, _GENERATED, source, held_out)
+    yield DataSet(f"{name} eval", digest, EVALUATION, _GENERATED, source, held_out)
 
 
 def _recorded(config: Config) -> DataSet:

@@ -108,7 +108,9 @@ def test_rows_are_part_of_a_mix(words: list[str], shared_store: str) -> None:
     finished = runs.train(resolved(words, *mix, "data.num_train_seeds=64", "eval.num_ids=40"))
     run = mlflow.MlflowClient(shared_store).get_run(finished.run_id)
     assert run.data.metrics["eval/rows/tasks"] <= 9 < run.data.metrics["eval/tasks"]
-    assert len(run.inputs.dataset_inputs) == 2
+    names = {(each.dataset.name, each.tags[0].value) for each in run.inputs.dataset_inputs}
+    assert {("arithmetic + rows train", "training"), ("arithmetic + rows eval", "evaluation")} < names
+    assert len(run.inputs.dataset_inputs) == 4  # and the rows of both splits
 
 
 def test_a_study_over_rows(words: list[str], shared_store: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from grpo_mlflow import tracking
 from grpo_mlflow.config.schema import TrackingConfig
+from grpo_mlflow.tasks.data_sets import DataSet
 from tests.support.artifacts import Artifacts, serving
 
 # As version 0.1 wrote it: every kind of line. RUN_ID and TIME stand for what differs between runs.
@@ -108,16 +109,23 @@ def test_a_data_set_waits_and_is_one_however_often_it_is_sent(shared_store: str)
     config = TrackingConfig(uri=shared_store)
     first = tracking.start(config, "train")
     line = ["data", "mine.jsonl", "0" * 32, "/home/me/mine.jsonl", "training", 38]
-    (first.run_dir / "spool.jsonl").write_text(f"{json.dumps(line)}\n" * 2)
+    hub = ["data", "org/name", "1" * 32, "https://huggingface.co/datasets/org/name", "evaluation", 9]
+    lines = [line, line, hub]  # as version 0.1 left them
+    (first.run_dir / "spool.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in lines))
     tracker = tracking.start(config, "train", resume=first.run_id)
-    tracker.data("mine.jsonl", "0" * 32, "/home/me/mine.jsonl", "training", 38)
-    tracker.data("org/name", "1" * 32, "https://huggingface.co/datasets/org/name", "evaluation", 9)
+    place = {"uri": "/home/me/mine.jsonl"}
+    tracker.data(DataSet("mine.jsonl", "0" * 32, "training", "local", place, {"num_rows": 38}))
+    profile = {"num_rows": 9, "seed_start": 5000}
+    tracker.data(DataSet("arithmetic eval", "1" * 8, "evaluation", "generated", {"task": "arithmetic"}, profile))
     tracker.finish("FINISHED")
     inputs = tracking.connect(shared_store).get_run(first.run_id).inputs.dataset_inputs
     found = {each.dataset.name: each for each in inputs}
-    assert len(inputs) == 2
-    own, hub = found["mine.jsonl"].dataset, found["org/name"].dataset
+    assert len(inputs) == 3
+    own, from_hub, made = (found[name].dataset for name in ("mine.jsonl", "org/name", "arithmetic eval"))
     assert (own.source_type, json.loads(own.source)) == ("local", {"uri": "/home/me/mine.jsonl"})
-    assert (hub.source_type, json.loads(hub.source)) == ("http", {"url": "https://huggingface.co/datasets/org/name"})
+    url = {"url": "https://huggingface.co/datasets/org/name"}
+    assert (from_hub.source_type, json.loads(from_hub.source)) == ("http", url)
+    assert (made.source_type, json.loads(made.source)) == ("generated", {"task": "arithmetic"})
     assert json.loads(own.profile) == {"num_rows": 38}
+    assert json.loads(made.profile) == profile
     assert [tag.value for tag in found["org/name"].tags] == ["evaluation"]

@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -24,40 +20,7 @@ from grpo_mlflow.errors import StoreAway, UserError
 from grpo_mlflow.runs.stored import find
 from grpo_mlflow.training.checkpoint import CheckpointStore
 from tests.support.artifacts import Artifacts, serving
-
-
-class Server:
-    """An MLflow server in a process of its own, on loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri, self._folder = f"http://127.0.0.1:{self.port}", folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--backend-store-uri", f"sqlite:///{self._folder}/server.db", "--workers", "1"),
-            *("--artifacts-destination", str(self._folder / "artifacts")),
-        ]
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
-                    answer.read()
-                return
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError((self._folder / "server.log").read_text())
-
-    def stop(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, 9)
-            self._process.wait()
-            self._process = None
+from tests.support.mlflow_server import Server
 
 
 @pytest.fixture
