@@ -28,17 +28,16 @@ def publish(config: Config, store: CheckpointStore, tracker: Tracker) -> None:
         return
     best, last = store.best(), checkpoints[-1]
     chosen = best or last
-    tracker.models(tracker.run_id, kept(config, tracker.run_dir, {"best": best, "last": last}))
+    tracker.models(tracker.run_id, kept(config, tracker.run_id, tracker.run_dir, {"best": best, "last": last}))
     if (name := config.tracking.register) is None:
         return
-    score = "not evaluated" if chosen.score is None else f"pass@1 {chosen.score:.3f}"
-    about = f"{score} after {chosen.iteration} iterations of {config.data.task}; the best checkpoint of its run"
+    about = f"{_verdict(config, chosen)}; the best checkpoint of its run"
     tags = {"description": about, tracking.STUDY_TAG: tracker.run_id}
     store.hold(chosen.path.name, f"models:/{name}")
     tracker.register(name, tracking.CHAMPION, tracker.run_id, f"checkpoints/{chosen.path.name}", tags)
 
 
-def kept(config: Config, run_dir: Path, chosen: Mapping[str, Checkpoint | None]) -> list[Kept]:
+def kept(config: Config, run_id: str, run_dir: Path, chosen: Mapping[str, Checkpoint | None]) -> list[Kept]:
     """Return checkpoints of a run by what they are chosen as, each once, with the figures of their evaluations."""
     found = {checkpoint.path.name: checkpoint for checkpoint in chosen.values() if checkpoint is not None}
     roles = {name: [role for role, each in chosen.items() if each and each.path.name == name] for name in found}
@@ -50,7 +49,7 @@ def kept(config: Config, run_dir: Path, chosen: Mapping[str, Checkpoint | None])
             weights=digest_of_weights(checkpoint.path),
             step=checkpoint.iteration,
             params={**_params(config), "iteration": str(checkpoint.iteration)},
-            tags={"grpo.kept": ", ".join(roles[name])},
+            tags={"grpo.kept": ", ".join(roles[name]), tracking.NOTE: _note(config, run_id, checkpoint)},
             metrics=_figures(run_dir / f"metrics/eval_{name}.json"),
             data=(data.name, data.digest) if data else None,
         )
@@ -75,6 +74,21 @@ def _name(config: Config, checkpoint: str) -> str:
     """Return what MLflow lists a model as; it takes no `/`, `:`, `.`, `%` or quotes in such a name."""
     words = (config.data.task, Path(config.model.train_id).name, checkpoint)
     return " ".join(re.sub(r"[^\w+-]+", "-", word).strip("-") for word in words)
+
+
+def _verdict(config: Config, checkpoint: Checkpoint) -> str:
+    score = "not evaluated" if checkpoint.score is None else f"pass@1 {checkpoint.score:.3f}"
+    return f"{score} after {checkpoint.iteration} iterations of {config.data.task}"
+
+
+def _note(config: Config, run_id: str, checkpoint: Checkpoint) -> str:
+    """Return the description of a model: how good it is, and how it is used."""
+    address = f"runs:/{run_id}/checkpoints/{checkpoint.path.name}"
+    return (
+        f"{_verdict(config, checkpoint)}\n\n"
+        f"    mlflow models serve -m {address} --env-manager local\n\n"
+        f"    mlflow.pyfunc.load_model('{address}').predict('a question')\n"
+    )
 
 
 def _params(config: Config) -> dict[str, str]:

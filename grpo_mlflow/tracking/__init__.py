@@ -2,7 +2,7 @@
 
 from grpo_mlflow.tracking.base import NullTracker, Tracker
 from grpo_mlflow.tracking.borders import STORE_ERRORS
-from grpo_mlflow.tracking.models import Kept
+from grpo_mlflow.tracking.models import NOTE, Kept
 from grpo_mlflow.tracking.opening import start
 from grpo_mlflow.tracking.ownership import require_free
 from grpo_mlflow.tracking.places import elsewhere, place, run_folder
@@ -24,6 +24,7 @@ from grpo_mlflow.tracking.upload import Upload, kept_file, send_kept, send_kept_
 
 __all__ = [
     "CHAMPION",
+    "NOTE",
     "STORE_ERRORS",
     "STUDY_TAG",
     "Kept",

@@ -23,6 +23,7 @@ from grpo_mlflow.tracking.borders import STORE_ERRORS
 from grpo_mlflow.tracking.store import local_path
 
 CHECKPOINT, _ARTIFACT, _WEIGHTS = "grpo.checkpoint", "grpo.artifact", "grpo.weights"
+NOTE = "mlflow.note.content"  # the description on the page of a model, which people edit
 _VERSIONS = "mlflow.modelVersions"  # from which the page of a model says how it is registered
 # What training goes on with, larger than the weights, and what the run notes.
 _NOT_ITS_OWN = ("trainer", "manifest.json", "registered")
@@ -65,7 +66,7 @@ def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None
         if model is None:
             model = client.create_logged_model(run.info.experiment_id, each.name, run_id, tags, dict(each.params))
         _finish(client, run, model, place)
-        client.set_logged_model_tags(model.model_id, tags)
+        client.set_logged_model_tags(model.model_id, {key: value for key, value in tags.items() if key != NOTE})
         _log(client, run, model, each.metrics, each.step, each.data)
         if model.model_id not in {output.model_id for output in _outputs(run)}:  # a second time is refused
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, each.step)])

@@ -144,6 +144,15 @@ def test_going_on_doubles_no_model_and_hides_those_of_deleted_checkpoints(store:
         assert len({step for step, _ in points}) == len(points), key
 
 
+def test_what_people_write_on_the_page_of_a_model_stays(store: str) -> None:
+    found = runs.train(small(store, "tracking.register=sums"))
+    model, client = models(store, found.run_id)["iter_004"], mlflow.MlflowClient(store)
+    assert f"mlflow models serve -m runs:/{found.run_id}/checkpoints/iter_004" in model.tags["mlflow.note.content"]
+    client.set_logged_model_tags(model.model_id, {"mlflow.note.content": "for the demo"})
+    resume(store, found.run_id)
+    assert models(store, found.run_id)["iter_004"].tags["mlflow.note.content"] == "for the demo"
+
+
 def test_a_registered_checkpoint_stays(store: str) -> None:
     found = runs.train(small(store, "eval.enabled=false", "checkpoint.keep_last=1", "tracking.register=sums"))
     right = expected(found.run_dir / "checkpoints" / "iter_004")
@@ -316,8 +325,8 @@ def test_mlflow_serves_a_registered_model(remote: bool, store: str, tmp_path: Pa
             {"dataframe_records": [{"prompt": text} for text in TEXTS], "params": GREEDY},
         ):
             assert _asked(port, body) == right
-        for body in ({"prompt": TEXTS[0], **GREEDY}, {"messages": messages, **GREEDY}):
-            assert _asked(port, body) == right[:1]
+        for single in ({"prompt": TEXTS[0], **GREEDY}, {"messages": messages, **GREEDY}):
+            assert _asked(port, single) == right[:1]
     finally:
         os.killpg(process.pid, 9)
         process.wait()
