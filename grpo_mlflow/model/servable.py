@@ -17,7 +17,8 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version as version_of
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ FILES = (MLMODEL, "requirements.txt", "python_env.yaml", "code", _COMPONENTS)
 _PACKAGES = ("mlflow", "torch", "transformers", "safetensors")
 _OF_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template*", "added_tokens.json", "vocab*", "merges.txt")
 _TYPES = {int: "long", float: "double"}
+
+
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # a run may write a checkpoint per iteration
+
+
+@cache
+def version_of(package: str) -> str:
+    return metadata.version(package)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +69,12 @@ def write(folder: Path, policy: Policy, settings: ModelConfig, serving: Serving)
         "build_dependencies": ["pip"],
         "dependencies": ["-r requirements.txt"],
     }
-    (folder / "python_env.yaml").write_text(yaml.safe_dump(python, sort_keys=False))
+    (folder / "python_env.yaml").write_text(yaml.dump(python, Dumper=_DUMPER, sort_keys=False))
     (folder / "code").mkdir()
     shutil.copyfile(Path(serverside.__path__[0]) / f"{_LOADER}.py", folder / "code" / f"{_LOADER}.py")
     _link_tokenizer(folder)
     content = _mlmodel(policy, settings, serving)
-    (folder / MLMODEL).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    (folder / MLMODEL).write_text(yaml.dump(content, Dumper=_DUMPER, sort_keys=False, allow_unicode=True))
 
 
 def _link_tokenizer(folder: Path) -> None:

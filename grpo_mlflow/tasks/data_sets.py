@@ -116,10 +116,13 @@ def _posed(config: Config) -> Iterator[DataSet]:
         return
     decides, name = task_settings(config), " + ".join(sorted(data.tasks))
     source = {"task": data.task, **decides}
-    train = {"num_rows": data.num_train_seeds, "seed_start": data.train_seed_start}
+    # in the profile as well: MLflow's page of a data set shows no source of such a type
+    told = {"settings": " ".join(f"{key}={value}" for key, value in decides.items())}
+    train = {"num_rows": data.num_train_seeds, "seed_start": data.train_seed_start, **told}
     yield DataSet(f"{name} train", _short([decides, train]), "training", _GENERATED, source, train)
     problems, _ = contents.evaluation_problems(tasks.of(config), config)
-    held_out = {"num_rows": len(problems), "seed_start": evaluation.id_seed_start, "num_seeds": evaluation.num_ids}
+    seeds = {"seed_start": evaluation.id_seed_start, "num_seeds": evaluation.num_ids}
+    held_out = {"num_rows": len(problems), **seeds, **told}
     digest = _short([contents.content(problem) for problem in problems])
     yield DataSet(f"{name} eval", digest, EVALUATION, _GENERATED, source, held_out)
 
