@@ -117,7 +117,7 @@ def _posed(config: Config) -> Iterator[DataSet]:
     decides, name = task_settings(config), " + ".join(sorted(data.tasks))
     source = {"task": data.task, **decides}
     # in the profile as well: MLflow's page of a data set shows no source of such a type
-    told = {"settings": " ".join(f"{key}={value}" for key, value in decides.items())}
+    told = {"settings": " ".join(f"{key}={json.dumps(value)}" for key, value in decides.items())}
     train = {"num_rows": data.num_train_seeds, "seed_start": data.train_seed_start, **told}
     yield DataSet(f"{name} train", _short([decides, train]), "training", _GENERATED, source, train)
     problems, _ = contents.evaluation_problems(tasks.of(config), config)

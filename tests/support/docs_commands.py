@@ -16,7 +16,9 @@ from tests.support.paths import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # What a line of a code block, or an inline code of several words, begins with when it is a command.
-_PROGRAMS = "python3?|mlflow|make|pip3?|uv|torchrun|accelerate|srun|sbatch|kubectl|docker|curl|git|time|nvidia-smi"
+_PROGRAMS = (
+    "python3?|mlflow|make|pip3?|uv|torchrun|accelerate|srun|sbatch|kubectl|docker|curl|git|time|nvidia-smi|vllm|hf"
+)
 _COMMAND = re.compile(rf"(\$ )?([A-Z_]+=\S+ +)*([\w./-]+/)?({_PROGRAMS})\s+\S.*", re.DOTALL)
 _SHELLS = ("bash", "sh", "shell", "console")
 _MENTIONS = {"mlflow run", "python -m", "accelerate launch"}  # named, not meant to be typed
