@@ -43,6 +43,7 @@ def read(folder: Path, address: str) -> dict[str, Any]:
         wrong += _unreadable(name, files)
         if run.info.status == "FINISHED" or name not in found:
             found[name] = {"status": run.info.status, "curves": _compared(curves), "files": _kept(files)}
+            found[name]["models"] = _models(client, run)
             found[name]["tags"] = _tags(run, {**names, str(folder): "."})
             found[name]["params"] = {k: v for k, v in run.data.params.items() if k not in _OWN_PARAMS}
             found[name]["result"] = {k: h for k, (h, _) in files.items() if k.endswith(_RESULT)}
@@ -91,6 +92,12 @@ def _tags(run: Run, names: Mapping[str, str]) -> dict[str, str]:
     for own, name in names.items():
         found = {key: value.replace(own, name) for key, value in found.items()}
     return {key: value for key, value in found.items() if not key.startswith(_OWN_TAGS)}
+
+
+def _models(client: mlflow.MlflowClient, run: Run) -> list[str]:
+    """Return the checkpoints of a run that are models, one as often as it is there."""
+    found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    return sorted(f"{model.tags['grpo.checkpoint']} {model.status}" for model in found)
 
 
 def _curves(client: mlflow.MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:

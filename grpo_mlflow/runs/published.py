@@ -13,7 +13,7 @@ from grpo_mlflow.errors import ModelError
 from grpo_mlflow.tasks import data_sets
 from grpo_mlflow.tracking import Kept, Tracker
 from grpo_mlflow.training import evaluation
-from grpo_mlflow.training.checkpoint import Checkpoint, CheckpointStore, digest_of_weights, reading
+from grpo_mlflow.training.checkpoint import Checkpoint, CheckpointStore, digest_of_weights, name_of, reading
 
 _TOLD = ("data.task", "model.train_id", "model.lora.rank", "train.lr", "train.iterations", "seed")
 
@@ -64,10 +64,11 @@ def owner(source: str | Path) -> tuple[str, str] | None:
         return None
     try:
         with reading(state):
-            run_id = json.loads(state.read_text())["run_id"]
+            content = json.loads(state.read_text())
+            run_id, iteration = content["run_id"], content["progress"]["iteration"]
     except ModelError:
         return None
-    return (str(run_id), Path(source).name) if run_id else None
+    return (str(run_id), name_of(iteration)) if run_id else None  # the folder may have another name, as a download
 
 
 def _name(config: Config, checkpoint: str) -> str:

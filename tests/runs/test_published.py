@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -199,11 +200,12 @@ def test_a_name_that_the_registry_does_not_take_is_refused(name: str) -> None:
         resolve("tiny", [f"tracking.register={json.dumps(name)}"])
 
 
-def test_an_evaluation_stands_with_the_model_of_its_checkpoint(store: str) -> None:
+def test_an_evaluation_stands_with_the_model_of_its_checkpoint(store: str, tmp_path: Path) -> None:
     found = runs.train(small(store))
     more = Arguments("", (f"tracking.uri={store}", "eval.num_ids=16", "eval.id_seed_start=9000"), False, {})
     resolved, folder = stored.resolve_evaluation(more, found.run_id, "last")
-    runs.evaluate(resolved, folder)
+    shutil.copytree(folder, tmp_path / "downloaded")
+    runs.evaluate(resolved, tmp_path / "downloaded")  # whatever its name
     model = models(store, found.run_id)["iter_004"]
     client = mlflow.MlflowClient(store)
     [other] = {metric.run_id for metric in model.metrics} - {found.run_id}
