@@ -26,6 +26,7 @@ import yaml
 
 from grpo_mlflow import serverside
 from grpo_mlflow.config import ModelConfig
+from grpo_mlflow.errors import redact
 from grpo_mlflow.model.policy import Policy
 
 MLMODEL, _LOADER, _COMPONENTS = "MLmodel", "grpo_pyfunc_loader", "components"
@@ -74,7 +75,7 @@ def write(folder: Path, policy: Policy, settings: ModelConfig, serving: Serving)
     shutil.copyfile(Path(serverside.__path__[0]) / f"{_LOADER}.py", folder / "code" / f"{_LOADER}.py")
     _link_tokenizer(folder)
     content = _mlmodel(policy, settings, serving)
-    (folder / MLMODEL).write_text(yaml.dump(content, Dumper=_DUMPER, sort_keys=False, allow_unicode=True))
+    (folder / MLMODEL).write_text(redact(yaml.dump(content, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)))
 
 
 def _link_tokenizer(folder: Path) -> None:

@@ -123,7 +123,7 @@ def _posed(config: Config) -> Iterator[DataSet]:
     problems, _ = contents.evaluation_problems(tasks.of(config), config)
     seeds = {"seed_start": evaluation.id_seed_start, "num_seeds": evaluation.num_ids}
     held_out = {"num_rows": len(problems), **seeds, **told}
-    digest = _short([contents.content(problem) for problem in problems])
+    digest = _short(sorted(contents.content(problem) for problem in problems))
     yield DataSet(f"{name} eval", digest, EVALUATION, _GENERATED, source, held_out)
 
 
@@ -146,10 +146,10 @@ def _table(name: str, found: splits.Splits[Any], path: str, eval_path: str) -> T
     sources: dict[Split, str] = {"train": path, "eval": eval_path}
     sets = (
         DataSet(
-            name=_named(sources[split]),
-            digest=found.digests[split],
-            context=context,
-            **_place(sources[split]),
+            _named(sources[split]),
+            found.digests[split],
+            context,
+            *place(sources[split]),
             profile={"num_rows": len(found.rows[split])},
         )
         for split, context in _CONTEXTS.items()
@@ -163,9 +163,9 @@ def _named(path: str) -> str:
     return path if place is None else place.absolute().name
 
 
-def _place(path: str) -> dict[str, Any]:
-    """Return the type of a source and the source, as MLflow has them."""
-    if (place := places.local(path)) is not None:
-        return {"source_type": "local", "source": {"uri": str(place.absolute())}}
+def place(path: str) -> tuple[str, dict[str, str]]:
+    """Return the type of a source of rows and the source, as MLflow has them."""
+    if (found := places.local(path)) is not None:
+        return "local", {"uri": str(found.absolute())}
     name, _, config = path.partition(":")
-    return {"source_type": "hugging_face", "source": {"path": name, **({"config_name": config} if config else {})}}
+    return "hugging_face", {"path": name, **({"config_name": config} if config else {})}
