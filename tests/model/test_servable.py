@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -19,7 +20,7 @@ import yaml
 
 from grpo_mlflow.config import Config, LoraConfig, TinyConfig, resolve
 from grpo_mlflow.generation import LocalGenerator, Sampling
-from grpo_mlflow.model import lora, policy, servable, tiny
+from grpo_mlflow.model import loading, lora, policy, servable, tiny
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.model.servable import Serving
 from grpo_mlflow.tasks import Arithmetic, Sat
@@ -120,6 +121,20 @@ def test_an_adapter_loads_with_its_base(tmp_path: Path) -> None:
     pipeline = mlflow.transformers.load_model(str(folder))
     found = pipeline([dict(message) for message in PROBLEMS[0].messages], do_sample=False, max_new_tokens=NEW)
     assert found[0]["generated_text"][-1]["content"] == expected[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*peft.*", "ignore:Already found:UserWarning")
+def test_a_merged_adapter_needs_no_base(tmp_path: Path) -> None:
+    build().save(tmp_path / "base")
+    own = policy.load(tmp_path / "base", CPU)
+    lora.add(own.model, LoraConfig(rank=4), 0)
+    move_adapter(own)
+    expected = greedy(own, PROBLEMS)
+    config = resolve("tiny", [f"generation.max_new_tokens={NEW}"]).config
+    folder = loading.merge(written(own, tmp_path / "m"), tmp_path / "merged", config.model, asked=serving.of(config))
+    shutil.rmtree(tmp_path / "base")
+    assert mlflow.pyfunc.load_model(str(folder)).predict(TEXTS, params=GREEDY) == expected
+    assert "peft" not in (folder / "requirements.txt").read_text()
 
 
 def test_a_prompt_is_that_of_the_run(tmp_path: Path) -> None:
