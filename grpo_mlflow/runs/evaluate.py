@@ -13,7 +13,7 @@ from grpo_mlflow.runs import published
 from grpo_mlflow.runs.generators import open_generators
 from grpo_mlflow.runs.models import load_measured
 from grpo_mlflow.runs.session import Gathered, Nested, gathered
-from grpo_mlflow.tasks import contents, data_sets
+from grpo_mlflow.tasks import contents
 from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import evaluation
 
@@ -49,7 +49,7 @@ def _measure(
         seconds = time.perf_counter() - start
     evaluation.track(tracker, result, 0, seconds, config.tracking.samples)
     if (owner := published.owner(source)) is not None:
-        tracker.measured(*owner, evaluation.named(result.metrics()), data_sets.evaluated(config, "evaluate"))
+        tracker.measured(*owner, evaluation.named(result.metrics()))
     console.say(
         f"{source} on {config.data.task}, at most {evaluation.evaluation_sampling(config).max_new_tokens} tokens"
     )

@@ -10,7 +10,6 @@ from pathlib import Path
 from grpo_mlflow import tracking
 from grpo_mlflow.config import Config, flatten
 from grpo_mlflow.errors import ModelError
-from grpo_mlflow.tasks import data_sets
 from grpo_mlflow.tracking import Kept, Tracker
 from grpo_mlflow.training import evaluation
 from grpo_mlflow.training.checkpoint import Checkpoint, CheckpointStore, digest_of_weights, name_of, reading
@@ -37,11 +36,15 @@ def publish(config: Config, store: CheckpointStore, tracker: Tracker) -> None:
     tracker.register(name, tracking.CHAMPION, tracker.run_id, f"checkpoints/{chosen.path.name}", tags)
 
 
-def kept(config: Config, run_id: str, run_dir: Path, chosen: Mapping[str, Checkpoint | None]) -> list[Kept]:
-    """Return checkpoints of a run by what they are chosen as, each once, with the figures of their evaluations."""
+def kept(
+    config: Config, run_id: str, run_dir: Path, chosen: Mapping[str, Checkpoint | None], verdict: str | None = None
+) -> list[Kept]:
+    """Return checkpoints of a run by what they are chosen as, each once, with the figures of their evaluations.
+
+    `verdict` says how good they are, where that is not what their run found.
+    """
     found = {checkpoint.path.name: checkpoint for checkpoint in chosen.values() if checkpoint is not None}
     roles = {name: [role for role, each in chosen.items() if each and each.path.name == name] for name in found}
-    data = data_sets.evaluated(config, "train")
     return [
         Kept(
             checkpoint=name,
@@ -49,9 +52,11 @@ def kept(config: Config, run_id: str, run_dir: Path, chosen: Mapping[str, Checkp
             weights=digest_of_weights(checkpoint.path),
             step=checkpoint.iteration,
             params={**_params(config), "iteration": str(checkpoint.iteration)},
-            tags={"grpo.kept": ", ".join(roles[name]), tracking.NOTE: _note(config, run_id, checkpoint)},
+            tags={
+                "grpo.kept": ", ".join(roles[name]),
+                tracking.NOTE: _note(verdict or _verdict(config, checkpoint), run_id, name),
+            },
             metrics=_figures(run_dir / f"metrics/eval_{name}.json"),
-            data=(data.name, data.digest) if data else None,
         )
         for name, checkpoint in found.items()
     ]
@@ -82,11 +87,11 @@ def _verdict(config: Config, checkpoint: Checkpoint) -> str:
     return f"{score} after {checkpoint.iteration} iterations of {config.data.task}"
 
 
-def _note(config: Config, run_id: str, checkpoint: Checkpoint) -> str:
+def _note(verdict: str, run_id: str, checkpoint: str) -> str:
     """Return the description of a model: how good it is, and how it is used."""
-    address = f"runs:/{run_id}/checkpoints/{checkpoint.path.name}"
+    address = f"runs:/{run_id}/checkpoints/{checkpoint}"
     return (
-        f"{_verdict(config, checkpoint)}\n\n"
+        f"{verdict}\n\n"
         f"    mlflow models serve -m {address} --env-manager local\n\n"
         f"    mlflow.pyfunc.load_model('{address}').predict('a question')\n"
     )

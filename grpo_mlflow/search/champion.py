@@ -53,7 +53,7 @@ def register(uri: str | None, study_name: str, winner: Finalist, objective: str,
         )
     folder = tracking.run_folder(tracking.find_run(client, model.run_id))
     own_config = resolve("", base=stored.config, origin="run").config
-    kept = published.kept(own_config, model.run_id, folder, {objective: stored.checkpoint})
+    kept = published.kept(own_config, model.run_id, folder, {objective: stored.checkpoint}, about)
     tracker.models(model.run_id, kept)
     tracker.register(name, ALIAS, model.run_id, checkpoint, {**tags, tracking.STUDY_TAG: tracker.run_id})
     return model.run_id

@@ -19,7 +19,9 @@ TAG = "grpo.rows"
 """The tag of a run that tells its rows from others."""
 EVALUATION = "evaluation"
 _CONTEXTS: dict[Split, str] = {"train": "training", "eval": EVALUATION}
-_OF_ROWS, _GENERATED = ("gsm8k", "rows"), "generated"
+GENERATED = "generated"
+"""The type of the source of problems that a task makes."""
+_OF_ROWS = ("gsm8k", "rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +102,6 @@ def used(config: Config, kind: str) -> tuple[DataSet, ...]:
     return tuple(each for each in found if each.context in contexts)
 
 
-def evaluated(config: Config, kind: str) -> DataSet | None:
-    """Return the first data set that a run is evaluated on; None without one."""
-    return next((each for each in used(config, kind) if each.context == EVALUATION), None)
-
-
 def _measures(config: Config, kind: str) -> bool:
     return config.eval.enabled or kind == "evaluate"
 
@@ -119,12 +116,12 @@ def _posed(config: Config) -> Iterator[DataSet]:
     # in the profile as well: MLflow's page of a data set shows no source of such a type
     told = {"settings": " ".join(f"{key}={json.dumps(value)}" for key, value in decides.items())}
     train = {"num_rows": data.num_train_seeds, "seed_start": data.train_seed_start, **told}
-    yield DataSet(f"{name} train", _short([decides, train]), "training", _GENERATED, source, train)
+    yield DataSet(f"{name} train", _short([decides, train]), "training", GENERATED, source, train)
     problems, _ = contents.evaluation_problems(tasks.of(config), config)
     seeds = {"seed_start": evaluation.id_seed_start, "num_seeds": evaluation.num_ids}
     held_out = {"num_rows": len(problems), **seeds, **told}
     digest = _short(sorted(contents.content(problem) for problem in problems))
-    yield DataSet(f"{name} eval", digest, EVALUATION, _GENERATED, source, held_out)
+    yield DataSet(f"{name} eval", digest, EVALUATION, GENERATED, source, held_out)
 
 
 def _recorded(config: Config) -> DataSet:

@@ -72,7 +72,7 @@ class Tracker(Protocol):
         """Make checkpoints of a run models of MLflow: all that the run keeps, since others may go."""
         ...
 
-    def measured(self, run_id: str, checkpoint: str, metrics: Mapping[str, float], data: DataSet | None) -> None:
+    def measured(self, run_id: str, checkpoint: str, metrics: Mapping[str, float]) -> None:
         """Let metrics of this run stand with the model of another run's checkpoint, if it is one."""
         ...
 
@@ -125,7 +125,7 @@ class NullTracker:
     def models(self, run_id: str, kept: Sequence[Kept]) -> None:
         pass
 
-    def measured(self, run_id: str, checkpoint: str, metrics: Mapping[str, float], data: DataSet | None) -> None:
+    def measured(self, run_id: str, checkpoint: str, metrics: Mapping[str, float]) -> None:
         pass
 
     def finish(self, status: str) -> None:

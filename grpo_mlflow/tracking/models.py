@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import LoggedModel, LoggedModelInput, LoggedModelOutput, LoggedModelStatus, Metric, Run
+from mlflow.entities import Dataset, LoggedModel, LoggedModelInput, LoggedModelOutput, LoggedModelStatus, Metric, Run
 from mlflow.exceptions import MlflowException
 
 from grpo_mlflow.errors import one_line
+from grpo_mlflow.tasks.data_sets import EVALUATION, GENERATED
 from grpo_mlflow.tracking.borders import STORE_ERRORS
 from grpo_mlflow.tracking.store import local_path
 
@@ -34,7 +35,7 @@ _ONE_OF_MLFLOWS = "MLmodel"
 class Kept:
     """A checkpoint of a run that is to be a model: `checkpoint` is its name, as `iter_012`, `weights` their digest.
 
-    `metrics` are those of its evaluation at `step` on the data set `data` (name and digest; None: not evaluated).
+    `metrics` are those of its evaluation at `step`, on the data set that its run is evaluated on.
     """
 
     checkpoint: str
@@ -44,7 +45,6 @@ class Kept:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
-    data: Sequence[str] | None
 
 
 def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None:
@@ -67,7 +67,7 @@ def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None
             model = client.create_logged_model(run.info.experiment_id, each.name, run_id, tags, dict(each.params))
         _finish(client, run, model, place)
         client.set_logged_model_tags(model.model_id, {key: value for key, value in tags.items() if key != NOTE})
-        _log(client, run, model, each.metrics, each.step, each.data)
+        _log(client, run, model, each.metrics, each.step)
         if model.model_id not in {output.model_id for output in _outputs(run)}:  # a second time is refused
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, each.step)])
     for checkpoint, model in known.items():  # those of `kept` are all there
@@ -76,18 +76,13 @@ def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None
 
 
 def measured(
-    client: mlflow.MlflowClient,
-    run_id: str,
-    checkpoint: tuple[str, str],
-    metrics: Mapping[str, float],
-    data: Sequence[str] | None,
+    client: mlflow.MlflowClient, run_id: str, owner: str, checkpoint: str, metrics: Mapping[str, float]
 ) -> None:
-    """Let what run `run_id` has measured stand with the model of a checkpoint (its run and name), if there is one."""
-    owner, name = checkpoint
-    model = find(client, owner, name)
+    """Let what run `run_id` has measured stand with the model of a checkpoint of the run `owner`, if there is one."""
+    model = find(client, owner, checkpoint)
     if model is not None:
         client.log_inputs(run_id, models=[LoggedModelInput(model.model_id)])
-        _log(client, client.get_run(run_id), model, metrics, 0, data)
+        _log(client, client.get_run(run_id), model, metrics, 0)
 
 
 def find(client: mlflow.MlflowClient, run_id: str, checkpoint: str) -> LoggedModel | None:
@@ -158,22 +153,23 @@ def _link(source: Path, target: Path, model_id: str) -> None:
         shutil.rmtree(target, ignore_errors=True)
 
 
-def _log(
-    client: mlflow.MlflowClient,
-    run: Run,
-    model: LoggedModel,
-    metrics: Mapping[str, float],
-    step: int,
-    data: Sequence[str] | None,
-) -> None:
+def _log(client: mlflow.MlflowClient, run: Run, model: LoggedModel, metrics: Mapping[str, float], step: int) -> None:
     """Log metrics of a model that its run has, too: at the same time of the same step they are no second points."""
     if not metrics:
         return
-    run_id, (name, digest) = run.info.run_id, data or (None, None)
+    run_id, data = run.info.run_id, _evaluated_on(run)
+    name, digest = (data.name, data.digest) if data else (None, None)
     known = client.get_metric_history(run_id, next(iter(metrics)))
     at = next((point.timestamp for point in known if point.step == step), run.info.start_time)
     points = [Metric(key, value, at, step, model.model_id, name, digest, run_id) for key, value in metrics.items()]
     client.log_batch(run_id, metrics=points)
+
+
+def _evaluated_on(run: Run) -> Dataset | None:
+    """Return the data set of a run's evaluations; that of a mix stands beside those of its members."""
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    found = [each.dataset for each in inputs if EVALUATION in (tag.value for tag in each.tags)]
+    return next((each for each in found if each.source_type == GENERATED), found[0] if found else None)
 
 
 def _outputs(run: Run) -> list[LoggedModelOutput]:

@@ -199,16 +199,15 @@ class Models(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Measured(Operation):
-    """What the run has measured of a checkpoint of another run, on a data set (name and digest)."""
+    """What the run has measured of a checkpoint of another run."""
 
     word = "measured"
     run_id: str
     checkpoint: str
     metrics: Mapping[str, float]
-    data: Sequence[str] | None
 
     def send(self, to: Destination) -> None:
-        models.measured(to.client, to.run_id, (self.run_id, self.checkpoint), self.metrics, self.data)
+        models.measured(to.client, to.run_id, self.run_id, self.checkpoint, self.metrics)
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,11 +168,9 @@ class MlflowTracker:
         ]
         self._do(Models(run_id, [asdict(each) for each in hidden]))
 
-    def measured(
-        self, run_id: str, checkpoint: str, metrics: Mapping[str, float], data: data_sets.DataSet | None
-    ) -> None:
+    def measured(self, run_id: str, checkpoint: str, metrics: Mapping[str, float]) -> None:
         """Let metrics of this run stand with the model of another run's checkpoint, if it is one."""
-        self._do(Measured(run_id, checkpoint, _named(metrics), [data.name, data.digest] if data else None))
+        self._do(Measured(run_id, checkpoint, _named(metrics)))
 
     def settle(self, seconds: float | None = None) -> None:
         """Wait until the store has all that was written, but not while it is away (`Sender.settle`)."""

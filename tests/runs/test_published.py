@@ -240,7 +240,6 @@ def lines(store: str, run_id: str) -> list[dict[str, Any]]:
             "params": model.params,
             "tags": {"grpo.kept": model.tags["grpo.kept"]},
             "metrics": {metric.key: metric.value for metric in model.metrics},
-            "data": [model.metrics[0].dataset_name, model.metrics[0].dataset_digest],
         }
         for name, model in models(store, run_id).items()
     ]

@@ -406,6 +406,12 @@ def test_the_winner_is_registered_and_can_be_evaluated_by_its_alias(store: str, 
     assert resolved.config.train.lr == 1e-3
     with pytest.raises(UserError, match="models:/NAME@ALIAS"):
         find("models:/nobody@champion", store)
+    client = mlflow.MlflowClient(store)
+    [model] = client.search_logged_models([all_runs(store, "optimize")[0].info.experiment_id])  # of no other trial
+    assert (model.source_run_id, model.tags["grpo.checkpoint"]) == (stored.run_id, stored.checkpoint.path.name)
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "grpo", "version": 1}]
+    about = client.get_model_version_by_alias("grpo", "champion").description
+    assert model.tags["mlflow.note.content"].startswith(about)
 
 
 def test_finalists_are_trained_again_with_new_seeds(store: str, tmp_path: Path) -> None:
