@@ -12,6 +12,7 @@ import pytest
 from grpo_mlflow import tracking
 from grpo_mlflow.config.schema import TrackingConfig
 from grpo_mlflow.tasks.data_sets import DataSet
+from grpo_mlflow.tracking import Kept
 from tests.support.artifacts import Artifacts, serving
 
 # As version 0.1 wrote it: every kind of line. RUN_ID and TIME stand for what differs between runs.
@@ -59,6 +60,30 @@ def test_what_waits_is_on_the_disk_as_before(
     kept = (tracker.run_dir / "spool.jsonl").read_text()
     time = json.loads(kept.splitlines()[2])[1][0][2]
     assert kept == SPOOL.replace("RUN_ID", tracker.run_id).replace("TIME", str(time))
+
+
+def test_models_wait_on_the_disk_in_a_form_of_their_own(
+    shared_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tracking.connect(shared_store).create_experiment("closed", "http://127.0.0.1:9/mlflow-artifacts/artifacts")
+    tracker = tracking.start(TrackingConfig(uri=shared_store, experiment="closed"), "train")
+    tracker.text("config/resolved.yaml", "seed: 0")  # the first thing that the store does not take
+    tracker.data(DataSet("sums", "1" * 8, "evaluation", "generated", {"task": "sums"}, {"num_rows": 9}))
+    tags = {"grpo.kept": "best", "at": "http://me:secret@host/"}
+    tracker.models(
+        tracker.run_id, [Kept("iter_002", "sums iter_002", "ab", 2, {"seed": "0"}, tags, {"eval/pass@1": 1.0})]
+    )
+    tracker.measured("f" * 32, "iter_002", {"eval/pass@1": 0.5})
+    tracker.finish("FINISHED")
+    kept = [json.loads(line) for line in (tracker.run_dir / "spool.jsonl").read_text().splitlines()]
+    shown = {"grpo.kept": "best", "at": "http://***@host/"}
+    model = {"checkpoint": "iter_002", "name": "sums iter_002", "weights": "ab", "step": 2, "params": {"seed": "0"}}
+    assert kept[1:4] == [
+        ["dataset", "sums", "1" * 8, "evaluation", "generated", {"task": "sums"}, {"num_rows": 9}],
+        ["models", tracker.run_id, [{**model, "tags": shown, "metrics": {"eval/pass_1": 1.0}}]],
+        ["measured", "f" * 32, "iter_002", {"eval/pass_1": 0.5}],
+    ]
 
 
 def test_what_an_earlier_version_kept_is_sent(
