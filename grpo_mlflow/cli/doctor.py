@@ -13,7 +13,10 @@ from grpo_mlflow.errors import ConfigError
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = parse_arguments(argv, "grpo doctor", "Check what a run needs, with a remedy for what fails.")
+    flags = {"keep-run": "keep the run that tries the store"}
+    arguments = parse_arguments(
+        argv, "grpo doctor", "Check what a run needs, with a remedy for what fails.", flags=flags
+    )
     try:
         resolved = resolve(arguments.config, arguments.overrides)
         resolved.require_trainable()
@@ -31,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
         from grpo_mlflow.runs.doctor import Doctor
 
     with tempfile.TemporaryDirectory() as folder:
-        doctor = Doctor(resolved.config, Path(folder))
+        doctor = Doctor(resolved.config, Path(folder), keeps_run="keep-run" in arguments.flags)
         for check in doctor.examine():
             tell(str(check))
     tell("fix the first failure above, then run the doctor again" if doctor.exit_code else "all is well")

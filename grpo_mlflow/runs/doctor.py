@@ -54,10 +54,16 @@ class Check:
 
 @dataclass
 class Doctor:
-    """Examines what a config needs. `folder` takes the log of a server that the run would start itself."""
+    """Examines what a config needs.
+
+    Attributes:
+        folder: takes the log of a server that the run would start itself.
+        keeps_run: the run that tries the store is not deleted.
+    """
 
     config: Config
     folder: Path
+    keeps_run: bool = False
     exit_code: int = 0  # of the first failure
     _missing: set[str] = field(default_factory=set)
 
@@ -134,10 +140,13 @@ class Doctor:
             raise Trouble(one_line(error), remedy) from error
         tracker.metrics({"doctor/store": 1.0}, 0)
         tracker.text("doctor.txt", "The store takes runs, metrics and files.\n")
+        if not self.keeps_run:
+            tracker.remove("doctor.txt")
         tracker.finish("FINISHED")
         if (tracker.run_dir / "spool.jsonl").exists():
             raise Trouble(f"{tracker.url} opens runs but takes no metrics", remedy)
-        return f"takes runs, metrics and files (run {tracker.run_id})"
+        left = self.keeps_run or not tracking.discard(self.config.tracking.uri, tracker.run_id, tracker.run_dir)
+        return f"takes runs, metrics and files{f' (run {tracker.run_id})' if left else ''}"
 
     def _device(self) -> str:
         try:

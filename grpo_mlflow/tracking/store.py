@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -195,6 +196,19 @@ def end_abandoned(client: mlflow.MlflowClient, parent_run_id: str) -> None:
             client.set_tag(run.info.run_id, "grpo.ended", "FAILED")
     except STORE_ERRORS as error:  # the end of a study does not depend on it
         log.warning("MLflow is away, so runs that died may still show as running: %s", one_line(error))
+
+
+def discard(uri: str | None, run_id: str, run_dir: Path) -> bool:
+    """Delete a run of this process and its files; return False if it stays: `mlflow run` opened it, or it refuses."""
+    if os.environ.get("MLFLOW_RUN_ID") == run_id:
+        return False
+    try:
+        connect(uri).delete_run(run_id)
+    except (UserError, *STORE_ERRORS) as error:
+        log.warning("run %s stays: %s", run_id, one_line(error))
+        return False
+    shutil.rmtree(run_dir, ignore_errors=True)
+    return True
 
 
 def set_failed(uri: str | None, run_id: str) -> None:

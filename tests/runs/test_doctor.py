@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import mlflow
 import pytest
 import torch
 
@@ -246,6 +247,26 @@ def test_the_command_says_so_in_its_exit_code(small_model: Path, store: str) -> 
     bad = run("generation.backend=vllm_server", "generation.base_url=http://127.0.0.1:9")
     assert (bad.returncode, "remedy:" in bad.stdout) == (1, True)
     assert "Traceback" not in bad.stderr
+
+
+def test_only_who_asks_for_it_gets_a_run(store: str, tmp_path: Path) -> None:
+    """The run that tries the store is deleted with its files; that of `mlflow run` is not ours to delete."""
+
+    def left(keeps: bool, adopted: str = "") -> list[str]:
+        config = resolve("tiny", [*SMALL, f"tracking.uri={store}"]).config
+        with pytest.MonkeyPatch.context() as patch:
+            if adopted:
+                patch.setenv("MLFLOW_RUN_ID", adopted)
+            checks = {each.name: each for each in Doctor(config, tmp_path, keeps).examine()}
+        assert (checks["MLflow store"].state, "(run " in checks["MLflow store"].found) == ("ok", keeps or bool(adopted))
+        client = mlflow.MlflowClient(store)
+        return [run.info.run_id for run in client.search_runs([client.get_experiment_by_name("grpo").experiment_id])]
+
+    assert left(keeps=False) == []
+    assert not list(tmp_path.glob("mlruns/grpo/*/artifacts/doctor.txt"))
+    (kept,) = left(keeps=True)
+    adopted = mlflow.MlflowClient(store).create_run("1").info.run_id
+    assert {*left(keeps=False, adopted=adopted)} == {kept, adopted}
 
 
 class Unreachable(Task):
