@@ -21,6 +21,7 @@ from grpo_mlflow.errors import Pruned, UserError
 from grpo_mlflow.model.policy import choose_device
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.processes import Processes
+from grpo_mlflow.tracking.places import ANSWER, COMMAND
 from grpo_mlflow.training.rollout_files import read
 from tests.support import ranks
 from tests.support.groups import ALL_TERMS, K, fresh, make_groups
@@ -170,6 +171,22 @@ def test_when_one_process_is_killed_the_other_ends_and_the_run_can_go_on(store: 
     reached = int(client.get_run(run).data.tags["grpo.last_checkpoint"].removeprefix("iter_"))
     resume(store, run, f"train.iterations={reached + 1}")
     assert client.get_run(run).info.status == "FINISHED"
+
+
+def test_a_command_is_obeyed_by_all_processes(store: str, tmp_path: Path) -> None:
+    started = ranks.start(ranks.train, words(store, *LONG, "checkpoint.save_interval=0"), tmp_path)
+    client = mlflow.MlflowClient(store)
+    for command, sign in (("save", "asked by MLflow: save: saved iter_"), ("stop", "asked by MLflow: stop: ended")):
+        started.wait_for("iter    2")
+        client.set_tag(newest(store), COMMAND, command)
+        started.wait_for(sign)
+    assert started.end() == [130, 130], started.everything()
+    run = client.get_run(newest(store))
+    assert run.data.tags["grpo.ended"] == "KILLED"
+    assert run.data.tags[ANSWER].startswith("stop: ended at iteration ")
+    saved = sorted(path.name for path in Path(run.info.artifact_uri, "checkpoints").iterdir())
+    assert saved[-1] == run.data.tags["grpo.last_checkpoint"]
+    assert len(saved) == 2  # as asked, and at the end
 
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
