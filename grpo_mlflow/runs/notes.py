@@ -5,12 +5,14 @@ Only some lines are shown before a reader asks for more, so the first says what 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.runs import messages, next_steps
 from grpo_mlflow.runs.next_steps import Place
 from grpo_mlflow.tracking import Tracker, pages
+from grpo_mlflow.training import checkpoint
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.progress import Progress
 
@@ -56,13 +58,15 @@ def trained(config: Config, ended: Progress, tracker: Tracker, *, parent: str | 
         "part of": _study(tracker, parent),
         "best": messages.best_of(ended) or "",
         "look at": "; ".join(ended.watch.told.values()),
-        "measure its best checkpoint": code(next_steps.measure(tracker.run_id, config, tracker.url)),
+        "curves and answers": "report.html under Artifacts",
+        "load its best checkpoint": code(f'mlflow.pyfunc.load_model("{_address(ended, tracker)}")'),
+        "measure it": code(next_steps.measure(tracker.run_id, config, tracker.url)),
         "continue": code(longer) if longer else "",
         "repeat": code(next_steps.train_with(tracker.run_dir / SETTINGS, config, tracker.url, config.seed)),
     }
     verdict = messages.verdict(config, ended)
     first = (
-        f"**Held-out pass@1 {verdict[0]}**: {verdict[1]}."
+        f"**Held-out pass@1 {verdict[0]}**: {verdict[1]} (95% intervals, {len(ended.last_rates)} problems)."
         if verdict
         else f"**Trained** for {ended.iteration} iterations."
     )
@@ -73,9 +77,10 @@ def measured(found: Evaluation, config: Config, source: str, tracker: Tracker, o
     """Describe an evaluation of a model, or of the checkpoint of a run (`owner`: its id, and the checkpoint's name)."""
     first = f"**{found.summary()}** on {config.data.task}, {len(found.outcomes)} problems x {config.eval.replicates}."
     model = f"{run_link(f'run {owner[0]}', tracker, owner[0])}, {owner[1]}" if owner else code(source)
-    run_id, checkpoint = owner or (source, None)
-    command = next_steps.measure(run_id, config, tracker.url, checkpoint)
-    return of(first, {"model": model, "repeat": code(command)})
+    run_id, which = owner or (source, None)
+    command = next_steps.measure(run_id, config, tracker.url, which)
+    settings = shlex.quote(str(tracker.run_dir / SETTINGS))
+    return of(first, {"model": model, "repeat": code(f"{command} --config {settings}")})
 
 
 def ended(message: str, reason: str = "") -> str:
@@ -84,6 +89,11 @@ def ended(message: str, reason: str = "") -> str:
     shown = [f"- {code(line.strip())}" if line.startswith("  ") else line for line in lines[1:]]
     first = f"**{lines[0][0].upper()}{lines[0][1:]}**"
     return "\n\n".join([first, *([code(reason)] if reason else []), *shown])
+
+
+def _address(ended: Progress, tracker: Tracker) -> str:
+    best = ended.best_trained_iteration or ended.iteration
+    return f"runs:/{tracker.run_id}/checkpoints/{checkpoint.name_of(best)}"
 
 
 def _study(tracker: Tracker, parent: str | None) -> str:

@@ -37,7 +37,7 @@ _OF_ALL = (attribute("Dataset"), metric(BEST), metric(f"{BEST}_low"), metric(f"{
 TRAINING = View(
     key="grpo-training",
     name="GRPO: training runs",
-    filter="tags.`grpo.kind` = 'train'",
+    filter="tags.`grpo.kind` = 'train' and tags.`optuna.study` IS NULL",  # a study has a view of its own
     order=metric(BEST),
     columns=(
         *_OF_ALL,
@@ -53,7 +53,7 @@ TRAINING = View(
 EVALUATIONS = View(
     key="grpo-evaluations",
     name="GRPO: evaluations",
-    filter="tags.`grpo.kind` = 'evaluate'",
+    filter="tags.`grpo.kind` = 'evaluate' and tags.`mlflow.parentRunId` IS NULL",
     order=metric(BEST),
     columns=(*_OF_ALL, metric("eval/greedy_accuracy"), metric("eval/tasks"), param("model.train_id")),
     sections=(("Held-out problems", [bar(BEST), bar("eval/greedy_accuracy"), bar("eval/completion_length_mean")]),),

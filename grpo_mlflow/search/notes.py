@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import optuna
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.runs import naming, notes
-from grpo_mlflow.search import report, study_page
+from grpo_mlflow.search import champion, report, study_page
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.outcome import Outcome
 from grpo_mlflow.tracking import Tracker, pages
 from grpo_mlflow.tracking.views import View
 
 
-def under_way(config: Config, tracker: Tracker, view: View, varied: Sequence[str]) -> str:
+def under_way(config: Config, tracker: Tracker, view: View, varied: str) -> str:
     """Describe a study that has begun, or goes on."""
     search = config.search
-    first = f"**Under way**: {search.sampler} proposes {', '.join(varied)}, {search.pruner} prunes."
+    first = f"**Under way**: {search.sampler} proposes, {search.pruner} prunes."
     stop = "set the tag `grpo.command` of this run to `stop`; `prune` at a trial ends that one"
-    return notes.of(first, {"trials": _charts(tracker, view), "stop": stop})
+    return notes.of(first, {"varied": varied, "trials": _charts(tracker, view), "stop": stop})
 
 
-def ended(study: optuna.Study, found: Outcome, config: Config, tracker: Tracker, view: View) -> str:
+def ended(study: optuna.Study, found: Outcome, config: Config, tracker: Tracker, view: View, *, varied: str) -> str:
     """Describe a study that has ended: the winner and how sure it is, then its trials, then commands."""
     k, trials = config.search.k, studies.begun_trials(study)
     facts = dict(report.outcome(k, trials, found.total, found.finalists, found.own))
@@ -38,12 +36,24 @@ def ended(study: optuna.Study, found: Outcome, config: Config, tracker: Tracker,
         f"pass@{k} {winner.confirmed} on {winner.where}; {facts['verdict']}."
     )
     name = f"trial {winner.trial.number}"
+    model = champion.model_name(study.study_name)
     told = {
+        "varied": varied,
         "winner": notes.run_link(name, tracker, winner.trial.user_attrs[studies.RUN_ID]),
         "settings": facts["settings"],
+        "second": _second(found, tracker, k),
+        "model": f"[{model}]({pages.of_model(model)}), alias {champion.ALIAS}",
         "your own settings": facts.get("yours", ""),
     }
     return notes.of(first, told | further)
+
+
+def _second(found: Outcome, tracker: Tracker, k: int) -> str:
+    if len(found.finalists) < 2:
+        return ""
+    second = found.finalists[1]
+    link = notes.run_link(f"trial {second.trial.number}", tracker, second.trial.user_attrs[studies.RUN_ID])
+    return f"{link}, {naming.settings(second.trial.params)}: pass@{k} {second.confirmed} on {second.where}"
 
 
 def _charts(tracker: Tracker, view: View) -> str:

@@ -79,10 +79,9 @@ def _lead(
         _require_usable(config, known)
     with runs.session(resolved, "optimize", Stored(known, {}, None) if known else None) as (_, tracker, console):
         study.set_user_attr(study_page.PARENT, tracker.run_id)
-        varied = [dimension.key for dimension in space.dimensions]
-        view = views.of_study(search.study_name, tracker.run_id, varied, search.k)
+        view = views.of_study(search.study_name, tracker.run_id, [each.key for each in space.dimensions], search.k)
         tracker.view(view)
-        tracker.note(notes.under_way(config, tracker, view, varied))
+        tracker.note(notes.under_way(config, tracker, view, str(space)))
         _introduce(resolved, space, len(queue), console)
         baseline = _baseline(resolved, tracker, console)
         tracker.settle()  # who joins then asks the store for the baseline
@@ -104,7 +103,7 @@ def _lead(
             _leave(study, found, tracker, config)
             if found.finalists:
                 _honour(resolved, found.finalists[0], tracker, console)
-            tracker.note(notes.ended(study, found, config, tracker, view))
+            tracker.note(notes.ended(study, found, config, tracker, view, varied=str(space)))
         _conclude(study, found, config, tracker, view, console)
         _require_result(studies.begun_trials(study), search, found.finalists)
     return [*found.finalists]

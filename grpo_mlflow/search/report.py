@@ -85,7 +85,7 @@ def outcome(
         lines.append(("yours", text))
     settings = ", ".join(f"{key} = {value}" for key, value in winner.trial.params.items())
     if own is not None and own.trial.number == winner.trial.number:
-        settings += " (those you started from: none was better)"
+        settings += " (those you started from: none was better beyond the noise)"
     return [*lines, ("settings", settings), ("verdict", _verdict(winner, finalists, own))]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -26,6 +26,10 @@ class Dimension:
     distribution: Distribution
     when: Mapping[str, tuple[Any, ...]]
 
+    def __str__(self) -> str:
+        condition = " and ".join(f"{key} = {_either(allowed)}" for key, allowed in self.when.items())
+        return f"{self.key} {_in_words(self.distribution)}{f' where {condition}' if condition else ''}"
+
     def is_on(self, values: Mapping[str, Any]) -> bool:
         """Return whether the settings drawn so far switch it on."""
         return all(key in values and values[key] in allowed for key, allowed in self.when.items())
@@ -46,6 +50,9 @@ class Space:
     """All dimensions, each after those that switch it on."""
 
     dimensions: tuple[Dimension, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.dimensions))
 
     def suggest(self, trial: optuna.Trial, only: Collection[str] | None = None) -> dict[str, Any]:
         """Draw a value for every dimension that is switched on, or of those for `only` some."""
@@ -109,6 +116,18 @@ def holds(distribution: Distribution, value: Any) -> bool:
         return False
     steps = (value - distribution.low) / distribution.step if distribution.step else 0.0
     return math.isclose(steps, round(steps), abs_tol=1e-9)
+
+
+def _in_words(distribution: Distribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return _either(distribution.choices)
+    scale = " (logarithmic)" if distribution.log else ""
+    step = f" in steps of {distribution.step:g}" if distribution.step not in (None, 1) else ""
+    return f"{distribution.low:g} to {distribution.high:g}{step}{scale}"
+
+
+def _either(values: Sequence[Any]) -> str:
+    return " | ".join(map(str, values))
 
 
 def _draw(trial: optuna.Trial, dimension: Dimension) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 _MODE = {"workflowType": "machine_learning"}
 
@@ -10,6 +10,11 @@ _MODE = {"workflowType": "machine_learning"}
 def of_run(experiment_id: str, run_id: str) -> str:
     """Return where the overview of a run is, after the address of the UI."""
     return f"#/experiments/{experiment_id}/runs/{run_id}?{urlencode(_MODE)}"
+
+
+def of_model(name: str) -> str:
+    """Return where a registered model is, after the address of the UI."""
+    return f"#/models/{quote(name, safe='')}"
 
 
 def of_view(experiment_id: str, key: str) -> str:

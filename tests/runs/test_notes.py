@@ -47,7 +47,7 @@ def test_a_training_run_says_what_it_came_to(
     told, text = capsys.readouterr().out, note(store, finished.run_id)
     printed = re.search(r"held-out pass@1 +(.*?)   \(95%.*\nchange +(.*)\n", told)
     assert printed is not None
-    assert text.splitlines()[0] == f"**Held-out pass@1 {printed[1]}**: {printed[2]}."
+    assert text.splitlines()[0] == f"**Held-out pass@1 {printed[1]}**: {printed[2]} (95% intervals, 5 problems)."
     wanted = {"train": f"resume={finished.run_id}", "evaluate": finished.run_id}
     found = commands_of(text)
     assert {words[0] for words in found} == {*wanted}
@@ -132,7 +132,8 @@ def test_a_study_says_who_won_and_links_to_it(
     lr = {1e-4: "1e-4", 3e-3: "3e-3"}[winner.trial.params["train.lr"]]
     first = f"**Trial {winner.trial.number} wins: lr={lr}**, pass@1 {winner.confirmed} on {winner.where}; {verdict[1]}."
     assert text.splitlines()[0] == first
-    assert links_of(text, store) == {f"trial {winner.trial.number}": "train"}
+    assert links_of(text, store) == {f"trial {number}": "train" for number in (0, 2)}
+    assert "- varied: train.lr 0.0001 | 0.003\n" in text
     assert "viewStateShareKey=grpo-study-my-study" in text
     assert [words[0] for words in commands_of(text)] == ["train", "evaluate", "optimize", "report"]
     for each in commands_of(text):

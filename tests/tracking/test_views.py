@@ -38,7 +38,7 @@ def test_an_experiment_has_each_view_once(store: str) -> None:
     assert seen[0] == seen[1]  # also when it was written
     assert list(seen[0]) == [f"{views.PREFIX}{TRAINING.key}"]
     state = state_in(seen[0][f"{views.PREFIX}{TRAINING.key}"])
-    assert state["searchFilter"] == "tags.`grpo.kind` = 'train'"
+    assert state["searchFilter"] == "tags.`grpo.kind` = 'train' and tags.`optuna.study` IS NULL"
     assert state["selectedColumns"][1] == "metrics.`eval/pass_at_1`"
 
 
