@@ -27,7 +27,7 @@ def ended(study: optuna.Study, found: Outcome, config: Config, tracker: Tracker,
     facts = dict(report.outcome(k, trials, found.total, found.finalists, found.own))
     further = {"trials": f"{facts['trials']}: {_charts(tracker, view)}, and study/report.html under Artifacts"}
     steps = study_page.commands(study, found, config, tracker.run_dir, tracker.url)
-    further |= {what.lower(): notes.code(command) for what, command in steps.items()}
+    further |= {what.lower().replace("this page", "the report"): notes.code(each) for what, each in steps.items()}
     if not found.finalists:
         return notes.of("**No winner.**", further)
     winner = found.finalists[0]

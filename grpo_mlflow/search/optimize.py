@@ -131,8 +131,8 @@ def _conclude(
     if found.finalists:
         console.say(f"champion  {champion.address(search.study_name)}")
     console.say(f"files     {tracker.run_dir / 'study'}")
-    for text in next_steps.looking(tracker.url, pages.of_view(tracker.experiment_id, view.key)):
-        console.say(f"open it   {text}")
+    for number, text in enumerate(next_steps.looking(tracker.url, pages.of_view(tracker.experiment_id, view.key))):
+        console.say(f"{'' if number else 'open it':<10}{text}")
 
 
 def _require_usable(config: Config, parent: str) -> None:
