@@ -16,6 +16,7 @@ from grpo_mlflow.model.policy import Policy, choose_device
 from grpo_mlflow.runs import messages, preflight, self_check
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
+from grpo_mlflow.runtime.pace import told_if_slow
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Task
 from grpo_mlflow.training.checkpoint import Checkpoint
@@ -56,16 +57,15 @@ def load(
     def initial() -> str | Path:
         return loading.model_source(config.model.train_id, config, messages.warmup_progress(console))
 
-    if config.model.train_id != "tiny":
-        console.say(messages.loading(config.model.train_id))
     source = checkpoint.path if checkpoint else processes.one_after_first(initial)
     device = processes.accelerator.device
-    actor = processes.one_after_first(lambda: loading.trained(config, source, device))
-    backend = recording.backend if recording else config.generation.backend
-    actor = replace(actor, served=backend != "local")
-    begun = checkpoint.iteration if checkpoint else 0
-    actor, most = _prove(config, actor, processes, console, begun, recording)
-    reference = processes.one_after_first(lambda: _reference(config, actor, initial, most))
+    with told_if_slow(console.say, messages.loading(config.model.train_id)):
+        actor = processes.one_after_first(lambda: loading.trained(config, source, device))
+        backend = recording.backend if recording else config.generation.backend
+        actor = replace(actor, served=backend != "local")
+        begun = checkpoint.iteration if checkpoint else 0
+        actor, most = _prove(config, actor, processes, console, begun, recording)
+        reference = processes.one_after_first(lambda: _reference(config, actor, initial, most))
     console.say(messages.introduce(config, actor, time.perf_counter() - start))
     return Models(actor, reference, source, initial)
 
@@ -82,14 +82,13 @@ def load_measured(
         ModelError: it cannot be used.
         ConfigError: what the settings ask for does not go with it.
     """
-    if (source or config.model.train_id) != "tiny":
-        console.say(messages.loading(str(source or config.model.train_id)))
     if not source:
         report = messages.warmup_progress(console)
         source = processes.one_after_first(lambda: loading.model_source(config.model.train_id, config, report))
     device = processes.accelerator.device
-    found = processes.one_after_first(lambda: loading.measured(config, source, device))
-    found, _ = _prove(config, found, processes, console, None)
+    with told_if_slow(console.say, messages.loading(str(source))):
+        found = processes.one_after_first(lambda: loading.measured(config, source, device))
+        found, _ = _prove(config, found, processes, console, None)
     return found, source
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _FIRST, _NEXT = 15.0, 60.0  # seconds before the first line, and between the others
+_SLOW = 5.0  # seconds of work that need no word
 
 
 def duration(seconds: float) -> str:
@@ -13,6 +16,18 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f}s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def told_if_slow(say: Callable[[str], None], text: str, seconds: float = _SLOW) -> Iterator[None]:
+    """Say what is being done in the block if it takes longer than so many seconds."""
+    timer = threading.Timer(seconds, say, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Pace:

@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from grpo_mlflow import runs, seeding
-from grpo_mlflow.algorithm.statistics import mean
+from grpo_mlflow.algorithm.statistics import mean, rate_interval
 from grpo_mlflow.config import Config, Resolved, overlay
 from grpo_mlflow.errors import Pruned, ServerFailed, StoreAway, UserError, redact
 from grpo_mlflow.runs import naming, stored
@@ -196,8 +196,8 @@ class Search:
             trial.set_user_attr(studies.SECONDS, progress.seconds)
             pruned = self._judge(trial, config, step, evaluation.success_rates(config.search.k))
             trial.set_user_attr(studies.SCORE, self._score(trial))
-        found = f"pass@{config.search.k} {evaluation.pass_at(config.search.k)}"
-        self._console.say(f"  trial {trial.number}  iteration {step:>4}  {found}")
+        found = rate_interval(evaluation.success_rates(config.search.k), config.eval.replicates)
+        self._console.say(f"  trial {trial.number}  iteration {step:>4}  pass@{config.search.k} {found}")
         if pruned:
             raise Pruned(f"trial {trial.number} at iteration {step}")
 

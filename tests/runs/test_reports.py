@@ -72,7 +72,7 @@ def test_the_numbers_of_the_report_are_the_metrics_of_the_run(store: str) -> Non
     ]
     assert finished.run_id in page.said
     assert "finished, 4 of 4 iterations" in page.said
-    assert f"grpo train resume={finished.run_id} train.iterations=8" in page.said
+    assert f"grpo train resume={finished.run_id} tracking.uri={store} train.iterations=8" in page.said
 
 
 def test_the_report_says_of_a_run_what_its_end_says(store: str, capsys: pytest.CaptureFixture[str]) -> None:

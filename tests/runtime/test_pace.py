@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from grpo_mlflow.runtime.pace import Pace, duration
+from grpo_mlflow.runtime.pace import Pace, duration, told_if_slow
 
 
 @pytest.mark.parametrize(
@@ -48,3 +50,14 @@ def test_short_work_says_nothing_and_another_begins_anew() -> None:
     clock.now += 1
     pace.at(0.0)
     assert said == ["two: 0% after 15s"]
+
+
+def test_only_what_is_slow_is_told() -> None:
+    said = list[str]()
+    with told_if_slow(said.append, "quick", seconds=30.0):
+        pass
+    with told_if_slow(said.append, "slow", seconds=0.05):
+        end = time.monotonic() + 10
+        while not said and time.monotonic() < end:
+            time.sleep(0.01)
+    assert said == ["slow"]
