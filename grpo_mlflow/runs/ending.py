@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from grpo_mlflow import tracking
@@ -12,6 +13,8 @@ from grpo_mlflow.runtime import failures, interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tracking import Tracker
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,11 +40,11 @@ class Ending:
         """
         if isinstance(error, Pruned):
             tracker.tags({"optuna.state": "PRUNED"})
-            tracker.note(notes.ended(f"pruned: {error}"))
+            self._note(tracker, f"pruned: {error}")
             tracker.finish("KILLED")
         elif isinstance(error, (interrupts.Interrupted, KeyboardInterrupt)):
             message = messages.how_to_resume(self.config, self.kind, tracker, "stopped")
-            tracker.note(notes.ended(message))
+            self._note(tracker, message)
             tracker.finish("KILLED")
             self.console.say(message)
         else:
@@ -51,6 +54,13 @@ class Ending:
             self.failed(error)
             if known is not None and known is not error:
                 raise known from error
+
+    def _note(self, tracker: Tracker, message: str, reason: str = "") -> None:
+        """Describe how the run has ended; what keeps that from being written must not keep the run from its end."""
+        try:
+            tracker.note(notes.ended(message, reason))
+        except (OSError, UserError) as other:  # a full disk, or the run is another's by now
+            log.debug("no description: %s", one_line(other))
 
     def _keep(self, tracker: Tracker, error: BaseException) -> None:
         """Keep the traceback of a mistake of our own in the run."""
@@ -74,8 +84,8 @@ class Ending:
             message = messages.how_to_go_around(self.config, self.kind, tracker, error)
         else:
             message = messages.how_to_resume(self.config, self.kind, tracker, "failed")
+        self._note(tracker, message, one_line(error) if error else "")
         try:
-            tracker.note(notes.ended(message, one_line(error) if error else ""))
             tracker.finish("FAILED")
         except OSError as full:  # a full disk, of which the run may have failed: what failed first is told
             console.warn(f"run {tracker.run_id} could not be marked FAILED: {one_line(full)}")

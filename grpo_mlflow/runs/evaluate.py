@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_mlflow import tasks, tracking
@@ -30,25 +31,53 @@ def evaluate(
     config = resolved.config
     with gathered(resolved, "evaluate", nested=nested is not None) as here:
         actor, source = load_measured(config, source, here.processes, here.console)
-        owner = published.owner(source)
-        with here.opened(nested=nested, name=_name(config, source, owner)) as tracker:
-            model = f"runs:/{owner[0]}/checkpoints/{owner[1]}" if owner else str(source)
-            tracker.tags({"grpo.evaluated_model": model, **({"grpo.evaluated_run": owner[0]} if owner else {})})
-            return _measure(here, tracker, actor, source, before)
+        origin = _origin(config, source)
+        name = origin.named if origin else naming.of_evaluation(naming.model(_shown(config, source)))
+        with here.opened(nested=nested, name=name) as tracker:
+            tags = {"grpo.evaluated_model": origin.address if origin else str(source)}
+            tracker.tags({**tags, "grpo.evaluated_run": origin.run_id} if origin else tags)
+            return _measure(here, tracker, actor, source, origin, before)
 
 
-def _name(config: Config, source: str | Path, owner: tuple[str, str] | None) -> str:
-    """Return the name of an evaluation: by the run whose checkpoint it is, if that is in this store."""
-    if owner is not None:
-        with suppress(UserError):
-            run = tracking.find_run(tracking.connect(config.tracking.uri), owner[0])
-            return naming.of_evaluation(run.info.run_name, owner[1])
-        return naming.of_evaluation(naming.model(source))
-    return naming.of_evaluation(naming.model("tiny" if config.model.train_id == "tiny" else source))
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """A run of this store, and the name of the checkpoint of it that is measured."""
+
+    run_id: str
+    run_name: str
+    checkpoint: str
+
+    @property
+    def named(self) -> str:
+        return naming.of_evaluation(self.run_name, self.checkpoint)
+
+    @property
+    def address(self) -> str:
+        return f"runs:/{self.run_id}/checkpoints/{self.checkpoint}"
+
+
+def _origin(config: Config, source: str | Path) -> _Origin | None:
+    """Return where a checkpoint comes from; None of another model, or if its run is not in this store."""
+    if (owner := published.owner(source)) is None:
+        return None
+    with suppress(UserError):
+        run = tracking.find_run(tracking.connect(config.tracking.uri), owner[0])
+        return _Origin(owner[0], run.info.run_name, owner[1])
+    return None
+
+
+def _shown(config: Config, source: str | Path) -> str:
+    """Return how a model is asked for: the embedded one lies in a cache of this machine."""
+    return "tiny" if config.model.train_id == "tiny" and published.owner(source) is None else str(source)
 
 
 def _measure(
-    here: Gathered, tracker: Tracker, actor: Policy, source: str | Path, before: Sequence[range]
+    here: Gathered,
+    tracker: Tracker,
+    actor: Policy,
+    source: str | Path,
+    origin: _Origin | None,
+    before: Sequence[range],
 ) -> evaluation.Evaluation:
     """Evaluate the model in the open run, which gets what was found."""
     config, console = here.resolved.config, here.console
@@ -63,9 +92,10 @@ def _measure(
         result = evaluation.evaluate(task, actor, generator, config, here.processes, before=before)
         seconds = time.perf_counter() - start
     evaluation.track(tracker, result, 0, seconds, config.tracking.samples)
-    if (owner := published.owner(source)) is not None:
+    owner = (origin.run_id, origin.checkpoint) if origin else None
+    if owner is not None:
         tracker.measured(*owner, evaluation.named(result.metrics()))
-    tracker.note(notes.measured(result, config, str(source), tracker, owner))
+    tracker.note(notes.measured(result, config, _shown(config, source), tracker, owner))
     console.say(
         f"{source} on {config.data.task}, at most {evaluation.evaluation_sampling(config).max_new_tokens} tokens"
     )

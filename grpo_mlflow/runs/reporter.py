@@ -9,7 +9,7 @@ from pathlib import Path
 
 from grpo_mlflow import tracking
 from grpo_mlflow.config import Config
-from grpo_mlflow.errors import UserError, one_line
+from grpo_mlflow.errors import one_line
 from grpo_mlflow.runs import report
 from grpo_mlflow.runs.next_steps import Place
 from grpo_mlflow.runtime.files import write_whole
@@ -33,7 +33,7 @@ class Reporter:
         self._files = report.Files(tracker.run_dir)
         self._settings: list[report.Differing] = []
         self._fetches = resumed
-        self._changed = threading.Condition()
+        self._changed, self._writing = threading.Condition(), threading.Lock()
         self._waiting: Progress | None = None
         self._noted: Progress | None = None
         self._ended = self._failed = False
@@ -55,24 +55,27 @@ class Reporter:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(_LAST_SECONDS)
-        self._fetch()
         noted = self._noted
         if noted is not None and noted.iteration == progress.iteration and not progress.evaluated:
             progress = noted  # a study has pruned it at this evaluation
         finished = progress.iteration >= self._config.train.iterations
-        self._write(progress, "finished" if finished else "ended early", self._tracker.publish)
+        if self._writing.acquire(timeout=_LAST_SECONDS):  # kept: nothing is written after the last page
+            self._write(progress, "finished" if finished else "ended early", self._tracker.publish)
 
     def _run(self) -> None:
         while True:
             with self._changed:
                 while self._waiting is None and not self._ended:
                     self._changed.wait()
-                if self._ended:  # the last page says all that one that waits would
-                    return
                 progress, self._waiting = self._waiting, None
-            assert progress is not None, "else it waits"
+            if progress is None:
+                return
             self._fetch()
-            self._write(progress, "in training", self._tracker.publish_aside)
+            if self._ended:  # the last page says all that this one would
+                return
+            with self._writing:
+                if not self._ended:
+                    self._write(progress, "in training", self._tracker.publish_aside)
             with self._changed:
                 self._changed.wait_for(lambda: self._ended, _PAUSE_SECONDS)
 
@@ -100,5 +103,5 @@ class Reporter:
         try:
             client = tracking.connect(self._config.tracking.uri)
             self._files.look_also(Path(tracking.artifact(client, self._tracker.run_id, name)).parent)
-        except UserError:  # it is away, or has none: the page shows what is here
-            return
+        except Exception as error:  # it is away, has none, or its client fails: the page shows what is here
+            log.debug("no earlier figures: %s", one_line(error))

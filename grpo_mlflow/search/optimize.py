@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from grpo_mlflow import runs, tasks, tracking
 from grpo_mlflow.config import Config, Resolved
 from grpo_mlflow.config.schema import SearchConfig
-from grpo_mlflow.errors import ConfigError, UserError
+from grpo_mlflow.errors import ConfigError, UserError, one_line
 from grpo_mlflow.runs import models, next_steps
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
@@ -100,9 +100,9 @@ def _lead(
         kept.send_below(config.tracking.uri, tracker.run_id, console)
         tracking.end_abandoned(tracking.connect(config.tracking.uri), tracker.run_id)
         with interrupts.deferred():
-            _leave(study, found, tracker, config)
             if found.finalists:
                 _honour(resolved, found.finalists[0], tracker, console)
+            _leave(study, found, tracker, config, console)
             tracker.note(notes.ended(study, found, config, tracker, view, varied=str(space)))
         _conclude(study, found, config, tracker, view, console)
         _require_result(studies.begun_trials(study), search, found.finalists)
@@ -238,12 +238,11 @@ def _run_all(work: Search, study: optuna.Study, workers: Workers, console: Conso
         time.sleep(0.5)
 
 
-def _leave(study: optuna.Study, found: Outcome, tracker: Tracker, config: Config) -> None:
+def _leave(study: optuna.Study, found: Outcome, tracker: Tracker, config: Config, console: Console) -> None:
     """Leave the table, the winner's figures and the report in the parent run."""
     trials, finalists, own, k = studies.begun_trials(study), found.finalists, found.own, config.search.k
     outcome.keep(study, found)
     tracker.text("study/trials.csv", report.trials_table(trials))
-    tracker.text(study_page.NAME, study_page.page(study, found, config, tracker.run_dir, tracker.url))
     if finalists:
         winner = finalists[0]
         values = {
@@ -255,6 +254,10 @@ def _leave(study: optuna.Study, found: Outcome, tracker: Tracker, config: Config
         if own is not None:
             values[f"study/own_pass_at_{k}"] = own.confirmed.value
         tracker.metrics(values, len(trials))
+    try:
+        tracker.text(study_page.NAME, study_page.page(study, found, config, tracker.run_dir, tracker.url))
+    except Exception as error:  # a study is not lost for the sake of its page, which `report` writes again
+        console.warn(f"{study_page.NAME} could not be written: {one_line(error)}")
 
 
 def _honour(resolved: Resolved, winner: Finalist, tracker: Tracker, console: Console) -> None:

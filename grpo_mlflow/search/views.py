@@ -14,7 +14,7 @@ def of_study(name: str, parent: str, varied: Sequence[str], k: int) -> View:
     shown = ["train.log10_lr" if key == "train.lr" else key for key in varied]  # no axis of the UI is logarithmic
     charts = [parallel(shown, [score]), *(scatter(key, score) for key in shown)]
     return View(
-        key=key_of(f"grpo-study-{name}"),
+        key=f"{key_of(f'grpo-study-{name}')[:60]}-{parent[:8]}",  # names may differ in what a key leaves out
         name=f"GRPO: study {name}",
         filter=f"tags.`mlflow.parentRunId` = '{parent}' and tags.`grpo.kind` = 'train'",
         order=metric(score),

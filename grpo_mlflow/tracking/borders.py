@@ -17,6 +17,7 @@ from sqlalchemy.pool import NullPool
 from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line, redact
 
 STORE_ERRORS = (MlflowException, requests.exceptions.RequestException, SQLAlchemyError, OSError)
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # what is tried again, we tell ourselves
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # else a traceback beside each line of ours
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _ALLOWED = "allowed: sqlite:///FILE, http://HOST:PORT, postgresql://USER:PASSWORD@HOST/DATABASE"

@@ -8,16 +8,16 @@ import weakref
 from collections.abc import Callable
 
 import mlflow
-from sqlalchemy import create_engine, text
+from sqlalchemy import column, create_engine, select, table
 from sqlalchemy.engine import make_url
-from sqlalchemy.pool import NullPool
 
 from grpo_mlflow.errors import one_line
 from grpo_mlflow.tracking import borders
 from grpo_mlflow.tracking.places import COMMAND
 
-# A row of a database is read in a tenth of a millisecond; a server sends the whole run, in some ten of them.
-_OF_A_DATABASE, _OF_A_SERVER = 0.1, 0.5  # seconds between two looks
+# A row of sqlite is read in a fraction of a millisecond; a server sends the whole run, in some ten of them.
+_OF_SQLITE, _OF_OTHERS = 0.1, 0.5  # seconds between two looks
+_LONGEST = 30.0  # between two looks at a store that is away
 log = logging.getLogger(__name__)
 
 
@@ -30,9 +30,8 @@ class Commands:
 
     def __init__(self, client: mlflow.MlflowClient, run_id: str, answered: str = "") -> None:
         uri = mlflow.get_tracking_uri()
-        is_database = borders.is_database(uri)
-        read = _row(uri, run_id) if is_database else _tag(client, run_id)
-        pause = _OF_A_DATABASE if is_database else _OF_A_SERVER
+        read = _row(uri, run_id) if borders.is_database(uri) else _tag(client, run_id)
+        pause = _OF_SQLITE if uri.startswith("sqlite") else _OF_OTHERS
         self._seen, self._answered = "", answered
         self._ended = threading.Event()
         # By a weak reference: who forgets to end this has no thread that looks for ever.
@@ -61,12 +60,13 @@ class Commands:
 
 
 def _look(by: weakref.ref[Commands], ended: threading.Event, read: Callable[[], str], pause: float) -> None:
-    while not ended.wait(pause):
+    wait = pause
+    while not ended.wait(wait):
         try:
-            seen = read()
+            seen, wait = read(), pause
         except Exception as error:  # a store may be away or locked for a while: then nobody asks anything
             log.debug("no look at %s: %s", COMMAND, one_line(error))
-            seen = None
+            seen, wait = None, min(2 * wait, _LONGEST)
         if (commands := by()) is None:
             return
         if seen is not None:
@@ -77,12 +77,13 @@ def _look(by: weakref.ref[Commands], ended: threading.Event, read: Callable[[], 
 def _row(uri: str, run_id: str) -> Callable[[], str]:
     """Return a function that reads the tag where MLflow keeps it: its client would read the whole run."""
     waits = {"timeout": 0} if make_url(uri).get_backend_name() == "sqlite" else {}
-    engine = create_engine(uri, poolclass=NullPool, connect_args=waits)
-    asked = text("SELECT value FROM tags WHERE run_uuid = :run AND key = :key")
+    engine = create_engine(uri, connect_args=waits, pool_size=1)
+    tags = table("tags", column("run_uuid"), column("key"), column("value"))  # `key` is quoted where it is reserved
+    asked = select(tags.c.value).where(tags.c.run_uuid == run_id, tags.c.key == COMMAND)
 
     def read() -> str:
         with engine.connect() as connection:
-            found = connection.execute(asked, {"run": run_id, "key": COMMAND}).scalar()
+            found = connection.execute(asked).scalar()
         return str(found or "").strip()
 
     return read

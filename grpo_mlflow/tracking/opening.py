@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import mlflow
 from mlflow.entities import Run, RunStatus
 from mlflow.tracking.context.registry import resolve_tags
-from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 
 from grpo_mlflow import redaction
 from grpo_mlflow.config.schema import TrackingConfig
@@ -24,7 +22,6 @@ from grpo_mlflow.tracking.tracker import MlflowTracker
 
 _KIND = "grpo.kind"
 _SETTLE_SECONDS = 10.0  # for what a run that is resumed has kept; the rest is sent while it goes on
-_DRAWN = re.compile(rf"({'|'.join(_GENERATOR_PREDICATES)})-({'|'.join(_GENERATOR_NOUNS)})-\d{{1,4}}")
 Place = tuple[str, str, Mapping[str, str]]  # parent run id, name, tags
 
 
@@ -103,14 +100,31 @@ def _reopen(client: mlflow.MlflowClient, resume: str, adopted: str | None) -> Ru
 def _new(client: mlflow.MlflowClient, config: TrackingConfig, kind: str, name: str | None) -> Run:
     # the tags at once: a run that is killed now can be told for ours, and ended
     tags = {**redaction.without(resolve_tags({})), **ownership.signature(), _KIND: kind}
-    return client.create_run(experiment_id(client, config.experiment), run_name=config.run_name or name, tags=tags)
+    given = config.run_name or name
+    return client.create_run(experiment_id(client, config.experiment), run_name=given and _one_line(given), tags=tags)
 
 
 def _rename(client: mlflow.MlflowClient, run: Run, wanted: str | None, otherwise: str | None) -> None:
     """Name the run that `mlflow run` made as `wanted`, or `otherwise` where the name it has was drawn by MLflow."""
-    name = wanted or (otherwise if _DRAWN.fullmatch(run.info.run_name or "") else None)
+    name = wanted or (otherwise if _is_drawn(run.info.run_name or "") else None)
     if name:
-        client.update_run(run.info.run_id, name=name)
+        client.update_run(run.info.run_id, name=_one_line(name))
+
+
+def _is_drawn(name: str) -> bool:
+    """Return whether MLflow has drawn a name, such as `caring-gnu-827`."""
+    try:
+        from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
+    except ImportError:  # a version that keeps its words elsewhere: then a name stays
+        return False
+    predicate, _, rest = name.partition("-")
+    noun, _, number = rest.rpartition("-")
+    return predicate in _GENERATOR_PREDICATES and noun in _GENERATOR_NOUNS and number.isdecimal()
+
+
+def _one_line(name: str) -> str:
+    """Return a name without secrets, and on one line."""
+    return " ".join(redact(name).split())
 
 
 def _below(client: mlflow.MlflowClient, place: Place, kind: str) -> Run:
@@ -118,4 +132,4 @@ def _below(client: mlflow.MlflowClient, place: Place, kind: str) -> Run:
     parent = client.get_run(parent_id)
     tags = redaction.without({**resolve_tags({}), **own})
     tags |= {**ownership.signature(), "mlflow.parentRunId": parent_id, _KIND: kind}
-    return client.create_run(parent.info.experiment_id, run_name=name, tags=tags)
+    return client.create_run(parent.info.experiment_id, run_name=_one_line(name), tags=tags)

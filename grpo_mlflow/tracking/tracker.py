@@ -31,12 +31,13 @@ from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.files import write_whole
 from grpo_mlflow.tasks import data_sets
 from grpo_mlflow.tracking import ownership
+from grpo_mlflow.tracking.borders import STORE_ERRORS
 from grpo_mlflow.tracking.commands import Commands
 from grpo_mlflow.tracking.models import Kept
 from grpo_mlflow.tracking.operation import Operation
 from grpo_mlflow.tracking.operations import Measured, Metrics, Models, Params, Publish, Register, Remove, Status, Tags
 from grpo_mlflow.tracking.outbox import Outbox
-from grpo_mlflow.tracking.places import ENDED, run_folder
+from grpo_mlflow.tracking.places import COMMAND, ENDED, run_folder
 from grpo_mlflow.tracking.sender import Sender
 from grpo_mlflow.tracking.shown import Answer, DataSet, Note, SharedView
 from grpo_mlflow.tracking.store import listed_tables, local_path
@@ -95,7 +96,7 @@ class MlflowTracker:
         self._do(DataSet(_sendable(used.name), used.digest, used.context, used.source_type, *shown))
 
     def view(self, view: View) -> None:
-        """Save a view of the experiment; one that is there already stays."""
+        """Save a view of the experiment, in place of an earlier state of the same view."""
         tag, state = view.tag()
         self._do(SharedView(tag, view.name, _sendable(state)))
 
@@ -186,8 +187,12 @@ class MlflowTracker:
     def hold(self) -> None:
         """Show that this process works on the run, and look for commands, until it is finished."""
         self._holding = ownership.Holding(self._client, self.run_id)
-        answered = [each.command for each in self._outbox.waiting() if isinstance(each, Answer)]
-        self._commands = Commands(self._client, self.run_id, answered[-1] if answered else "")
+        known = [each.command for each in self._outbox.waiting() if isinstance(each, Answer)]
+        with suppress(*STORE_ERRORS):
+            if not known and (left := self._client.get_run(self.run_id).data.tags.get(COMMAND, "").strip()):
+                known = [left]
+                self._do(Answer(left, f"{left}: not done: it was asked while nothing ran"))
+        self._commands = Commands(self._client, self.run_id, known[-1] if known else "")
 
     def command(self) -> str:
         """Return what somebody asks of the run by its tag `grpo.command`; empty for nothing."""

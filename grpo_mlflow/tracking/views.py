@@ -154,7 +154,7 @@ def key_of(text: str) -> str:
 def packed(name: str, state: str, known: str | None) -> str | None:
     """Return the value of a view's tag; None where the `known` one has the state already, or it is too large.
 
-    A view that somebody has deleted or changed in the UI has another tag, so it is theirs to keep.
+    What somebody saves in the UI under another name has another tag, so it is theirs to keep.
     """
     then = _unpacked(known)
     if then is not None and then.get("state") == state:

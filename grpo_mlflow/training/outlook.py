@@ -68,7 +68,7 @@ def expected(left: Work, per_iteration: float, per_evaluation: float) -> str:
     if seconds < _WORTH_TELLING:
         return ""
     text = f"about {duration(seconds)} left: {_several(left.iterations, 'iteration')} of {duration(per_iteration)}"
-    if left.evaluations:
+    if left.evaluations and per_evaluation > 0:  # else none was timed yet
         text += f", {_several(left.evaluations, 'evaluation')} of {duration(per_evaluation)}"
     return text
 

@@ -152,7 +152,8 @@ class Trainer:
         parts, start = self._parts, time.perf_counter()
         parts.task.at(version, self._config.train.iterations)
         found = self._baseline if version == 0 and self._baseline is not None else self._measure(version)
-        seconds = self._evaluation_seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._evaluation_seconds = self._evaluation_seconds if found is self._baseline else seconds
         logged = self._judging()
         with interrupts.deferred():
             evaluation.track(parts.tracker, found, version, seconds, self._config.tracking.samples)

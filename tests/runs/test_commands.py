@@ -132,3 +132,11 @@ def test_a_trial_is_pruned_when_asked_and_a_study_stops(
     assert client.get_run(asked[0]).data.tags[ANSWER] == "prune: ended at iteration 3"
     assert client.get_run(asked[1]).data.tags[ANSWER] == "stop: stopped"
     assert len(search(resolved)) == 1  # the same command goes on, with the trial that was under way
+
+
+def test_what_was_asked_while_nothing_ran_is_not_done(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Asking, "then", staticmethod(asking(store, {}, 0.3)))
+    finished = runs.train(small(store, *TASK, "train.iterations=1"))
+    mlflow.MlflowClient(store).set_tag(finished.run_id, COMMAND, "stop")
+    assert resume(store, finished.run_id, "train.iterations=3").progress.iteration == 3
+    assert (tags(store)[COMMAND], tags(store)[ANSWER]) == ("", "stop: not done: it was asked while nothing ran")

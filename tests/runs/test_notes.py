@@ -15,6 +15,7 @@ from grpo_mlflow.errors import Pruned, UserError
 from grpo_mlflow.runtime import interrupts
 from tests.support.small_runs import newest, small
 from tests.support.small_studies import search, study_config
+from tests.support.stores import Stores
 
 LINK = re.compile(r"\[([^]]+)\]\(#/experiments/(\d+)/runs/([0-9a-f]{32})\?workflowType=machine_learning\)")
 COMMAND = re.compile(r"`(?:\S+/)?(grpo \w+ [^`]+)`")
@@ -119,6 +120,17 @@ def test_an_evaluation_names_the_run_of_its_model(
     assert client.get_run(newest(store)).data.metrics["eval/pass_at_1"] == run.data.metrics["eval/pass_at_1"]
 
 
+def test_the_model_of_another_store_is_named_by_its_folder(store: str, tmp_path: Path, empty_stores: Stores) -> None:
+    (tmp_path / "other").mkdir()
+    trained = runs.train(small(empty_stores.new(tmp_path / "other"), "train.iterations=2"))
+    source = trained.run_dir / "checkpoints" / "iter_002"
+    runs.evaluate(small(store), source)
+    run = mlflow.MlflowClient(store).get_run(newest(store))
+    assert (run.info.run_name, run.info.status) == ("eval of iter_002", "FINISHED")
+    assert run.data.tags["grpo.evaluated_model"] == str(source)
+    assert links_of(run.data.tags[tracking.NOTE], store) == {}
+
+
 def test_a_study_says_who_won_and_links_to_it(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,7 +146,7 @@ def test_a_study_says_who_won_and_links_to_it(
     assert text.splitlines()[0] == first
     assert links_of(text, store) == {f"trial {number}": "train" for number in (0, 2)}
     assert "- varied: train.lr 0.0001 | 0.003\n" in text
-    assert "viewStateShareKey=grpo-study-my-study" in text
+    assert f"viewStateShareKey=grpo-study-my-study-{run_id[:8]})" in text
     assert [words[0] for words in commands_of(text)] == ["train", "evaluate", "optimize", "report"]
     for each in commands_of(text):
         commands.main(each)

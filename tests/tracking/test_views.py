@@ -70,7 +70,7 @@ def test_every_chart_stands_in_a_section_and_has_a_name_of_its_own() -> None:
 def test_a_study_shows_what_it_varied_against_what_it_maximised() -> None:
     view = of_study("my study!", "f" * 32, ["train.lr", "train.kl_coef"], 4)
     state = json.loads(view.tag()[1])
-    assert view.key == "grpo-study-my-study"
+    assert view.key == f"grpo-study-my-study-{'f' * 8}"
     assert state["orderByKey"] == "metrics.`eval/pass_at_4`"
     assert f"'{'f' * 32}'" in state["searchFilter"]
     points = [(c["xaxis"]["key"], c["yaxis"]["key"]) for c in state["compareRunCharts"] if c["type"] == "SCATTER"]
