@@ -192,7 +192,7 @@ def from_untrained(rates: Rates, untrained: Sequence[float]) -> FrozenTrial:
 )
 def test_one_that_collapsed_ends_without_precedents(means: Sequence[float], latest: int) -> None:
     rng = np.random.default_rng(1)
-    good, untrained = finished(steps(*[[0.9] * 64] * 8)), rng.binomial(8, 0.5, 64) / 8
+    good, untrained = finished(steps(*[[0.9] * 64] * 8)), (rng.binomial(8, 0.5, 64) / 8).tolist()
     curve = [(rng.binomial(8, mean, 64) / 8).tolist() for mean in means]
     pruner, study = PairedPruner(8), study_of(good)
     pruned = [look for look in range(1, 8) if pruner.prune(study, from_untrained(steps(*curve[:look]), untrained))]
