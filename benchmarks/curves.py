@@ -27,6 +27,7 @@ Families that were looked at, with other seeds, when its rules and constants wer
     crossing    t^g with g from .15 to 1.2: who starts slowly ends higher (they correlate)
     jump        40% stay flat until .3 to .9 and jump to their end within a twentieth of the run; the others: power laws
     dip         a half first falls, by .3 to 1.2 with the trough at .08 to .3, then rises as a power law
+    collapse    power laws, from which a fifth falls for good, by 4 to 8 as 1 - exp(-t / tau), tau .1 to .5
     hard        start -5.5 (pass@1 .018), ends above it by an exponential of mean 1.3: few rise; t^g, g .5 to 2
 
 Families that had no part in it:
@@ -146,6 +147,11 @@ def _dip(rng: np.random.Generator, t: Array, trials: int) -> Array:
     return _START + (_ends(rng, trials) - _START) * _power_law(rng, t, trials) - dip
 
 
+def _collapse(rng: np.random.Generator, t: Array, trials: int) -> Array:
+    fall = _column(rng, 4, 8, trials) * (1 - np.exp(-t / _column(rng, 0.1, 0.5, trials)))
+    return _power(rng, t, trials) - np.where(_column(rng, 0, 1, trials) < 0.2, fall, 0.0)
+
+
 def _saturated(rng: np.random.Generator, t: Array, trials: int) -> Array:
     return _SATURATED + (_column(rng, 3.5, 7, trials) - _SATURATED) * _power_law(rng, t, trials)
 
@@ -201,12 +207,13 @@ _SHAPES: dict[str, Callable[[np.random.Generator, Array, int], Array]] = {
     "power": _power,
     "crossing": _crossing,
     "dip": _dip,
+    "collapse": _collapse,
     "saturated": _saturated,
     "hard": _hard,
     "jump": _jump,
 }
 TUNED = ("slow", "slow, early", "exponential", "swap", "step", "linear")
-SEEN = ("power", "crossing", "jump", "dip", "hard")
+SEEN = ("power", "crossing", "jump", "dip", "collapse", "hard")
 KEPT_APART = ("saturated", "cosine", "mixed")
 
 

@@ -14,7 +14,7 @@ pruned if
     its learning rate has decayed (decay.py)
     U(against one of the best at the same step; t) < -margin    at its last two evaluations: it is behind
     U(against the contender's score; doubt) + gain < -margin    it is not expected to come among the best (forecast.py)
-    it has risen, or trials as flat have been seen to stay so
+    it is not flat, or trials as flat have been seen to stay so
 
 t is the quantile 1 - alpha / (m r) of Student's t with n - 1 degrees of freedom, m = looks // 2.
 
@@ -24,6 +24,11 @@ trial's first evaluation. A trial has risen if the mean of its last two evaluati
 is pruned if at least `precedents` finished trials were as flat at that look, and none of them gained more later than
 `jump` of what separates this one from the contender. After four that stayed flat, the next one stays flat with a
 chance of 5/6 (Laplace's rule of succession).
+
+Fallen trials. A trial has fallen if it is below the start, problem by problem, at both of its last two evaluations:
+U(against the start; t) < 0, with r = 1 in t. Its own curve tells what it will do, so it is no flat one: the forecast
+leaves it where it is while it falls, and spares it while it climbs out of a dip. It is credited with what finished
+trials that had fallen at that look gained late.
 
 What the error refers to. Looking at every evaluation, at each of the best, would find some difference by luck in the
 end. Of two consecutive evaluations one has an even number, so a trial that is behind another was so at one of the m
@@ -157,10 +162,10 @@ class PairedPruner(optuna.pruners.BasePruner):
         """Return whether the trial, by its curve and by trials like it, will not come to the contender's rates."""
         step, zero = own.steps[-1], forecast.logit(start)
         high = float(start.mean() + self._share * (goal.mean() - start.mean()))
-        risen = _has_risen(own, step, high)
-        like = [one for one in able if _has_risen(one, step, high) == risen]
+        kind = self._kind(own, step, looks, start, high)
+        like = [one for one in able if self._kind(one, step, looks, start, high) == kind]
         late = 0.0
-        if risen:
+        if kind != "flat":
             late = max((forecast.late(one.rates, len(one.until(step)), zero) for one in like), default=0.0)
         elif not self._stays_flat(own, goal, like):
             return False
@@ -168,6 +173,16 @@ class PairedPruner(optuna.pruners.BasePruner):
         if not self._scored:  # its best evaluation counts, even if it is past
             reached = max(reached, _bound(self._score(own) - goal, self._doubt))
         return reached < -self._margin
+
+    def _kind(
+        self, curve: _Curve, step: int, looks: int, start: Array, high: float
+    ) -> Literal["risen", "fallen", "flat"]:
+        """Return what a trial had done by this step, from its last two evaluations; above `high` it has risen."""
+        last = curve.until(step)[-2:]
+        if float(last.mean()) > high:
+            return "risen"
+        fallen = all(self.upper_bound(rates, start, max(1, looks // 2)) < 0 for rates in last)
+        return "fallen" if fallen else "flat"
 
     def _stays_flat(self, own: _Curve, goal: Array, like: Sequence[_Curve]) -> bool:
         """Return whether enough trials were as flat as this one, and none of them rose far later."""
@@ -191,11 +206,6 @@ def _require(name: str, value: float, holds: bool, allowed: str) -> None:
 
 def _bound(differences: Array, quantile: float) -> float:
     return float(differences.mean()) + quantile * forecast.standard_error(differences)
-
-
-def _has_risen(curve: _Curve, step: int, high: float) -> bool:
-    """Return whether the mean of the last two evaluations up to this step is above `high`."""
-    return float(curve.until(step)[-2:].mean()) > high
 
 
 def _curve(trial: FrozenTrial) -> _Curve | None:

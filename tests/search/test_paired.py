@@ -179,6 +179,61 @@ def test_one_that_stays_within_the_noise_is_flat() -> None:
     assert PairedPruner(10, precedents=0).prune(study, noisy)
 
 
+def from_untrained(rates: Rates, untrained: Sequence[float]) -> FrozenTrial:
+    """A running trial that keeps what the untrained model had."""
+    running = trial(rates)
+    running.user_attrs[UNTRAINED] = list(untrained)
+    return running
+
+
+@pytest.mark.parametrize(
+    ("means", "latest"),
+    [((0.41, 0.14, 0.22, 0.28, 0.28, 0.32, 0.28, 0.38), 5), ((0.45, 0.33, 0.32, 0.18, 0.09, 0.06, 0.02, 0.0), 3)],
+)
+def test_one_that_collapsed_ends_without_precedents(means: Sequence[float], latest: int) -> None:
+    rng = np.random.default_rng(1)
+    good, untrained = finished(steps(*[[0.9] * 64] * 8)), (rng.binomial(8, 0.5, 64) / 8).tolist()
+    curve = [(rng.binomial(8, mean, 64) / 8).tolist() for mean in means]
+    pruner, study = PairedPruner(8), study_of(good)
+    pruned = [look for look in range(1, 8) if pruner.prune(study, from_untrained(steps(*curve[:look]), untrained))]
+    assert pruned
+    assert pruned[0] <= latest
+
+
+def test_one_that_climbs_out_of_a_dip_goes_on() -> None:
+    study = study_of(finished(flat(*[0.75] * 8)))
+    dip = flat(0.3, 0.15, 0.25, 0.35)  # from there on as steeply: to a logit of -.52 + 4 * .40, a rate of .75
+    assert not PairedPruner(8).prune(study, from_untrained(dip, [0.4] * 8))
+    assert PairedPruner(8).prune(study, from_untrained(flat(0.3, 0.15, 0.15, 0.15), [0.4] * 8))
+
+
+@pytest.mark.parametrize(("spread", "last", "is_flat"), [(0, 0.2, False), (0.2, 0.2, True), (0, 0.4, True)])
+def test_it_has_fallen_if_below_the_untrained_model_beyond_the_noise_twice(
+    spread: float, last: float, is_flat: bool
+) -> None:
+    low = [0.2 + spread, 0.2 - spread] * 4  # with a spread of .2, the standard error is .08
+    rates = steps([0.4] * 8, low, low, low if last == 0.2 else [last] * 8)
+    study = study_of(finished(flat(*[0.9] * 10)))
+    assert PairedPruner(10).prune(study, from_untrained(rates, [0.4] * 8)) != is_flat
+
+
+def test_what_fallen_trials_gained_late_is_credited_to_fallen_ones() -> None:
+    contender, fallen = trial(flat(*[0.65] * 10), 0, TrialState.COMPLETE), from_untrained(flat(*[0.2] * 6), [0.4] * 8)
+    late = trial(flat(*[0.2] * 6, 0.4, 0.6, 0.9, 0.9), 1, TrialState.COMPLETE)
+    pruner = PairedPruner(10, top=1.0)
+    assert pruner.prune(study_of(contender), fallen)  # a gain of .08 * .4
+    # The other came from -1.19 to 1.78: seven tenths of that are a rate of .709, a gain of .476 + .032.
+    assert not pruner.prune(study_of(contender, late), fallen)
+
+
+def test_a_fallen_trial_is_no_precedent_of_a_flat_one() -> None:
+    good, flat_one = trial(flat(*[0.9] * 10), 0, TrialState.COMPLETE), from_untrained(flat(*[0.2] * 6), [0.2] * 8)
+    others = [stayed(number) for number in range(1, 4)]
+    fallen = trial(flat(*[0.1] * 10), 4, TrialState.COMPLETE)
+    assert not PairedPruner(10).prune(study_of(good, *others, fallen), flat_one)
+    assert PairedPruner(10).prune(study_of(good, *others, stayed(4)), flat_one)
+
+
 def test_a_slow_starter_overtakes() -> None:
     rng = np.random.default_rng(3)
     rivals = [
