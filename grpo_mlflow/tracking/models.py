@@ -49,7 +49,8 @@ class Kept:
 
 def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None:
     """Make checkpoints of a run models, once each, and hide those of its models whose checkpoints are gone."""
-    run = client.get_run(run_id)
+    if (run := _run(client, run_id)) is None:
+        return
     known = _of_run(client, run)
     there = _names(client, run_id, "checkpoints")
     for each in kept:
@@ -86,8 +87,9 @@ def measured(
 
 
 def find(client: mlflow.MlflowClient, run_id: str, checkpoint: str) -> LoggedModel | None:
-    """Return the model of a checkpoint of a run; None without one."""
-    return _of_run(client, client.get_run(run_id)).get(checkpoint)
+    """Return the model of a checkpoint of a run; None without one, or where the run is not in this store."""
+    run = _run(client, run_id)
+    return _of_run(client, run).get(checkpoint) if run is not None else None
 
 
 def note_version(client: mlflow.MlflowClient, run_id: str, checkpoint: str, name: str, version: str) -> None:
@@ -113,6 +115,16 @@ def _names(client: mlflow.MlflowClient, run_id: str, folder: str) -> set[str]:
         raise
     except Exception as error:
         raise MlflowException(one_line(error)) from error
+
+
+def _run(client: mlflow.MlflowClient, run_id: str) -> Run | None:
+    """Return a run; None for one of another store, or deleted for good: to ask again would hold up all that waits."""
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
 
 
 def _of_run(client: mlflow.MlflowClient, run: Run) -> dict[str, LoggedModel]:

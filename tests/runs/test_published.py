@@ -28,7 +28,7 @@ from grpo_mlflow.runs import stored
 from grpo_mlflow.tasks import Arithmetic
 from grpo_mlflow.types import Problem
 from tests.support.mlflow_server import Server
-from tests.support.small_runs import curves, resume, small
+from tests.support.small_runs import curves, newest, resume, small
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")  # as MLflow says of its own classes
 PROBLEMS = [Arithmetic(digits=1).problem("train", seed) for seed in range(8)]
@@ -227,6 +227,16 @@ def test_an_evaluation_of_a_checkpoint_that_is_no_model_is_an_evaluation(store: 
     assert models(store, found.run_id).keys() & {"iter_003"} == set()
     runs.evaluate(resolved, folder)
     assert list((found.run_dir.parent.parent).rglob("refused.jsonl")) == []
+
+
+def test_an_evaluation_of_a_checkpoint_of_another_store_ends(store: str, tmp_path: Path) -> None:
+    found = runs.train(small(store))
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    folder = found.run_dir / "checkpoints" / "iter_004"
+    runs.evaluate(small(other), folder)
+    run = mlflow.MlflowClient(other).get_run(newest(other))
+    assert (run.info.status, run.data.tags["grpo.evaluated_run"]) == ("FINISHED", found.run_id)
+    assert list(found.run_dir.parent.parent.rglob("spool.jsonl")) == []
 
 
 def lines(store: str, run_id: str) -> list[dict[str, Any]]:
