@@ -11,6 +11,7 @@ from grpo_mlflow import tracking
 from grpo_mlflow.config import Config, flatten
 from grpo_mlflow.errors import ModelError
 from grpo_mlflow.tracking import Kept, Tracker
+from grpo_mlflow.tracking.registry import WEIGHTS_TAG
 from grpo_mlflow.training import evaluation
 from grpo_mlflow.training.checkpoint import Checkpoint, CheckpointStore, digest_of_weights, name_of, reading
 
@@ -31,7 +32,11 @@ def publish(config: Config, store: CheckpointStore, tracker: Tracker) -> None:
     if (name := config.tracking.register) is None:
         return
     about = f"{_verdict(config, chosen)}; the best checkpoint of its run"
-    tags = {"description": about, tracking.STUDY_TAG: tracker.run_id}
+    tags = {
+        "description": about,
+        tracking.STUDY_TAG: tracker.run_id,
+        WEIGHTS_TAG: digest_of_weights(chosen.path),
+    }
     store.hold(chosen.path.name, f"models:/{name}")
     tracker.register(name, tracking.CHAMPION, tracker.run_id, f"checkpoints/{chosen.path.name}", tags)
 

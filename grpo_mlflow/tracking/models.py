@@ -23,7 +23,7 @@ from grpo_mlflow.tasks.data_sets import EVALUATION, GENERATED
 from grpo_mlflow.tracking.borders import STORE_ERRORS
 from grpo_mlflow.tracking.store import local_path
 
-CHECKPOINT, _ARTIFACT, _WEIGHTS = "grpo.checkpoint", "grpo.artifact", "grpo.weights"
+CHECKPOINT, _ARTIFACT, WEIGHTS = "grpo.checkpoint", "grpo.artifact", "grpo.weights"
 NOTE = "mlflow.note.content"  # the description on the page of a model, which people edit
 _VERSIONS = "mlflow.modelVersions"  # from which the page of a model says how it is registered
 # What training goes on with, larger than the weights, and what the run notes.
@@ -59,9 +59,9 @@ def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None
             client, run_id, place
         ):  # deleted since, or written by an earlier version
             continue
-        own = {CHECKPOINT: each.checkpoint, _ARTIFACT: f"runs:/{run_id}/{place}", _WEIGHTS: each.weights}
+        own = {CHECKPOINT: each.checkpoint, _ARTIFACT: f"runs:/{run_id}/{place}", WEIGHTS: each.weights}
         tags, model = {**each.tags, **own}, known.get(each.checkpoint)
-        if model is not None and model.tags.get(_WEIGHTS) != each.weights:  # of a branch that the run has left
+        if model is not None and model.tags.get(WEIGHTS) != each.weights:  # of a branch that the run has left
             client.delete_logged_model(model.model_id)
             model = None
         if model is None:

@@ -21,11 +21,12 @@ from mlflow.entities import LoggedModel
 
 from grpo_mlflow import runs, tracking
 from grpo_mlflow.config import Arguments, resolve
-from grpo_mlflow.errors import ConfigError
+from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.generation import LocalGenerator, Sampling
 from grpo_mlflow.model import policy
 from grpo_mlflow.runs import stored
 from grpo_mlflow.tasks import Arithmetic
+from grpo_mlflow.tracking import registry
 from grpo_mlflow.types import Problem
 from tests.support.mlflow_server import Server
 from tests.support.small_runs import curves, newest, resume, small
@@ -167,6 +168,33 @@ def test_a_registered_checkpoint_stays(store: str) -> None:
     named = models(store, found.run_id)
     versions = {name: json.loads(model.tags["mlflow.modelVersions"]) for name, model in named.items()}
     assert versions == {"iter_004": [{"name": "sums", "version": 1}], "iter_006": [{"name": "sums", "version": 2}]}
+
+
+def test_a_resume_that_would_replace_a_registered_checkpoint_is_refused(store: str) -> None:
+    found = runs.train(small(store, "eval.enabled=false", "checkpoint.keep_last=9", "tracking.register=sums"))
+    folder = found.run_dir / "checkpoints"
+    right = expected(folder / "iter_004")
+    with pytest.raises(
+        UserError, match=r"iter_002: iter_004 in .* is registered .*allowed: .*model\.train_id="
+    ) as caught:
+        resume(store, str(folder / "iter_002"), "train.iterations=3")
+    assert "\n" not in str(caught.value)
+    assert {"iter_003", "iter_004"} <= {path.name for path in folder.iterdir()}
+    assert loaded("models:/sums/1") == right
+
+
+def test_other_weights_at_the_place_of_a_version_are_another_version(store: str) -> None:
+    found = runs.train(small(store, "eval.enabled=false", "tracking.register=sums"))
+    client = mlflow.MlflowClient(store)
+    [first] = client.search_model_versions("name = 'sums'")
+    assert first.tags["grpo.weights"] == models(store, found.run_id)["iter_004"].tags["grpo.weights"]
+    for weights in ("others", "others"):
+        registry.register(
+            client, "sums", "champion", found.run_id, "checkpoints/iter_004", {registry.WEIGHTS_TAG: weights}
+        )
+    by_weights = {version.tags["grpo.weights"]: version.version for version in client.search_model_versions()}
+    assert by_weights == {first.tags["grpo.weights"]: first.version, "others": 2}
+    assert str(client.get_model_version_by_alias("sums", "champion").version) == "2"
 
 
 def test_another_branch_of_a_run_has_models_of_its_own(store: str) -> None:
