@@ -1,8 +1,8 @@
 """Checkpoints as MLflow's logged models: their page, with the figures of their evaluations, and what loads them.
 
 A logged model has a folder of its own, and nothing else may be its place. In a local store its files are links to those
-of the checkpoint: the weights are stored once, and last when the checkpoint is deleted. Elsewhere a second upload would
-be a second copy, so the model stays without files and its tag `grpo.artifact` says where they are.
+of the checkpoint: the weights are stored once, and are gone when both are deleted. Elsewhere a second upload would be a
+second copy, so the model stays without files and its tag `grpo.artifact` says where they are.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None
         own = {CHECKPOINT: each.checkpoint, _ARTIFACT: f"runs:/{run_id}/{place}", WEIGHTS: each.weights}
         tags, model = {**each.tags, **own}, known.get(each.checkpoint)
         if model is not None and model.tags.get(WEIGHTS) != each.weights:  # of a branch that the run has left
-            client.delete_logged_model(model.model_id)
+            _hide(client, model)
             model = None
         if model is None:
             model = client.create_logged_model(run.info.experiment_id, each.name, run_id, tags, dict(each.params))
@@ -73,7 +73,7 @@ def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, each.step)])
     for checkpoint, model in known.items():  # those of `kept` are all there
         if checkpoint not in there and _VERSIONS not in model.tags:
-            client.delete_logged_model(model.model_id)
+            _hide(client, model)
 
 
 def measured(
@@ -138,6 +138,14 @@ def _of_run(client: mlflow.MlflowClient, run: Run) -> dict[str, LoggedModel]:
         found |= {model.tags[CHECKPOINT]: model for model in page if CHECKPOINT in model.tags}
         if not (token := page.token):
             return found
+
+
+def _hide(client: mlflow.MlflowClient, model: LoggedModel) -> None:
+    """Delete a model, and its links: they would keep the weights on the disk, since MLflow leaves a model's files."""
+    folder = local_path(model.artifact_location)
+    if folder is not None and model.model_id in folder.parts and _VERSIONS not in model.tags:
+        shutil.rmtree(folder, ignore_errors=True)  # first, as nobody finds the model again
+    client.delete_logged_model(model.model_id)
 
 
 def _finish(client: mlflow.MlflowClient, run: Run, model: LoggedModel, place: str) -> None:
