@@ -119,6 +119,7 @@ def _abandon_later(checkpoint: Checkpoint, tracker: Tracker, store: CheckpointSt
         tracker.remove(f"checkpoints/{name}")
     if checkpoint.path.parent == store.root:  # a kill may have cut off its upload
         tracker.publish(f"checkpoints/{checkpoint.path.name}")
+    tracker.models(tracker.run_id, [])  # hides those of the abandoned, and of what a killed process had deleted
 
 
 def _of_different_problems(progress: Progress | None, task: tasks.Task, config: Config) -> Progress | None:

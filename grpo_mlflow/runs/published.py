@@ -11,6 +11,7 @@ from grpo_mlflow import tracking
 from grpo_mlflow.config import Config, flatten
 from grpo_mlflow.errors import ModelError
 from grpo_mlflow.tracking import Kept, Tracker
+from grpo_mlflow.tracking.models import AS
 from grpo_mlflow.tracking.registry import WEIGHTS_TAG
 from grpo_mlflow.training import evaluation
 from grpo_mlflow.training.checkpoint import Checkpoint, CheckpointStore, digest_of_weights, name_of, reading
@@ -58,7 +59,7 @@ def kept(
             step=checkpoint.iteration,
             params={**_params(config), "iteration": str(checkpoint.iteration)},
             tags={
-                "grpo.kept": ", ".join(roles[name]),
+                AS: ", ".join(roles[name]),
                 tracking.NOTE: _note(verdict or _verdict(config, checkpoint), run_id, name),
             },
             metrics=_figures(run_dir / f"metrics/eval_{name}.json"),

@@ -24,6 +24,7 @@ from grpo_mlflow.tracking.borders import STORE_ERRORS
 from grpo_mlflow.tracking.store import local_path
 
 CHECKPOINT, _ARTIFACT, WEIGHTS = "grpo.checkpoint", "grpo.artifact", "grpo.weights"
+AS = "grpo.kept"  # what a checkpoint is kept as: best, last
 NOTE = "mlflow.note.content"  # the description on the page of a model, which people edit
 _VERSIONS = "mlflow.modelVersions"  # from which the page of a model says how it is registered
 # What training goes on with, larger than the weights, and what the run notes.
@@ -48,7 +49,10 @@ class Kept:
 
 
 def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None:
-    """Make checkpoints of a run models, once each, and hide those of its models whose checkpoints are gone."""
+    """Make checkpoints of a run models, once each, and hide those of its models whose checkpoints are gone.
+
+    What one of them is kept as (`AS`: the best, the last) no other model of the run is from then on.
+    """
     if (run := _run(client, run_id)) is None:
         return
     known = _of_run(client, run)
@@ -71,9 +75,11 @@ def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None
         _log(client, run, model, each.metrics, each.step)
         if model.model_id not in {output.model_id for output in _outputs(run)}:  # a second time is refused
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, each.step)])
-    for checkpoint, model in known.items():  # those of `kept` are all there
+    for checkpoint, model in known.items():
         if checkpoint not in there and _VERSIONS not in model.tags:
             _hide(client, model)
+        elif checkpoint not in {each.checkpoint for each in kept}:
+            _take_roles(client, model, {role for each in kept for role in _roles(each.tags)})
 
 
 def measured(
@@ -138,6 +144,20 @@ def _of_run(client: mlflow.MlflowClient, run: Run) -> dict[str, LoggedModel]:
         found |= {model.tags[CHECKPOINT]: model for model in page if CHECKPOINT in model.tags}
         if not (token := page.token):
             return found
+
+
+def _roles(tags: Mapping[str, str]) -> list[str]:
+    return [role for role in tags.get(AS, "").split(", ") if role]
+
+
+def _take_roles(client: mlflow.MlflowClient, model: LoggedModel, taken: set[str]) -> None:
+    """Take what other models are kept as now from a model."""
+    before = _roles(model.tags)
+    left = [role for role in before if role not in taken]
+    if left and left != before:
+        client.set_logged_model_tags(model.model_id, {AS: ", ".join(left)})
+    elif before and not left:
+        client.delete_logged_model_tag(model.model_id, AS)
 
 
 def _hide(client: mlflow.MlflowClient, model: LoggedModel) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from grpo_mlflow.model import policy
 from grpo_mlflow.runs import stored
 from grpo_mlflow.tasks import Arithmetic
 from grpo_mlflow.tracking import registry
+from grpo_mlflow.training.trainer import Trainer
 from grpo_mlflow.types import Problem
 from tests.support.mlflow_server import Server
 from tests.support.small_runs import curves, newest, resume, small
@@ -146,6 +148,34 @@ def test_going_on_doubles_no_model_and_hides_those_of_deleted_checkpoints(store:
     assert (folder / "model.safetensors").stat().st_nlink == 2
     for key, points in curves(store, found.run_id).items():
         assert len({step for step, _ in points}) == len(points), key
+
+
+def test_a_resume_that_fails_leaves_no_model_of_a_checkpoint_that_it_has_deleted(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = runs.train(small(store, "eval.enabled=false", "checkpoint.keep_last=1"))
+    assert models(store, found.run_id).keys() == {"iter_004"}
+
+    class Breaks(Trainer):
+        def iterate(self, version: int) -> None:
+            if version == 5:
+                raise SystemExit("as asked")
+            super().iterate(version)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(import_module("grpo_mlflow.runs.train"), "Trainer", Breaks)
+        resume(store, found.run_id, "train.iterations=6")
+    assert models(store, found.run_id) == {}
+    resume(store, found.run_id)
+    assert models(store, found.run_id).keys() == {"iter_006"}
+
+
+def test_only_one_model_of_a_run_is_the_last(store: str) -> None:
+    found = runs.train(small(store, "eval.enabled=false", "checkpoint.keep_last=9"))
+    assert models(store, found.run_id)["iter_004"].tags["grpo.kept"] == "last"
+    resume(store, found.run_id, "train.iterations=6")
+    kept = {name: model.tags.get("grpo.kept") for name, model in models(store, found.run_id).items()}
+    assert kept == {"iter_004": None, "iter_006": "last"}
 
 
 def test_what_people_write_on_the_page_of_a_model_stays(store: str) -> None:
