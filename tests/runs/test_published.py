@@ -170,6 +170,29 @@ def test_a_resume_that_fails_leaves_no_model_of_a_checkpoint_that_it_has_deleted
     assert models(store, found.run_id).keys() == {"iter_006"}
 
 
+def test_a_damaged_file_of_figures_does_not_fail_a_run_that_has_ended(
+    store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = runs.train(small(store, "train.iterations=2", "train.lr_warmup_steps=0"))
+    file = found.run_dir / "metrics" / "eval_iter_002.json"
+    file.write_text(file.read_text()[:20])  # cut off
+    resume(store, found.run_id)
+    assert mlflow.MlflowClient(store).get_run(found.run_id).info.status == "FINISHED"
+    assert "eval_iter_002.json cannot be read" in caplog.text
+    assert "iter_002" in models(store, found.run_id)
+
+
+def test_a_checkpoint_that_cannot_be_held_does_not_fail_a_run_that_has_ended(
+    store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ("eval.enabled=false", "train.iterations=2", "train.lr_warmup_steps=0")
+    found = runs.train(small(store, *words))
+    (found.run_dir / "checkpoints" / "iter_002" / "registered").mkdir()  # so it cannot be written, as on a full disk
+    resume(store, found.run_id, "tracking.register=sums")
+    assert mlflow.MlflowClient(store).get_run(found.run_id).info.status == "FINISHED"
+    assert "not all checkpoints that are kept became models of MLflow" in caplog.text
+
+
 def test_only_one_model_of_a_run_is_the_last(store: str) -> None:
     found = runs.train(small(store, "eval.enabled=false", "checkpoint.keep_last=9"))
     assert models(store, found.run_id)["iter_004"].tags["grpo.kept"] == "last"
