@@ -19,6 +19,7 @@ from mlflow.entities import Dataset, LoggedModel, LoggedModelInput, LoggedModelO
 from mlflow.exceptions import MlflowException
 
 from grpo_mlflow.errors import one_line
+from grpo_mlflow.runtime.files import write_whole
 from grpo_mlflow.tasks.data_sets import EVALUATION, GENERATED
 from grpo_mlflow.tracking.borders import STORE_ERRORS
 from grpo_mlflow.tracking.store import local_path
@@ -180,13 +181,14 @@ def _finish(client: mlflow.MlflowClient, run: Run, model: LoggedModel, place: st
 def _link(source: Path, target: Path, model_id: str) -> None:
     """Link the files of a checkpoint into the folder of its model; leave that empty where this is not possible."""
     try:
-        for file in sorted(source.rglob("*")):
+        # `MLmodel` last and whole: with it the folder counts as a model, and what is there is not written again
+        for file in sorted(source.rglob("*"), key=lambda file: (file.name == _ONE_OF_MLFLOWS, file)):
             inner = file.relative_to(source)
             if inner.parts[0] in _NOT_ITS_OWN or file.is_dir() or (target / inner).exists():
                 continue
             (target / inner).parent.mkdir(parents=True, exist_ok=True)
             if file.name == _ONE_OF_MLFLOWS:
-                (target / inner).write_text(file.read_text().replace("model_id: null", f"model_id: {model_id}", 1))
+                write_whole(target / inner, file.read_text().replace("model_id: null", f"model_id: {model_id}", 1))
             else:
                 os.link(file, target / inner)
     except OSError:  # deleted meanwhile, or on a file system without links

@@ -27,10 +27,12 @@ from grpo_mlflow.generation import LocalGenerator, Sampling
 from grpo_mlflow.model import policy
 from grpo_mlflow.runs import stored
 from grpo_mlflow.tasks import Arithmetic
+from grpo_mlflow.tracking import models as tracking_models
 from grpo_mlflow.tracking import registry
 from grpo_mlflow.training.trainer import Trainer
 from grpo_mlflow.types import Problem
 from tests.support.mlflow_server import Server
+from tests.support.signals import at_every_line
 from tests.support.small_runs import curves, newest, resume, small
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")  # as MLflow says of its own classes
@@ -191,6 +193,28 @@ def test_a_checkpoint_that_cannot_be_held_does_not_fail_a_run_that_has_ended(
     resume(store, found.run_id, "tracking.register=sums")
     assert mlflow.MlflowClient(store).get_run(found.run_id).info.status == "FINISHED"
     assert "not all checkpoints that are kept became models of MLflow" in caplog.text
+
+
+def test_a_model_whose_links_a_kill_has_cut_short_is_made_whole(tmp_path: Path) -> None:
+    source, moments = tmp_path / "iter_001", 0
+    for name in ("MLmodel", "model.safetensors", "code/loader.py", "trainer/optimizer.safetensors"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("model_id: null\n")
+
+    def reached() -> None:  # what a process that is killed here leaves
+        nonlocal moments
+        moments += 1
+        if (tmp_path / "target").exists():
+            shutil.copytree(tmp_path / "target", tmp_path / "left" / str(moments))
+
+    with at_every_line(reached):
+        tracking_models._link(source, tmp_path / "target", "m-1")
+    for left in (tmp_path / "left").iterdir():
+        if (left / "MLmodel").exists():
+            assert (left / "MLmodel").read_text() == "model_id: m-1\n"
+            assert {"model.safetensors", "code", "MLmodel"} <= {path.name for path in left.iterdir()}
+        tracking_models._link(source, left, "m-1")
+        assert (left / "MLmodel").read_text() == "model_id: m-1\n"
 
 
 def test_only_one_model_of_a_run_is_the_last(store: str) -> None:
