@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Config
+from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation import Generator
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.runs.generators import open_generators
@@ -45,15 +47,15 @@ def open_parts(
     learner = _learner(config, models, processes, Pace(console.say))
     store = processes.one_after_first(lambda: _store(config, tracker))
     progress = None
+    if checkpoint:
+        processes.decided(partial(_require_none_held_after, checkpoint, store))
     if processes.is_first:
         store.remove_leftovers()
     if checkpoint:
         progress = state.restore(checkpoint, learner)
         console.say(f"resumed at iteration {progress.iteration} of {config.train.iterations}")
         if processes.is_first:
-            _abandon_later(checkpoint.iteration, tracker, store)
-            if checkpoint.path.parent == store.root:  # a kill may have cut off its upload
-                tracker.publish(f"checkpoints/{checkpoint.path.name}")
+            _abandon_later(checkpoint, tracker, store)
     task = tasks.of(config, tracker.run_dir)
     first = models.source if not checkpoint or SYNCS[config.generation.sync].sends else models.initial()
     with open_generators(config, models.actor, models.source, first, tracker, console) as generators:
@@ -101,10 +103,23 @@ def _learner(config: Config, models: Models, processes: Processes, pace: Pace) -
         return Learner(models.actor, models.reference, processes.accelerator, config.train, sizes, pace=pace)
 
 
-def _abandon_later(iteration: int, tracker: Tracker, store: CheckpointStore) -> None:
-    """Take the checkpoints after `iteration` out of the way: the run goes on from there on another branch."""
-    for name in store.set_aside_after(iteration):
+def _require_none_held_after(checkpoint: Checkpoint, store: CheckpointStore) -> None:
+    """Raise UserError where going on from a checkpoint would replace a later one that a registered model is made of."""
+    if held := store.held_after(checkpoint.iteration):
+        raise UserError(
+            f"resume from {checkpoint.path.name}: {', '.join(held)} in {store.root} is registered as a model, and this "
+            f"branch would replace it; allowed: a resume from {held[-1]} or later, or a new run with "
+            f"model.train_id={checkpoint.path}"
+        )
+
+
+def _abandon_later(checkpoint: Checkpoint, tracker: Tracker, store: CheckpointStore) -> None:
+    """Take the checkpoints after this one out of the way: the run goes on from there on another branch."""
+    for name in store.set_aside_after(checkpoint.iteration):
         tracker.remove(f"checkpoints/{name}")
+    if checkpoint.path.parent == store.root:  # a kill may have cut off its upload
+        tracker.publish(f"checkpoints/{checkpoint.path.name}")
+    tracker.models(tracker.run_id, [])  # hides those of the abandoned, and of what a killed process had deleted
 
 
 def _of_different_problems(progress: Progress | None, task: tasks.Task, config: Config) -> Progress | None:

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from grpo_mlflow import tracking
 from grpo_mlflow.config import Config, flatten
-from grpo_mlflow.errors import ModelError
+from grpo_mlflow.errors import ModelError, one_line
 from grpo_mlflow.tracking import Kept, Tracker
+from grpo_mlflow.tracking.models import AS
+from grpo_mlflow.tracking.registry import WEIGHTS_TAG
 from grpo_mlflow.training import evaluation
 from grpo_mlflow.training.checkpoint import Checkpoint, CheckpointStore, digest_of_weights, name_of, reading
 
 _TOLD = ("data.task", "model.train_id", "model.lora.rank", "train.lr", "train.iterations", "seed")
+log = logging.getLogger(__name__)
 
 
 def publish(config: Config, store: CheckpointStore, tracker: Tracker) -> None:
     """Make the best and the last checkpoint of a run that has ended models, and register the better one if asked to.
 
-    Repeated, as after a resume, it changes nothing that is still true.
+    Repeated, as after a resume, it changes nothing that is still true. Training has ended well by then, so
+    a full disk or a damaged file is a warning.
     """
+    try:
+        _publish(config, store, tracker)
+    except (OSError, ModelError) as error:
+        log.warning("not all checkpoints that are kept became models of MLflow: %s", one_line(error))
+
+
+def _publish(config: Config, store: CheckpointStore, tracker: Tracker) -> None:
     checkpoints = store.all()
     if not checkpoints:  # they are on another machine, where the run began
         return
@@ -31,7 +43,11 @@ def publish(config: Config, store: CheckpointStore, tracker: Tracker) -> None:
     if (name := config.tracking.register) is None:
         return
     about = f"{_verdict(config, chosen)}; the best checkpoint of its run"
-    tags = {"description": about, tracking.STUDY_TAG: tracker.run_id}
+    tags = {
+        "description": about,
+        tracking.STUDY_TAG: tracker.run_id,
+        WEIGHTS_TAG: digest_of_weights(chosen.path),
+    }
     store.hold(chosen.path.name, f"models:/{name}")
     tracker.register(name, tracking.CHAMPION, tracker.run_id, f"checkpoints/{chosen.path.name}", tags)
 
@@ -53,7 +69,7 @@ def kept(
             step=checkpoint.iteration,
             params={**_params(config), "iteration": str(checkpoint.iteration)},
             tags={
-                "grpo.kept": ", ".join(roles[name]),
+                AS: ", ".join(roles[name]),
                 tracking.NOTE: _note(verdict or _verdict(config, checkpoint), run_id, name),
             },
             metrics=_figures(run_dir / f"metrics/eval_{name}.json"),
@@ -103,9 +119,16 @@ def _params(config: Config) -> dict[str, str]:
 
 
 def _figures(path: Path) -> dict[str, float]:
-    """Return the metrics of an evaluation from the file that it has left; none where it was not evaluated here."""
+    """Return the metrics of an evaluation from the file that it has left; none where it was not evaluated here.
+
+    Of a damaged file there are none either, with a warning: the run itself has them.
+    """
     if not path.is_file():
         return {}
-    with reading(path):
-        figures = json.loads(path.read_text())
-    return evaluation.named({key: value for key, value in figures.items() if key != "iteration"})
+    try:
+        with reading(path):
+            figures = json.loads(path.read_text())
+            return evaluation.named({key: value for key, value in figures.items() if key != "iteration"})
+    except ModelError as error:
+        log.warning("a model of MLflow stays without figures: %s", one_line(error))
+        return {}

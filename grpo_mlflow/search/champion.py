@@ -13,6 +13,7 @@ from grpo_mlflow.runs.stored import find
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.search.confirm import Finalist
 from grpo_mlflow.tracking import Tracker
+from grpo_mlflow.tracking.registry import WEIGHTS_TAG
 from grpo_mlflow.training.checkpoint import name_of
 
 ALIAS = tracking.CHAMPION
@@ -55,7 +56,8 @@ def register(uri: str | None, study_name: str, winner: Finalist, objective: str,
     own_config = resolve("", base=stored.config, origin="run").config
     kept = published.kept(own_config, model.run_id, folder, {objective: stored.checkpoint}, about)
     tracker.models(model.run_id, kept)
-    tracker.register(name, ALIAS, model.run_id, checkpoint, {**tags, tracking.STUDY_TAG: tracker.run_id})
+    tags |= {tracking.STUDY_TAG: tracker.run_id, WEIGHTS_TAG: kept[0].weights}
+    tracker.register(name, ALIAS, model.run_id, checkpoint, tags)
     return model.run_id
 
 

@@ -1,8 +1,8 @@
 """Checkpoints as MLflow's logged models: their page, with the figures of their evaluations, and what loads them.
 
 A logged model has a folder of its own, and nothing else may be its place. In a local store its files are links to those
-of the checkpoint: the weights are stored once, and last when the checkpoint is deleted. Elsewhere a second upload would
-be a second copy, so the model stays without files and its tag `grpo.artifact` says where they are.
+of the checkpoint: the weights are stored once, and are gone when both are deleted. Elsewhere a second upload would be a
+second copy, so the model stays without files and its tag `grpo.artifact` says where they are.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from mlflow.entities import Dataset, LoggedModel, LoggedModelInput, LoggedModelO
 from mlflow.exceptions import MlflowException
 
 from grpo_mlflow.errors import one_line
+from grpo_mlflow.runtime.files import write_whole
 from grpo_mlflow.tasks.data_sets import EVALUATION, GENERATED
 from grpo_mlflow.tracking.borders import STORE_ERRORS
 from grpo_mlflow.tracking.store import local_path
 
-CHECKPOINT, _ARTIFACT, _WEIGHTS = "grpo.checkpoint", "grpo.artifact", "grpo.weights"
+CHECKPOINT, _ARTIFACT, WEIGHTS = "grpo.checkpoint", "grpo.artifact", "grpo.weights"
+AS = "grpo.kept"  # what a checkpoint is kept as: best, last
 NOTE = "mlflow.note.content"  # the description on the page of a model, which people edit
 _VERSIONS = "mlflow.modelVersions"  # from which the page of a model says how it is registered
 # What training goes on with, larger than the weights, and what the run notes.
@@ -48,8 +50,12 @@ class Kept:
 
 
 def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None:
-    """Make checkpoints of a run models, once each, and hide those of its models whose checkpoints are gone."""
-    run = client.get_run(run_id)
+    """Make checkpoints of a run models, once each, and hide those of its models whose checkpoints are gone.
+
+    What one of them is kept as (`AS`: the best, the last) no other model of the run is from then on.
+    """
+    if (run := _run(client, run_id)) is None:
+        return
     known = _of_run(client, run)
     there = _names(client, run_id, "checkpoints")
     for each in kept:
@@ -58,10 +64,10 @@ def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None
             client, run_id, place
         ):  # deleted since, or written by an earlier version
             continue
-        own = {CHECKPOINT: each.checkpoint, _ARTIFACT: f"runs:/{run_id}/{place}", _WEIGHTS: each.weights}
+        own = {CHECKPOINT: each.checkpoint, _ARTIFACT: f"runs:/{run_id}/{place}", WEIGHTS: each.weights}
         tags, model = {**each.tags, **own}, known.get(each.checkpoint)
-        if model is not None and model.tags.get(_WEIGHTS) != each.weights:  # of a branch that the run has left
-            client.delete_logged_model(model.model_id)
+        if model is not None and model.tags.get(WEIGHTS) != each.weights:  # of a branch that the run has left
+            _hide(client, model)
             model = None
         if model is None:
             model = client.create_logged_model(run.info.experiment_id, each.name, run_id, tags, dict(each.params))
@@ -70,9 +76,11 @@ def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None
         _log(client, run, model, each.metrics, each.step)
         if model.model_id not in {output.model_id for output in _outputs(run)}:  # a second time is refused
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, each.step)])
-    for checkpoint, model in known.items():  # those of `kept` are all there
+    for checkpoint, model in known.items():
         if checkpoint not in there and _VERSIONS not in model.tags:
-            client.delete_logged_model(model.model_id)
+            _hide(client, model)
+        elif checkpoint not in {each.checkpoint for each in kept}:
+            _take_roles(client, model, {role for each in kept for role in _roles(each.tags)})
 
 
 def measured(
@@ -86,8 +94,9 @@ def measured(
 
 
 def find(client: mlflow.MlflowClient, run_id: str, checkpoint: str) -> LoggedModel | None:
-    """Return the model of a checkpoint of a run; None without one."""
-    return _of_run(client, client.get_run(run_id)).get(checkpoint)
+    """Return the model of a checkpoint of a run; None without one, or where the run is not in this store."""
+    run = _run(client, run_id)
+    return _of_run(client, run).get(checkpoint) if run is not None else None
 
 
 def note_version(client: mlflow.MlflowClient, run_id: str, checkpoint: str, name: str, version: str) -> None:
@@ -115,6 +124,16 @@ def _names(client: mlflow.MlflowClient, run_id: str, folder: str) -> set[str]:
         raise MlflowException(one_line(error)) from error
 
 
+def _run(client: mlflow.MlflowClient, run_id: str) -> Run | None:
+    """Return a run; None for one of another store, or deleted for good: to ask again would hold up all that waits."""
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
 def _of_run(client: mlflow.MlflowClient, run: Run) -> dict[str, LoggedModel]:
     """Return the models of a run by the names of their checkpoints."""
     found: dict[str, LoggedModel] = {}
@@ -126,6 +145,28 @@ def _of_run(client: mlflow.MlflowClient, run: Run) -> dict[str, LoggedModel]:
         found |= {model.tags[CHECKPOINT]: model for model in page if CHECKPOINT in model.tags}
         if not (token := page.token):
             return found
+
+
+def _roles(tags: Mapping[str, str]) -> list[str]:
+    return [role for role in tags.get(AS, "").split(", ") if role]
+
+
+def _take_roles(client: mlflow.MlflowClient, model: LoggedModel, taken: set[str]) -> None:
+    """Take what other models are kept as now from a model."""
+    before = _roles(model.tags)
+    left = [role for role in before if role not in taken]
+    if left and left != before:
+        client.set_logged_model_tags(model.model_id, {AS: ", ".join(left)})
+    elif before and not left:
+        client.delete_logged_model_tag(model.model_id, AS)
+
+
+def _hide(client: mlflow.MlflowClient, model: LoggedModel) -> None:
+    """Delete a model, and its links: they would keep the weights on the disk, since MLflow leaves a model's files."""
+    folder = local_path(model.artifact_location)
+    if folder is not None and model.model_id in folder.parts and _VERSIONS not in model.tags:
+        shutil.rmtree(folder, ignore_errors=True)  # first, as nobody finds the model again
+    client.delete_logged_model(model.model_id)
 
 
 def _finish(client: mlflow.MlflowClient, run: Run, model: LoggedModel, place: str) -> None:
@@ -140,13 +181,14 @@ def _finish(client: mlflow.MlflowClient, run: Run, model: LoggedModel, place: st
 def _link(source: Path, target: Path, model_id: str) -> None:
     """Link the files of a checkpoint into the folder of its model; leave that empty where this is not possible."""
     try:
-        for file in sorted(source.rglob("*")):
+        # `MLmodel` last and whole: with it the folder counts as a model, and what is there is not written again
+        for file in sorted(source.rglob("*"), key=lambda file: (file.name == _ONE_OF_MLFLOWS, file)):
             inner = file.relative_to(source)
             if inner.parts[0] in _NOT_ITS_OWN or file.is_dir() or (target / inner).exists():
                 continue
             (target / inner).parent.mkdir(parents=True, exist_ok=True)
             if file.name == _ONE_OF_MLFLOWS:
-                (target / inner).write_text(file.read_text().replace("model_id: null", f"model_id: {model_id}", 1))
+                write_whole(target / inner, file.read_text().replace("model_id: null", f"model_id: {model_id}", 1))
             else:
                 os.link(file, target / inner)
     except OSError:  # deleted meanwhile, or on a file system without links

@@ -15,6 +15,7 @@ from grpo_mlflow.tracking.borders import STORE_ERRORS
 
 CHAMPION = "champion"  # the alias of the newest version: the winner of a study, or the best checkpoint of a run
 STUDY_TAG = "grpo.study_run"  # of a registered version: the parent run of its study, or the run that it is of
+WEIGHTS_TAG = models.WEIGHTS  # of a registered version that says which weights it was made for
 log = logging.getLogger(__name__)
 
 
@@ -78,14 +79,17 @@ def register(
 ) -> None:
     """Make an artifact of a run the newest version of a registered model, once, and let the alias name it.
 
-    Of `tags` one may be `description`. Where the alias names a version of another study (`STUDY_TAG`), that one gets an
+    Of `tags` one may be `description`, and `WEIGHTS_TAG` the digest of the weights: other weights at the same place are
+    another version. Where the alias names a version of another study (`STUDY_TAG`), that one gets an
     alias of its own (`alias_of`) first.
     """
     source = f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    known = [v for v in client.search_model_versions(f"name = '{name}'") if v.source == source]
-    version = known[0] if known else client.create_model_version(name, source, run_id)
+    weights, found = tags.get(WEIGHTS_TAG), client.search_model_versions(f"name = '{name}'")
+    known = [v for v in found if v.source == source and weights in (None, v.tags.get(WEIGHTS_TAG, weights))]
+    newest = max(known, key=lambda v: int(v.version), default=None)
+    version = newest or client.create_model_version(name, source, run_id)
     models.note_version(client, run_id, artifact.rpartition("/")[2], name, version.version)
     for key, value in tags.items():
         if key == "description":

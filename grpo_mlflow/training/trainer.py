@@ -69,7 +69,8 @@ class Trainer:
         self._meter = Meter(parts.policy, parts.config, parts.processes.count)
         self.progress = progress or Progress()
         self._saved = self.progress.iteration if progress else None
-        self._untidy = progress is not None  # the process that saved it may have been killed right after
+        self._resumed = progress is not None
+        self._untidy = self._resumed  # the process that saved it may have been killed right after
         self._cost = Counter[str]()  # of judging, since it was logged
         self._outlook_told, self._evaluation_seconds = False, 0.0
         self._steps = parts.learner.step  # that lead to the weights of `progress.iteration`
@@ -232,9 +233,11 @@ class Trainer:
         checkpoints = store.all()
         if not checkpoints or checkpoints[-1].iteration != self.progress.iteration:  # the last one is elsewhere
             return
-        for name in store.superseded():
+        for name in (superseded := store.superseded()):
             tracker.remove(f"checkpoints/{name}")  # from the store first: of one that is gone here, nobody would know
             store.remove(name)
+        if superseded and self._resumed:  # only a run that had ended has models, and they may be of these
+            tracker.models(tracker.run_id, [])
         best = store.best()
         tags = {
             "grpo.last_checkpoint": checkpoints[-1].path.name,

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,18 @@ from mlflow.entities import LoggedModel
 
 from grpo_mlflow import runs, tracking
 from grpo_mlflow.config import Arguments, resolve
-from grpo_mlflow.errors import ConfigError
+from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.generation import LocalGenerator, Sampling
 from grpo_mlflow.model import policy
 from grpo_mlflow.runs import stored
 from grpo_mlflow.tasks import Arithmetic
+from grpo_mlflow.tracking import models as tracking_models
+from grpo_mlflow.tracking import registry
+from grpo_mlflow.training.trainer import Trainer
 from grpo_mlflow.types import Problem
 from tests.support.mlflow_server import Server
-from tests.support.small_runs import curves, resume, small
+from tests.support.signals import at_every_line
+from tests.support.small_runs import curves, newest, resume, small
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")  # as MLflow says of its own classes
 PROBLEMS = [Arithmetic(digits=1).problem("train", seed) for seed in range(8)]
@@ -134,15 +139,90 @@ def test_going_on_doubles_no_model_and_hides_those_of_deleted_checkpoints(store:
     before = models(store, found.run_id)
     resume(store, found.run_id)  # nothing is left to do
     assert {n: m.model_id for n, m in models(store, found.run_id).items()} == {n: m.model_id for n, m in before.items()}
-    location = Path(before["iter_004"].artifact_location)
-    right = expected(location)
     resume(store, found.run_id, "train.iterations=6", "eval.enabled=true")
     client = mlflow.MlflowClient(store)
     tags = client.get_run(found.run_id).data.tags
-    assert models(store, found.run_id).keys() == {tags["grpo.best_checkpoint"], "iter_006"}
-    assert expected(location) == right  # links outlast what they were made of
+    after = models(store, found.run_id)
+    assert after.keys() == {tags["grpo.best_checkpoint"], "iter_006"}
+    for name, model in before.items():  # the links of a hidden one would keep its weights on the disk
+        assert Path(model.artifact_location).exists() == (name in after)
+    folder = found.run_dir / "checkpoints" / "iter_006"
+    assert (folder / "model.safetensors").stat().st_nlink == 2
     for key, points in curves(store, found.run_id).items():
         assert len({step for step, _ in points}) == len(points), key
+
+
+def test_a_resume_that_fails_leaves_no_model_of_a_checkpoint_that_it_has_deleted(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = runs.train(small(store, "eval.enabled=false", "checkpoint.keep_last=1"))
+    assert models(store, found.run_id).keys() == {"iter_004"}
+
+    class Breaks(Trainer):
+        def iterate(self, version: int) -> None:
+            if version == 5:
+                raise SystemExit("as asked")
+            super().iterate(version)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(import_module("grpo_mlflow.runs.train"), "Trainer", Breaks)
+        resume(store, found.run_id, "train.iterations=6")
+    assert models(store, found.run_id) == {}
+    resume(store, found.run_id)
+    assert models(store, found.run_id).keys() == {"iter_006"}
+
+
+def test_a_damaged_file_of_figures_does_not_fail_a_run_that_has_ended(
+    store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = runs.train(small(store, "train.iterations=2", "train.lr_warmup_steps=0"))
+    file = found.run_dir / "metrics" / "eval_iter_002.json"
+    file.write_text(file.read_text()[:20])  # cut off
+    resume(store, found.run_id)
+    assert mlflow.MlflowClient(store).get_run(found.run_id).info.status == "FINISHED"
+    assert "eval_iter_002.json cannot be read" in caplog.text
+    assert "iter_002" in models(store, found.run_id)
+
+
+def test_a_checkpoint_that_cannot_be_held_does_not_fail_a_run_that_has_ended(
+    store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ("eval.enabled=false", "train.iterations=2", "train.lr_warmup_steps=0")
+    found = runs.train(small(store, *words))
+    (found.run_dir / "checkpoints" / "iter_002" / "registered").mkdir()  # so it cannot be written, as on a full disk
+    resume(store, found.run_id, "tracking.register=sums")
+    assert mlflow.MlflowClient(store).get_run(found.run_id).info.status == "FINISHED"
+    assert "not all checkpoints that are kept became models of MLflow" in caplog.text
+
+
+def test_a_model_whose_links_a_kill_has_cut_short_is_made_whole(tmp_path: Path) -> None:
+    source, moments = tmp_path / "iter_001", 0
+    for name in ("MLmodel", "model.safetensors", "code/loader.py", "trainer/optimizer.safetensors"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("model_id: null\n")
+
+    def reached() -> None:  # what a process that is killed here leaves
+        nonlocal moments
+        moments += 1
+        if (tmp_path / "target").exists():
+            shutil.copytree(tmp_path / "target", tmp_path / "left" / str(moments))
+
+    with at_every_line(reached):
+        tracking_models._link(source, tmp_path / "target", "m-1")
+    for left in (tmp_path / "left").iterdir():
+        if (left / "MLmodel").exists():
+            assert (left / "MLmodel").read_text() == "model_id: m-1\n"
+            assert {"model.safetensors", "code", "MLmodel"} <= {path.name for path in left.iterdir()}
+        tracking_models._link(source, left, "m-1")
+        assert (left / "MLmodel").read_text() == "model_id: m-1\n"
+
+
+def test_only_one_model_of_a_run_is_the_last(store: str) -> None:
+    found = runs.train(small(store, "eval.enabled=false", "checkpoint.keep_last=9"))
+    assert models(store, found.run_id)["iter_004"].tags["grpo.kept"] == "last"
+    resume(store, found.run_id, "train.iterations=6")
+    kept = {name: model.tags.get("grpo.kept") for name, model in models(store, found.run_id).items()}
+    assert kept == {"iter_004": None, "iter_006": "last"}
 
 
 def test_what_people_write_on_the_page_of_a_model_stays(store: str) -> None:
@@ -169,6 +249,33 @@ def test_a_registered_checkpoint_stays(store: str) -> None:
     assert versions == {"iter_004": [{"name": "sums", "version": 1}], "iter_006": [{"name": "sums", "version": 2}]}
 
 
+def test_a_resume_that_would_replace_a_registered_checkpoint_is_refused(store: str) -> None:
+    found = runs.train(small(store, "eval.enabled=false", "checkpoint.keep_last=9", "tracking.register=sums"))
+    folder = found.run_dir / "checkpoints"
+    right = expected(folder / "iter_004")
+    with pytest.raises(
+        UserError, match=r"iter_002: iter_004 in .* is registered .*allowed: .*model\.train_id="
+    ) as caught:
+        resume(store, str(folder / "iter_002"), "train.iterations=3")
+    assert "\n" not in str(caught.value)
+    assert {"iter_003", "iter_004"} <= {path.name for path in folder.iterdir()}
+    assert loaded("models:/sums/1") == right
+
+
+def test_other_weights_at_the_place_of_a_version_are_another_version(store: str) -> None:
+    found = runs.train(small(store, "eval.enabled=false", "tracking.register=sums"))
+    client = mlflow.MlflowClient(store)
+    [first] = client.search_model_versions("name = 'sums'")
+    assert first.tags["grpo.weights"] == models(store, found.run_id)["iter_004"].tags["grpo.weights"]
+    for weights in ("others", "others"):
+        registry.register(
+            client, "sums", "champion", found.run_id, "checkpoints/iter_004", {registry.WEIGHTS_TAG: weights}
+        )
+    by_weights = {version.tags["grpo.weights"]: version.version for version in client.search_model_versions()}
+    assert by_weights == {first.tags["grpo.weights"]: first.version, "others": 2}
+    assert str(client.get_model_version_by_alias("sums", "champion").version) == "2"
+
+
 def test_another_branch_of_a_run_has_models_of_its_own(store: str) -> None:
     found = runs.train(small(store, "eval.enabled=false", "checkpoint.keep_last=9"))
     old = models(store, found.run_id)["iter_004"]
@@ -177,6 +284,7 @@ def test_another_branch_of_a_run_has_models_of_its_own(store: str) -> None:
     resume(store, found.run_id, "train.iterations=4")  # with the schedule of 3, so its weights are others
     new = models(store, found.run_id)["iter_004"]
     assert new.model_id != old.model_id
+    assert not Path(old.artifact_location).exists()
     assert expected(Path(new.artifact_location)) == expected(found.run_dir / "checkpoints" / "iter_004")
 
 
@@ -227,6 +335,16 @@ def test_an_evaluation_of_a_checkpoint_that_is_no_model_is_an_evaluation(store: 
     assert models(store, found.run_id).keys() & {"iter_003"} == set()
     runs.evaluate(resolved, folder)
     assert list((found.run_dir.parent.parent).rglob("refused.jsonl")) == []
+
+
+def test_an_evaluation_of_a_checkpoint_of_another_store_ends(store: str, tmp_path: Path) -> None:
+    found = runs.train(small(store))
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    folder = found.run_dir / "checkpoints" / "iter_004"
+    runs.evaluate(small(other), folder)
+    run = mlflow.MlflowClient(other).get_run(newest(other))
+    assert (run.info.status, run.data.tags["grpo.evaluated_run"]) == ("FINISHED", found.run_id)
+    assert list(found.run_dir.parent.parent.rglob("spool.jsonl")) == []
 
 
 def lines(store: str, run_id: str) -> list[dict[str, Any]]:
