@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Config
-from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation import Generator
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.runs.generators import open_generators
@@ -47,8 +45,6 @@ def open_parts(
     learner = _learner(config, models, processes, Pace(console.say))
     store = processes.one_after_first(lambda: _store(config, tracker))
     progress = None
-    if checkpoint:
-        processes.decided(partial(_require_none_held_after, checkpoint, store))
     if processes.is_first:
         store.remove_leftovers()
     if checkpoint:
@@ -101,16 +97,6 @@ def _learner(config: Config, models: Models, processes: Processes, pace: Pace) -
     )
     with processes.collective():
         return Learner(models.actor, models.reference, processes.accelerator, config.train, sizes, pace=pace)
-
-
-def _require_none_held_after(checkpoint: Checkpoint, store: CheckpointStore) -> None:
-    """Raise UserError where going on from a checkpoint would replace a later one that a registered model is made of."""
-    if held := store.held_after(checkpoint.iteration):
-        raise UserError(
-            f"resume from {checkpoint.path.name}: {', '.join(held)} in {store.root} is registered as a model, and this "
-            f"branch would replace it; allowed: a resume from {held[-1]} or later, or a new run with "
-            f"model.train_id={checkpoint.path}"
-        )
 
 
 def _abandon_later(checkpoint: Checkpoint, tracker: Tracker, store: CheckpointStore) -> None:

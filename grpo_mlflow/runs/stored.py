@@ -16,7 +16,7 @@ from grpo_mlflow.config.command import run_id_of
 from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line
 from grpo_mlflow.runtime.files import remove_parts
 from grpo_mlflow.tasks import data_sets
-from grpo_mlflow.training.checkpoint import Checkpoint, is_name, read, reading
+from grpo_mlflow.training.checkpoint import Checkpoint, held_after, is_name, read, reading
 
 _INSTEAD = {
     "optimize": "the same optimize command again, which continues the study",
@@ -207,6 +207,8 @@ def resolve_training(arguments: Arguments, resume: str) -> tuple[Resolved, Store
         )
     if stored.checkpoint is None:
         _require_here(resume, stored.run_id, uri)
+    else:
+        _require_none_held_after(stored.checkpoint, stored.run_id, uri)
     overrides = resuming.changes(arguments, stored.config)
     resolved = resolve("", overrides, base=stored.config, origin=f"resume {resume}")
     _require_same_rows(resume, tags, resolved.config)
@@ -219,6 +221,19 @@ def _require_same_rows(resume: str, tags: Mapping[str, str], config: Config) -> 
         raise UserError(
             f"resume = {resume!r}: its rows have changed since it began; allowed: the rows as they were, or a new run, "
             "which may begin with model.train_id=CHECKPOINT"
+        )
+
+
+def _require_none_held_after(checkpoint: Checkpoint, run_id: str | None, uri: str | None) -> None:
+    """Raise UserError if going on from a checkpoint would replace a later one that a registered model is made of."""
+    if run_id is None:
+        return
+    folder = tracking.run_folder(tracking.find_run(tracking.connect(uri), run_id)) / "checkpoints"
+    if held := held_after(folder, checkpoint.iteration):
+        raise UserError(
+            f"resume from {checkpoint.path.name}: {', '.join(held)} in {folder} is registered as a model, and this "
+            f"branch would replace it; allowed: a resume from {held[-1]} or later, or a new run with "
+            f"model.train_id={checkpoint.path}"
         )
 
 

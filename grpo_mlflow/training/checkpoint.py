@@ -55,6 +55,16 @@ def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def held_after(root: Path, iteration: int) -> list[str]:
+    """Return the names of the checkpoints in a folder after `iteration` that are held, oldest first."""
+    return [path.name for path in _after(root, iteration) if (path / _HELD).exists()]
+
+
+def _after(root: Path, iteration: int) -> list[Path]:
+    named = {int(path.name.removeprefix("iter_")): path for path in root.glob("iter_*") if is_name(path.name)}
+    return [path for number, path in sorted(named.items()) if number > iteration]
+
+
 def read(path: Path) -> Checkpoint:
     """Return the checkpoint at `path` after comparing every file with the manifest.
 
@@ -159,23 +169,15 @@ class CheckpointStore:
             scratch.rename(final)
         return final
 
-    def held_after(self, iteration: int) -> list[str]:
-        """Return the names of the checkpoints after `iteration` that are held, oldest first."""
-        return [path.name for path in self._after(iteration) if (path / _HELD).exists()]
-
     def set_aside_after(self, iteration: int) -> list[str]:
         """Rename the checkpoints of a branch that a resume from `iteration` abandons; return their former names."""
         names = []
-        for path in self._after(iteration):
+        for path in _after(self.root, iteration):
             abandoned = self.root / f"abandoned-{path.name}"
             shutil.rmtree(abandoned, ignore_errors=True)
             path.rename(abandoned)
             names.append(path.name)
         return names
-
-    def _after(self, iteration: int) -> list[Path]:
-        named = {int(path.name.removeprefix("iter_")): path for path in self.root.glob("iter_*") if is_name(path.name)}
-        return [path for number, path in sorted(named.items()) if number > iteration]
 
     def superseded(self) -> list[str]:
         """Return the names of all but the newest, the best and those that are held."""

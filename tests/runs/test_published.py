@@ -260,6 +260,7 @@ def test_a_resume_that_would_replace_a_registered_checkpoint_is_refused(store: s
     assert "\n" not in str(caught.value)
     assert {"iter_003", "iter_004"} <= {path.name for path in folder.iterdir()}
     assert loaded("models:/sums/1") == right
+    assert mlflow.MlflowClient(store).get_run(found.run_id).info.status == "FINISHED"
 
 
 def test_other_weights_at_the_place_of_a_version_are_another_version(store: str) -> None:
