@@ -42,7 +42,8 @@ def _publish(config: Config, store: CheckpointStore, tracker: Tracker) -> None:
     tracker.models(tracker.run_id, kept(config, tracker.run_id, tracker.run_dir, {"best": best, "last": last}))
     if (name := config.tracking.register) is None:
         return
-    about = f"{_verdict(config, chosen)}; the best checkpoint of its run"
+    address = f"models:/{name}@{tracking.CHAMPION}"
+    about = f"{_verdict(config, chosen)}; the best checkpoint of its run. The newest version is {address}"
     tags = {
         "description": about,
         tracking.STUDY_TAG: tracker.run_id,

@@ -40,6 +40,7 @@ def ended(study: optuna.Study, found: Outcome, config: Config, tracker: Tracker,
     told = {
         "varied": varied,
         "winner": notes.run_link(name, tracker, winner.trial.user_attrs[studies.RUN_ID]),
+        "mind": "" if winner.retrained else "what another training seed would change is in none of these intervals",
         "settings": facts["settings"],
         "second": _second(found, tracker, k),
         "model": f"[{model}]({pages.of_model(model)}), alias {champion.ALIAS}",
