@@ -31,11 +31,12 @@ def evaluate(
     config = resolved.config
     with gathered(resolved, "evaluate", nested=nested is not None) as here:
         actor, source = load_measured(config, source, here.processes, here.console)
-        origin = _origin(config, source)
+        owner = published.owner(source)
+        origin = _origin(config, owner) if owner else None
         name = origin.named if origin else naming.of_evaluation(naming.model(_shown(config, source)))
         with here.opened(nested=nested, name=name) as tracker:
             tags = {"grpo.evaluated_model": origin.address if origin else str(source)}
-            tracker.tags({**tags, "grpo.evaluated_run": origin.run_id} if origin else tags)
+            tracker.tags({**tags, "grpo.evaluated_run": owner[0]} if owner else tags)
             return _measure(here, tracker, actor, source, origin, before)
 
 
@@ -56,10 +57,8 @@ class _Origin:
         return f"runs:/{self.run_id}/checkpoints/{self.checkpoint}"
 
 
-def _origin(config: Config, source: str | Path) -> _Origin | None:
-    """Return where a checkpoint comes from; None of another model, or if its run is not in this store."""
-    if (owner := published.owner(source)) is None:
-        return None
+def _origin(config: Config, owner: tuple[str, str]) -> _Origin | None:
+    """Return where a checkpoint comes from; None if its run is not in this store."""
     with suppress(UserError):
         run = tracking.find_run(tracking.connect(config.tracking.uri), owner[0])
         return _Origin(owner[0], run.info.run_name, owner[1])
