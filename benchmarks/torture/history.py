@@ -20,7 +20,10 @@ from grpo_mlflow import tracking
 
 _LEFT = re.compile(r"(^|/)\.(writing|replaced|making)-|\.part$|(^|/)(spool|refused)\.jsonl$")
 _TIMED = ("perf/", "system/")  # their steps are compared, not their values
-_OWN_TAGS = ("grpo.folder", "grpo.host", "grpo.owner", "grpo.claim.", "grpo.resumed_with", "grpo.evaluated_model")
+_OWN_TAGS = (
+    *("grpo.folder", "grpo.host", "grpo.owner", "grpo.claim.", "grpo.note"),
+    *("grpo.resumed_with", "grpo.evaluated_model", "grpo.evaluated_run"),
+)
 _OWN_PARAMS = ("tracking.uri",)
 _RESULT = ("model.safetensors", "optimizer.safetensors")
 _URI = "sqlite:///mlflow.db"

@@ -18,6 +18,7 @@ from grpo_mlflow.tracking.places import COMMAND
 # A row of sqlite is read in a fraction of a millisecond; a server sends the whole run, in some ten of them.
 _OF_SQLITE, _OF_OTHERS = 0.1, 0.5  # seconds between two looks
 _LONGEST = 30.0  # between two looks at a store that is away
+_LAST = 0.5  # for the look that is under way at the end: a process forked in it would inherit a locked database
 log = logging.getLogger(__name__)
 
 
@@ -36,7 +37,8 @@ class Commands:
         self._ended = threading.Event()
         # By a weak reference: who forgets to end this has no thread that looks for ever.
         looking = (weakref.ref(self), self._ended, read, pause)
-        threading.Thread(target=_look, args=looking, name="mlflow-commands", daemon=True).start()
+        self._thread = threading.Thread(target=_look, args=looking, name="mlflow-commands", daemon=True)
+        self._thread.start()
 
     @property
     def waiting(self) -> str:
@@ -49,8 +51,9 @@ class Commands:
         self._answered = command
 
     def end(self) -> None:
-        """Look no more."""
+        """Look no more; a look at a store that is away is not waited for."""
         self._ended.set()
+        self._thread.join(_LAST)
 
     def note(self, seen: str) -> None:
         """Take note of what the store shows."""

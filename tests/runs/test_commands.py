@@ -25,22 +25,22 @@ TASK = ("data.task=python:tests.support.asking:Asking", "checkpoint.save_interva
 def place(request: pytest.FixtureRequest, store: str, tmp_path: Path) -> Iterator[tuple[str, float]]:
     """A store, and the seconds in which a run has surely looked at it."""
     if request.param == "a database":
-        yield store, 0.3
+        yield store, 1.0
         return
     server = Server(tmp_path)
     server.start()
-    yield server.uri, 1.0
+    yield server.uri, 4.0
     server.stop()
 
 
-def asking(store: str, asked: Mapping[int, str], seconds: float) -> Callable[[int], None]:
-    """Return what sets the tag while the iterations of these versions go on, each for so long."""
+def asking(store: str, asked: Mapping[int, str], seconds: float, others: float = 0.0) -> Callable[[int], None]:
+    """Return what sets the tag while the iterations of these versions go on, each for so long; the others take less."""
     client, left = mlflow.MlflowClient(store), dict(asked)
 
     def then(version: int) -> None:
         if (command := left.pop(version, None)) is not None:
             client.set_tag(newest(store), COMMAND, command)
-        time.sleep(seconds)
+        time.sleep(seconds if command is not None else others)
 
     return then
 
@@ -78,7 +78,7 @@ def test_a_run_saves_and_stops_when_asked_and_goes_on_without_being_asked_again(
 
 
 def test_the_same_command_can_be_given_again(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Asking, "then", staticmethod(asking(store, {1: "save", 3: "save"}, 0.3)))
+    monkeypatch.setattr(Asking, "then", staticmethod(asking(store, {1: "save", 3: "save"}, 1.0, others=1.0)))
     finished = runs.train(small(store, *TASK, "train.iterations=5", "checkpoint.keep_last=9"))
     assert saved(finished.run_dir) == ["iter_002", "iter_004", "iter_005"]
 
@@ -88,7 +88,7 @@ def test_a_command_is_not_done_again_while_its_answer_is_on_its_way(
 ) -> None:
     """The store is away when the run ends, so the command still stands there when the run goes on."""
     database, aside = tmp_path / "mlflow.db", tmp_path / "aside.db"
-    ask = asking(store, {1: "stop"}, 0.3)
+    ask = asking(store, {1: "stop"}, 1.0)
 
     def then(version: int) -> None:
         ask(version)
@@ -102,7 +102,7 @@ def test_a_command_is_not_done_again_while_its_answer_is_on_its_way(
     database.rmdir()
     aside.rename(database)
     assert tags(store)[COMMAND] == "stop"
-    monkeypatch.setattr(Asking, "then", staticmethod(asking(store, {}, 0.3)))
+    monkeypatch.setattr(Asking, "then", staticmethod(asking(store, {}, 0.0, others=0.3)))
     assert resume(store, newest(store)).progress.iteration == 4
     assert (tags(store)[COMMAND], tags(store)[ANSWER]) == ("", "stop: ended at iteration 2")
 
@@ -135,7 +135,7 @@ def test_a_trial_is_pruned_when_asked_and_a_study_stops(
 
 
 def test_what_was_asked_while_nothing_ran_is_not_done(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Asking, "then", staticmethod(asking(store, {}, 0.3)))
+    monkeypatch.setattr(Asking, "then", staticmethod(asking(store, {}, 0.0, others=0.3)))
     finished = runs.train(small(store, *TASK, "train.iterations=1"))
     mlflow.MlflowClient(store).set_tag(finished.run_id, COMMAND, "stop")
     assert resume(store, finished.run_id, "train.iterations=3").progress.iteration == 3

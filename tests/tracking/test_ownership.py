@@ -68,7 +68,8 @@ def test_of_several_that_take_a_run_at_once_one_has_it(number: int, shared_store
         assert any(f": {number} works on it; allowed: " in line for number in numbers)
         assert "\n" not in line
     assert [key for key in _tags(shared_store, first.run_id) if key.startswith("grpo.claim")] == []
-    tracking.start(TrackingConfig(uri=shared_store), "train", resume=first.run_id)  # they are dead now
+    again = tracking.start(TrackingConfig(uri=shared_store), "train", resume=first.run_id)  # they are dead now
+    again.finish("KILLED")
 
 
 def test_a_second_resume_is_refused_and_changes_nothing(store: str, tmp_path: Path) -> None:
