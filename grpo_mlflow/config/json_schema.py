@@ -16,6 +16,7 @@ _KEPT = (
     *("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "minItems", "maxItems", "prefixItems", "items"),
     *("additionalProperties", "default"),
 )
+_LIMITS = {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"}
 
 
 def text() -> str:
@@ -45,6 +46,8 @@ def _clean(part: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = [_clean(each) for each in value]
         elif key == "items" or (key == "additionalProperties" and isinstance(value, Mapping)):
             found[key] = _clean(value)
+        elif key in _LIMITS and isinstance(value, float) and value.is_integer():  # some versions write 0.0 for 0
+            found[key] = int(value)
         elif not (key == "enum" and "const" in part):
             found[key] = value
     return found
