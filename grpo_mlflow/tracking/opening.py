@@ -67,7 +67,7 @@ def start(
         if config.system_metrics:
             tracker.watch_system()
         tracker.settle(_SETTLE_SECONDS)  # so that others see at once what the run is and where
-        tracker.hold()
+        tracker.hold(resumed=resume is not None)
     return tracker
 
 

@@ -78,6 +78,7 @@ class MlflowTracker:
         self._monitor: SystemMetricsMonitor | None = None
         self._holding: ownership.Holding | None = None
         self._commands: Commands | None = None
+        self._answered = ""  # a command whose answer the store may not have yet
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters that the run lacks; `mlflow run` has logged some of them in its own spelling."""
@@ -184,18 +185,25 @@ class MlflowTracker:
         """Wait until the store has all that was written, but not while it is away (`Sender.settle`)."""
         self._sender.settle(seconds)
 
-    def hold(self) -> None:
-        """Show that this process works on the run, and look for commands, until it is finished."""
+    def hold(self, *, resumed: bool) -> None:
+        """Show that this process works on the run, until it is finished; a command from before a resume is declined."""
         self._holding = ownership.Holding(self._client, self.run_id)
+        if not resumed:
+            return
         known = [each.command for each in self._outbox.waiting() if isinstance(each, Answer)]
         with suppress(*STORE_ERRORS):
             if not known and (left := self._client.get_run(self.run_id).data.tags.get(COMMAND, "").strip()):
                 known = [left]
                 self._do(Answer(left, f"{left}: not done: it was asked while nothing ran"))
-        self._commands = Commands(self._client, self.run_id, known[-1] if known else "")
+        self._answered = known[-1] if known else ""
 
     def command(self) -> str:
-        """Return what somebody asks of the run by its tag `grpo.command`; empty for nothing."""
+        """Return what somebody asks of the run by its tag `grpo.command`; empty for nothing.
+
+        The first call begins to look for it: a run that never asks, such as an evaluation, obeys nothing.
+        """
+        if self._commands is None and self._holding is not None:
+            self._commands = Commands(self._client, self.run_id, self._answered)
         return self._commands.waiting if self._commands is not None else ""
 
     def answer(self, command: str, answer: str) -> None:
