@@ -13,15 +13,17 @@ from grpo_mlflow.config.fields import Section
 from grpo_mlflow.config.schema import Config
 
 
+def _section(kind: Any) -> type[Section] | None:
+    """Return the class of a field that is a section."""
+    return kind if isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, Section) else None
+
+
 def _leaves(section: type[Section], prefix: str = "") -> dict[str, tuple[type[Section], str]]:
     """Return every dotted key with the class and the name of its field."""
     found: dict[str, tuple[type[Section], str]] = {}
     for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, Section):
-            found |= _leaves(kind, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = section, name
+        inner = _section(field.annotation)
+        found |= {prefix + name: (section, name)} if inner is None else _leaves(inner, f"{prefix}{name}.")
     return found
 
 
@@ -29,9 +31,8 @@ def _classes(section: type[Section], prefix: str = "") -> dict[str, type[Section
     """Return every section inside one by its dotted name, in the schema's order."""
     found: dict[str, type[Section]] = {}
     for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, Section):
-            found |= {prefix + name: kind} | _classes(kind, f"{prefix}{name}.")
+        if (inner := _section(field.annotation)) is not None:
+            found |= {prefix + name: inner} | _classes(inner, f"{prefix}{name}.")
     return found
 
 
@@ -59,7 +60,7 @@ MAPPINGS = {key for key, field in _FIELDS.items() if _takes_mapping(field.annota
 LISTS = {key for key, field in _FIELDS.items() if key not in MAPPINGS and _takes_list(field.annotation)}
 ENTRIES = "train.reward_weights."
 """Before the names of the one mapping whose entries can be given one by one, and so vary in a search space."""
-SECTIONS = sorted({key.rsplit(".", depth)[0] for key in KEYS for depth in range(1, key.count(".") + 1)})
+SECTIONS = sorted(CLASSES)
 
 
 def summary(keys: Container[str]) -> tuple[str, ...]:

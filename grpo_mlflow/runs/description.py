@@ -14,13 +14,16 @@ from grpo_mlflow.runs import views
 from grpo_mlflow.tasks import data_sets
 from grpo_mlflow.tracking import Tracker
 
+SETTINGS = "config/resolved.yaml"
+"""The file of a run with all its settings."""
+
 
 def describe(tracker: Tracker, resolved: Resolved, kind: str, resumed: bool) -> None:
     """Log what a run of this kind is; of a resumed one also what was overridden then."""
     described = resolved.config.model_copy(update={"resume": None})
     tracker.params(_parameters(described, kind))
     tracker.tags(_versions())
-    tracker.text("config/resolved.yaml", dump(described))
+    tracker.text(SETTINGS, dump(described))
     if (digests := data_sets.digests(resolved.config)) is not None:
         tracker.tags({data_sets.TAG: digests})
     for used in data_sets.used(resolved.config, kind):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_mlflow import tasks, tracking
@@ -32,51 +31,32 @@ def evaluate(
     with gathered(resolved, "evaluate", nested=nested is not None) as here:
         actor, source = load_measured(config, source, here.processes, here.console)
         owner = published.owner(source)
-        origin = _origin(config, owner) if owner else None
-        name = origin.named if origin else naming.of_evaluation(naming.model(_shown(config, source)))
+        run_name = _run_name(config, owner[0]) if owner else None
+        asked = "tiny" if owner is None and config.model.train_id == "tiny" else str(source)  # it lies in our cache
+        if owner is not None and run_name is not None:
+            name, model = naming.of_evaluation(run_name, owner[1]), tracking.checkpoint_address(*owner)
+        else:
+            name, model = naming.of_evaluation(naming.model(asked)), str(source)
         with here.opened(nested=nested, name=name) as tracker:
-            tags = {"grpo.evaluated_model": origin.address if origin else str(source)}
+            tags = {"grpo.evaluated_model": model}
             tracker.tags({**tags, "grpo.evaluated_run": owner[0]} if owner else tags)
-            return _measure(here, tracker, actor, source, origin, before)
+            result = _measure(here, tracker, actor, source, before)
+            known = owner if run_name is not None else None
+            if known is not None:
+                tracker.measured(*known, evaluation.named(result.metrics()))
+            tracker.note(notes.measured(result, config, asked, tracker, known))
+            return result
 
 
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """A run of this store, and the name of the checkpoint of it that is measured."""
-
-    run_id: str
-    run_name: str
-    checkpoint: str
-
-    @property
-    def named(self) -> str:
-        return naming.of_evaluation(self.run_name, self.checkpoint)
-
-    @property
-    def address(self) -> str:
-        return f"runs:/{self.run_id}/checkpoints/{self.checkpoint}"
-
-
-def _origin(config: Config, owner: tuple[str, str]) -> _Origin | None:
-    """Return where a checkpoint comes from; None if its run is not in this store."""
+def _run_name(config: Config, run_id: str) -> str | None:
+    """Return the name of a run; None if it is not in this store."""
     with suppress(UserError):
-        run = tracking.find_run(tracking.connect(config.tracking.uri), owner[0])
-        return _Origin(owner[0], run.info.run_name, owner[1])
+        return str(tracking.find_run(tracking.connect(config.tracking.uri), run_id).info.run_name)
     return None
 
 
-def _shown(config: Config, source: str | Path) -> str:
-    """Return how a model is asked for: the embedded one lies in a cache of this machine."""
-    return "tiny" if config.model.train_id == "tiny" and published.owner(source) is None else str(source)
-
-
 def _measure(
-    here: Gathered,
-    tracker: Tracker,
-    actor: Policy,
-    source: str | Path,
-    origin: _Origin | None,
-    before: Sequence[range],
+    here: Gathered, tracker: Tracker, actor: Policy, source: str | Path, before: Sequence[range]
 ) -> evaluation.Evaluation:
     """Evaluate the model in the open run, which gets what was found."""
     config, console = here.resolved.config, here.console
@@ -91,10 +71,6 @@ def _measure(
         result = evaluation.evaluate(task, actor, generator, config, here.processes, before=before)
         seconds = time.perf_counter() - start
     evaluation.track(tracker, result, 0, seconds, config.tracking.samples)
-    owner = (origin.run_id, origin.checkpoint) if origin else None
-    if owner is not None:
-        tracker.measured(*owner, evaluation.named(result.metrics()))
-    tracker.note(notes.measured(result, config, _shown(config, source), tracker, owner))
     console.say(
         f"{source} on {config.data.task}, at most {evaluation.evaluation_sampling(config).max_new_tokens} tokens"
     )

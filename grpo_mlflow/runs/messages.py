@@ -89,7 +89,7 @@ def conclude(config: Config, ended: Progress, tracker: Tracker, most: int | None
     if tracker.url is not None:
         page = pages.of_run(tracker.experiment_id, tracker.run_id)
         all_runs = pages.of_view(tracker.experiment_id, views.TRAINING.key)
-        lines += _headed("open it", next_steps.looking(tracker.url, page))
+        lines += headed("open it", next_steps.looking(tracker.url, page), 18)
         lines.append(f"compare runs      {next_steps.looking(tracker.url, all_runs)[-1]}")
         if longer := next_steps.longer(config, Place.of(tracker), most):
             lines.append(f"continue          {longer}")
@@ -115,8 +115,9 @@ def _outcome(config: Config, ended: Progress) -> list[str]:
     return lines
 
 
-def _headed(heading: str, texts: Sequence[str]) -> list[str]:
-    return [f"{'' if number else heading:<18}{text}" for number, text in enumerate(texts)]
+def headed(heading: str, texts: Sequence[str], width: int) -> list[str]:
+    """Return lines, the first with a heading, below each other after a column of this width."""
+    return [f"{'' if number else heading:<{width}}{text}" for number, text in enumerate(texts)]
 
 
 def how_to_resume(config: Config, kind: str, tracker: Tracker, how: str) -> str:

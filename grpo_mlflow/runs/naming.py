@@ -36,7 +36,7 @@ def of_evaluation(model_name: str, checkpoint: str | None = None) -> str:
 
 
 def model(source: str | Path) -> str:
-    """Return the last part of a hub id or path; of a checkpoint with the folder of its run before."""
+    """Return the last part of a hub id or path."""
     path = Path(str(source).rstrip("/"))
     return path.name or str(source)
 

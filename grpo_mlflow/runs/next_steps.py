@@ -46,6 +46,11 @@ def measure(model: str, config: Config, url: str | None, checkpoint: str | None 
     return f"{program()} evaluate --model {shlex.quote(model)}{which}{store(config, url)}"
 
 
+def measure_on_others(model: str, config: Config, url: str | None) -> str:
+    """Return the command that measures a model on problems that have chosen nothing."""
+    return f"{measure(model, config, url)} eval.id_seed_start=60000"
+
+
 def train_with(settings: Path, config: Config, url: str | None, seed: int) -> str:
     """Return the command that trains with the settings in a file, and a seed."""
     return f"{program()} train --config {shlex.quote(str(settings))} seed={seed}{store(config, url)}"

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.runs import messages, next_steps
+from grpo_mlflow.runs.description import SETTINGS
 from grpo_mlflow.runs.next_steps import Place
-from grpo_mlflow.tracking import Tracker, pages
-from grpo_mlflow.training import checkpoint
+from grpo_mlflow.tracking import Tracker, checkpoint_address, pages
+from grpo_mlflow.training.checkpoint import name_of
 from grpo_mlflow.training.evaluation import Evaluation
 from grpo_mlflow.training.progress import Progress
-
-SETTINGS = "config/resolved.yaml"
 
 
 def of(first: str, further: Mapping[str, str]) -> str:
@@ -52,14 +51,14 @@ def under_way(config: Config, tracker: Tracker, parent: str | None = None) -> st
 
 def trained(config: Config, ended: Progress, tracker: Tracker, *, parent: str | None, most: int | None) -> str:
     """Describe a training run that has reached its end (`messages.conclude`)."""
-    place = Place.of(tracker)
+    place, best = Place.of(tracker), name_of(ended.best_trained_iteration or ended.iteration)
     longer = next_steps.longer(config, place, most)
     further = {
         "part of": _study(tracker, parent),
         "best": messages.best_of(ended) or "",
         "look at": "; ".join(ended.watch.told.values()),
         "curves and answers": "report.html under Artifacts",
-        "load its best checkpoint": code(f'mlflow.pyfunc.load_model("{_address(ended, tracker)}")'),
+        "load its best checkpoint": code(f'mlflow.pyfunc.load_model("{checkpoint_address(tracker.run_id, best)}")'),
         "measure it": code(next_steps.measure(tracker.run_id, config, tracker.url)),
         "continue": code(longer) if longer else "",
         "repeat": code(next_steps.train_with(tracker.run_dir / SETTINGS, config, tracker.url, config.seed)),
@@ -89,11 +88,6 @@ def ended(message: str, reason: str = "") -> str:
     shown = [f"- {code(line.strip())}" if line.startswith("  ") else line for line in lines[1:]]
     first = f"**{lines[0][0].upper()}{lines[0][1:]}**"
     return "\n\n".join([first, *([code(reason)] if reason else []), *shown])
-
-
-def _address(ended: Progress, tracker: Tracker) -> str:
-    best = ended.best_trained_iteration or ended.iteration
-    return f"runs:/{tracker.run_id}/checkpoints/{checkpoint.name_of(best)}"
 
 
 def _study(tracker: Tracker, parent: str | None) -> str:

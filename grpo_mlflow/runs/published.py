@@ -106,7 +106,7 @@ def _verdict(config: Config, checkpoint: Checkpoint) -> str:
 
 def _note(verdict: str, run_id: str, checkpoint: str) -> str:
     """Return the description of a model: how good it is, and how it is used."""
-    address = f"runs:/{run_id}/checkpoints/{checkpoint}"
+    address = tracking.checkpoint_address(run_id, checkpoint)
     return (
         f"{verdict}\n\n"
         f"    mlflow models serve -m {address} --env-manager local\n\n"

@@ -14,6 +14,7 @@ from grpo_mlflow.program import program
 from grpo_mlflow.reports import run
 from grpo_mlflow.reports.records import RunRecord, Standing
 from grpo_mlflow.runs import next_steps
+from grpo_mlflow.runs.description import SETTINGS
 from grpo_mlflow.runs.next_steps import Place
 from grpo_mlflow.training.checkpoint import name_of
 from grpo_mlflow.training.progress import Progress
@@ -108,27 +109,20 @@ def differing(config: Config) -> list[Differing]:
     defaults |= {key: value for key, (value, _) in layer.items()}
     values = flatten(redaction.without(config.model_dump(mode="json")))
     return [
-        (key, _text(value), _text(defaults.get(key)))
+        (key, yaml12.inline(value), yaml12.inline(defaults.get(key)))
         for key, value in values.items()
         if not key.startswith(_NO_CHOICE) and value != defaults.get(key)
     ]
-
-
-def _text(value: Any) -> str:
-    """Return a value as it is typed."""
-    return yaml12.dump(value, flow=True).removesuffix("...\n").strip()
 
 
 def commands(config: Config, place: Place) -> dict[str, str]:
     """Return what can be done with a run next, as commands."""
     longer = next_steps.longer(config, place)
     found = {
-        "Measure its best checkpoint on other problems": (
-            f"{next_steps.measure(place.run_id, config, place.url)} eval.id_seed_start=60000"
-        ),
+        "Measure its best checkpoint on other problems": next_steps.measure_on_others(place.run_id, config, place.url),
         "Go on training, in the same run": longer or "",
         "Train again from its settings, with another seed": next_steps.train_with(
-            place.folder / "config" / "resolved.yaml", config, place.url, config.seed + 1
+            place.folder / SETTINGS, config, place.url, config.seed + 1
         ),
         "Write this page again": f"{program()} report --run {place.run_id}{next_steps.store(config, place.url)}",
     }

@@ -6,18 +6,18 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from grpo_mlflow import tracking
-from grpo_mlflow.config import Config, resolve, yaml12
+from grpo_mlflow.config import Config, resolve
 from grpo_mlflow.errors import StoreAway, UserError, one_line
 from grpo_mlflow.runs import report
+from grpo_mlflow.runs.description import SETTINGS
 from grpo_mlflow.runs.next_steps import Place
+from grpo_mlflow.runs.stored import config_in
 from grpo_mlflow.runtime.files import write_whole
-from grpo_mlflow.training.checkpoint import is_name
+from grpo_mlflow.training.checkpoint import is_name, iteration_of
 from grpo_mlflow.training.progress import Progress
 
-_CONFIG = "config/resolved.yaml"
 _PARTS = ("metrics", "samples", "config")
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def in_folder(folder: Path) -> Left:
     if not (folder / "metrics").is_dir():
         raise UserError(f"run = {str(folder)!r}: no folder of a run's files; allowed: one with metrics/, or a run id")
     names = [path.name for path in (folder / "checkpoints").glob("*") if is_name(path.name)]
-    state = folder / "checkpoints" / _newest(names) / "trainer" / "state.json" if names else None
+    state = folder / "checkpoints" / max(names, key=iteration_of) / "trainer" / "state.json" if names else None
     run_id = folder.parent.name if folder.name == "artifacts" else folder.name
     return Left((folder,), state, Place(run_id, folder.absolute(), None))
 
@@ -71,7 +71,7 @@ def in_store(run_id: str, uri: str | None) -> Left:
     if not any((each / "metrics").is_dir() for each in folders):
         raise UserError(f"run = {run_id!r}: has no metrics; allowed: a run that has begun to train")
     names = list(filter(is_name, tracking.folders(client, run_id, "checkpoints")))
-    name = f"checkpoints/{_newest(names)}/trainer/state.json" if names else ""
+    name = f"checkpoints/{max(names, key=iteration_of)}/trainer/state.json" if names else ""
     state = tracking.artifact(client, run_id, name) if name else None
     return Left(tuple(dict.fromkeys(folders)), state, Place(run_id, folder, tracking.address()))
 
@@ -94,21 +94,14 @@ def write(left: Left, output: str, uri: str | None = None) -> Path:
     return path
 
 
-def _newest(names: list[str]) -> str:
-    return max(names, key=lambda name: int(name.removeprefix("iter_")))
-
-
 def _config(left: Left) -> Config | None:
     """Return the config of the run; None if it is not there, or not one that this version can read."""
-    path = next((each / _CONFIG for each in left.folders if (each / _CONFIG).is_file()), None)
+    path = next((each / SETTINGS for each in left.folders if (each / SETTINGS).is_file()), None)
     if path is None:
         return None
     try:
-        content: dict[str, Any] = yaml12.load(path.read_text(), str(path))
-        if "***" in str(content.get("tracking", {}).get("uri")):  # its password was not stored
-            content["tracking"]["uri"] = None
-        return resolve("", base={**content, "resume": None}, origin="run").config
-    except (UserError, OSError, ValueError, AttributeError, TypeError) as error:
+        return resolve("", base={**config_in(path), "resume": None}, origin="run").config
+    except (UserError, ValueError, AttributeError, TypeError) as error:
         log.warning("the page lacks the settings, which cannot be read: %s", one_line(error))
         return None
 

@@ -14,9 +14,10 @@ from grpo_mlflow import tracking
 from grpo_mlflow.config import Arguments, Config, Resolved, flatten, parse_overrides, resolve, resuming, yaml12
 from grpo_mlflow.config.command import run_id_of
 from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line
+from grpo_mlflow.runs.description import SETTINGS
 from grpo_mlflow.runtime.files import remove_parts
 from grpo_mlflow.tasks import data_sets
-from grpo_mlflow.training.checkpoint import Checkpoint, held_after, is_name, read, reading
+from grpo_mlflow.training.checkpoint import Checkpoint, held_after, is_name, iteration_of, read, reading
 
 _INSTEAD = {
     "optimize": "the same optimize command again, which continues the study",
@@ -72,7 +73,7 @@ def _in_folder(path: Path) -> Stored:
     inner = found.path / "trainer"
     with reading(inner / "state.json"):
         run_id = yaml12.load((inner / "state.json").read_text(), str(inner / "state.json"))["run_id"]
-    return Stored(run_id or None, _config(inner / "config.yaml"), found)
+    return Stored(run_id or None, config_in(inner / "config.yaml"), found)
 
 
 class _Run:
@@ -83,7 +84,7 @@ class _Run:
         self._sent = list(filter(is_name, tracking.folders(self._client, run_id, "checkpoints")))
         kept = tracking.upload_folder(run_id).glob("checkpoints/*")
         self._kept = {path.name: path for path in kept if is_name(path.name)}
-        self._names = sorted({*self._sent, *self._kept}, key=lambda name: int(name.removeprefix("iter_")))
+        self._names = sorted({*self._sent, *self._kept}, key=iteration_of)
 
     def stored(self, which: str) -> Stored:
         """Return the run with its checkpoint `last`, `best`, or of this name."""
@@ -96,7 +97,7 @@ class _Run:
 
         Every setting of it is also a parameter of the run, so one that the file lacks was cut off.
         """
-        needed, name = tracking.find_run(self._client, self._run_id).data.params.keys() & _KEYS, "config/resolved.yaml"
+        needed, name = tracking.find_run(self._client, self._run_id).data.params.keys() & _KEYS, SETTINGS
         try:
             if (kept := tracking.kept_file(self._run_id, name)) is not None:
                 return _whole(kept, needed)
@@ -108,7 +109,7 @@ class _Run:
             if checkpoint is None:
                 raise NotBegun(str(error)) from error
             log.warning("run %s: %s; taking that of %s", self._run_id, error, checkpoint.path.name)
-            return _config(checkpoint.path / "trainer" / "config.yaml")
+            return config_in(checkpoint.path / "trainer" / "config.yaml")
 
     @cached_property
     def _last(self) -> Checkpoint | None:
@@ -158,10 +159,10 @@ def _whole(path: Path, needed: Collection[str]) -> dict[str, Any]:
     lacking = sorted(set(needed) - flatten(content).keys()) if isinstance(content, dict) else [*needed]
     if lacking or not text.endswith("\n"):
         raise UserError(f"{path} is cut off")
-    return _config(path)
+    return config_in(path)
 
 
-def _config(path: Path) -> dict[str, Any]:
+def config_in(path: Path) -> dict[str, Any]:
     """Return the config in a file of a run.
 
     Raises:

@@ -52,11 +52,12 @@ def train(
     recording = open_recording(config)  # before a run is opened that could only fail
     loss.load(config.train)  # as above
     nested = trial.nested if trial else None
+    parent = nested.parent_run_id if nested else None
     with gathered(resolved, "train" if kept else "smoke", nested=nested is not None) as here:
         processes, console = here.processes, here.console
         models = load(config, checkpoint, processes, console, recording)
         with here.opened(stored, nested) as tracker:
-            tracker.note(notes.under_way(config, tracker, nested.parent_run_id if nested else None))
+            tracker.note(notes.under_way(config, tracker, parent))
             if trial:
                 trial.on_start(tracker.run_id)
             with open_parts(
@@ -83,7 +84,6 @@ def train(
                     published.publish(config, parts.store, tracker)
             if kept:
                 most = None if recording is None else recording.iterations
-                parent = nested.parent_run_id if nested else None
                 tracker.note(notes.trained(config, ended, tracker, parent=parent, most=most))
                 console.say(messages.conclude(config, ended, tracker, most))
             else:

@@ -8,6 +8,7 @@ from grpo_mlflow.config import Config
 from grpo_mlflow.runs import naming, notes
 from grpo_mlflow.search import champion, report, study_page
 from grpo_mlflow.search import study as studies
+from grpo_mlflow.search.confirm import Finalist
 from grpo_mlflow.search.outcome import Outcome
 from grpo_mlflow.tracking import Tracker, pages
 from grpo_mlflow.tracking.views import View
@@ -35,11 +36,10 @@ def ended(study: optuna.Study, found: Outcome, config: Config, tracker: Tracker,
         f"**Trial {winner.trial.number} wins: {naming.settings(winner.trial.params) or 'your own settings'}**, "
         f"pass@{k} {winner.confirmed} on {winner.where}; {facts['verdict']}."
     )
-    name = f"trial {winner.trial.number}"
     model = champion.model_name(study.study_name)
     told = {
         "varied": varied,
-        "winner": notes.run_link(name, tracker, winner.trial.user_attrs[studies.RUN_ID]),
+        "winner": _link(winner, tracker),
         "mind": "" if winner.retrained else "what another training seed would change is in none of these intervals",
         "settings": facts["settings"],
         "second": _second(found, tracker, k),
@@ -53,8 +53,13 @@ def _second(found: Outcome, tracker: Tracker, k: int) -> str:
     if len(found.finalists) < 2:
         return ""
     second = found.finalists[1]
-    link = notes.run_link(f"trial {second.trial.number}", tracker, second.trial.user_attrs[studies.RUN_ID])
-    return f"{link}, {naming.settings(second.trial.params)}: pass@{k} {second.confirmed} on {second.where}"
+    what = naming.settings(second.trial.params)
+    return f"{_link(second, tracker)}, {what}: pass@{k} {second.confirmed} on {second.where}"
+
+
+def _link(finalist: Finalist, tracker: Tracker) -> str:
+    trial = finalist.trial
+    return notes.run_link(f"trial {trial.number}", tracker, trial.user_attrs[studies.RUN_ID])
 
 
 def _charts(tracker: Tracker, view: View) -> str:

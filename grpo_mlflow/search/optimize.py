@@ -21,7 +21,7 @@ from grpo_mlflow import runs, tasks, tracking
 from grpo_mlflow.config import Config, Resolved
 from grpo_mlflow.config.schema import SearchConfig
 from grpo_mlflow.errors import ConfigError, UserError, one_line
-from grpo_mlflow.runs import models, next_steps
+from grpo_mlflow.runs import messages, models, next_steps
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
@@ -35,7 +35,7 @@ from grpo_mlflow.search.workers import Workers
 from grpo_mlflow.tasks import contents, data_sets
 from grpo_mlflow.tracking import Tracker, pages
 from grpo_mlflow.tracking.views import View
-from grpo_mlflow.training import evaluation, outlook
+from grpo_mlflow.training import commands, evaluation, outlook
 
 _BASELINE = "study/baseline.jsonl"
 
@@ -131,8 +131,8 @@ def _conclude(
     if found.finalists:
         console.say(f"champion  {champion.address(search.study_name)}")
     console.say(f"files     {tracker.run_dir / 'study'}")
-    for number, text in enumerate(next_steps.looking(tracker.url, pages.of_view(tracker.experiment_id, view.key))):
-        console.say(f"{'' if number else 'open it':<10}{text}")
+    looking = next_steps.looking(tracker.url, pages.of_view(tracker.experiment_id, view.key))
+    console.say("\n".join(messages.headed("open it", looking, 10)))
 
 
 def _require_usable(config: Config, parent: str) -> None:
@@ -211,9 +211,7 @@ def _obey(tracker: Tracker, console: Console) -> None:
     if not (command := tracker.command()):
         return
     stops = command.lower() == "stop"
-    answer = f"{command}: {'stopped' if stops else 'not done; allowed: stop'}"
-    console.say(f"asked by MLflow: {answer}")
-    tracker.answer(command, answer)
+    commands.answer_with(tracker, console, command, "stopped" if stops else "not done; allowed: stop")
     if stops:
         interrupts.stop(signal.SIGINT)
 

@@ -23,14 +23,19 @@ _COLUMNS = ("trial", "state", "score", "last_step", "tokens", "seconds", "run_id
 
 def trials_table(trials: Sequence[FrozenTrial]) -> str:
     """Return one CSV line per trial: number, state, score, cost, MLflow run, settings."""
-    keys = sorted({key for trial in trials for key in trial.params})
     out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow([*_COLUMNS, *keys])
+    csv.writer(out, lineterminator="\n").writerows(_table(trials))
+    return out.getvalue()
+
+
+def _table(trials: Sequence[FrozenTrial]) -> list[list[str]]:
+    """Return a row of names, and one for each trial."""
+    keys = sorted({key for trial in trials for key in trial.params})
+    rows: list[list[object]] = [[*_COLUMNS, *keys]]
     for trial in trials:
         attributes, score = trial.user_attrs, trial_records.shown_score(trial)
         seconds = attributes.get(studies.SECONDS)
-        table.writerow(
+        rows.append(
             [
                 trial.number,
                 trial.state.name,
@@ -44,7 +49,7 @@ def trials_table(trials: Sequence[FrozenTrial]) -> str:
                 *(trial.params.get(key, "") for key in keys),
             ]
         )
-    return out.getvalue()
+    return [["" if cell is None else str(cell) for cell in row] for row in rows]
 
 
 def _died(attributes: Mapping[str, Any]) -> str:
@@ -173,7 +178,7 @@ def _kind(finalists: Sequence[Finalist], own: Finalist | None) -> Literal["bette
 
 def _shown_table(trials: Sequence[FrozenTrial]) -> tuple[list[str], list[list[str]]]:
     """Return the table of trials as people read it: settings beside the score, short numbers, no empty column."""
-    columns, *rows = csv.reader(io.StringIO(trials_table(trials)))
+    columns, *rows = _table(trials)
     settings = range(len(_COLUMNS), len(columns))
     order = [0, 1, 2, *settings, *range(3, len(_COLUMNS))]
     order = [i for i in order if any(row[i] for row in rows)]

@@ -14,6 +14,7 @@ from grpo_mlflow.config import Config
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.program import program
 from grpo_mlflow.runs import next_steps
+from grpo_mlflow.runs.description import SETTINGS
 from grpo_mlflow.runs.report import looking
 from grpo_mlflow.runtime.files import write_whole
 from grpo_mlflow.search import champion, outcome, records, report, rights
@@ -37,7 +38,7 @@ def page(study: optuna.Study, found: Outcome, config: Config, folder: Path, url:
 
 def commands(study: optuna.Study, found: Outcome, config: Config, folder: Path, url: str | None) -> dict[str, str]:
     """Return what can be done with a study next, as commands."""
-    name, settings = study.study_name, shlex.quote(str(folder / "config" / "resolved.yaml"))
+    name, settings = study.study_name, shlex.quote(str(folder / SETTINGS))
     storage = f" {next_steps.word('search.storage', config.search.storage)}" if config.search.storage else ""
     both = next_steps.store(config, url) + storage
     of_winner = {}
@@ -47,9 +48,7 @@ def commands(study: optuna.Study, found: Outcome, config: Config, folder: Path, 
             "Train the winner's settings again, with another seed": next_steps.train_with(
                 best, config, url, config.seed + 1
             ),
-            "Measure the winner on other problems": (
-                f"{next_steps.measure(model, config, url)} eval.id_seed_start=60000"
-            ),
+            "Measure the winner on other problems": next_steps.measure_on_others(model, config, url),
         }
     return {
         **of_winner,

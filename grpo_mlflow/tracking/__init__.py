@@ -2,7 +2,7 @@
 
 from grpo_mlflow.tracking.base import NullTracker, Tracker
 from grpo_mlflow.tracking.borders import STORE_ERRORS
-from grpo_mlflow.tracking.models import NOTE, Kept
+from grpo_mlflow.tracking.models import NOTE, Kept, checkpoint_address
 from grpo_mlflow.tracking.opening import start
 from grpo_mlflow.tracking.ownership import require_free
 from grpo_mlflow.tracking.places import elsewhere, place, run_folder
@@ -36,6 +36,7 @@ __all__ = [
     "address",
     "alias_of",
     "artifact",
+    "checkpoint_address",
     "child",
     "connect",
     "discard",

@@ -49,6 +49,11 @@ class Kept:
     metrics: Mapping[str, float]
 
 
+def checkpoint_address(run_id: str, name: str) -> str:
+    """Return the address by which MLflow finds a checkpoint of a run."""
+    return f"runs:/{run_id}/checkpoints/{name}"
+
+
 def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None:
     """Make checkpoints of a run models, once each, and hide those of its models whose checkpoints are gone.
 
@@ -64,7 +69,11 @@ def keep(client: mlflow.MlflowClient, run_id: str, kept: Sequence[Kept]) -> None
             client, run_id, place
         ):  # deleted since, or written by an earlier version
             continue
-        own = {CHECKPOINT: each.checkpoint, _ARTIFACT: f"runs:/{run_id}/{place}", WEIGHTS: each.weights}
+        own = {
+            CHECKPOINT: each.checkpoint,
+            _ARTIFACT: checkpoint_address(run_id, each.checkpoint),
+            WEIGHTS: each.weights,
+        }
         tags, model = {**each.tags, **own}, known.get(each.checkpoint)
         if model is not None and model.tags.get(WEIGHTS) != each.weights:  # of a branch that the run has left
             _hide(client, model)

@@ -63,8 +63,7 @@ class Data(Operation):
     def send(self, to: Destination) -> None:
         kind, key = ("http", "url") if self.source.startswith("https://") else ("local", "uri")  # as MLflow has them
         source, profile = json.dumps({key: self.source}), json.dumps({"num_rows": self.rows})
-        found = Dataset(self.name, self.digest, kind, source, profile=profile)
-        to.client.log_inputs(to.run_id, [DatasetInput(found, [InputTag(MLFLOW_DATASET_CONTEXT, self.context)])])
+        _use(to, Dataset(self.name, self.digest, kind, source, profile=profile), self.context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +79,8 @@ class DataSet(Operation):
     profile: Mapping[str, Any]
 
     def send(self, to: Destination) -> None:
-        found = Dataset(
-            self.name, self.digest, self.source_type, json.dumps(self.source), _PROMPTS, json.dumps(self.profile)
-        )
-        to.client.log_inputs(to.run_id, [DatasetInput(found, [InputTag(MLFLOW_DATASET_CONTEXT, self.context)])])
+        source, profile = json.dumps(self.source), json.dumps(self.profile)
+        _use(to, Dataset(self.name, self.digest, self.source_type, source, _PROMPTS, profile), self.context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +97,10 @@ class SharedView(Operation):
         value = views.packed(self.name, self.state, experiment.tags.get(self.tag))
         if value is not None:
             to.client.set_experiment_tag(experiment.experiment_id, self.tag, value)
+
+
+def _use(to: Destination, found: Dataset, context: str) -> None:
+    to.client.log_inputs(to.run_id, [DatasetInput(found, [InputTag(MLFLOW_DATASET_CONTEXT, context)])])
 
 
 def _digest(text: str) -> str:

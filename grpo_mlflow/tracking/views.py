@@ -1,7 +1,7 @@
 """Saved views of an experiment, which MLflow keeps in its tags: which runs, columns and charts the UI shows.
 
 A view is the JSON of the UI's own state, which MLflow documents nowhere: it was read from what version 3.17 saves. What
-an other version does not know it passes over, and shows its default instead.
+another version does not know it passes over, and shows its default instead.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ class View:
     columns: Sequence[str]
     sections: Sequence[Section]
     hidden: Sequence[str] = ()
-    expanded: str | None = None  # the run whose nested runs are shown, too
 
     def tag(self) -> tuple[str, str]:
         """Return the name of its tag, and the state in it."""
@@ -62,7 +61,6 @@ class View:
             "searchFilter": self.filter,
             "orderByKey": self.order,
             "selectedColumns": [*self.columns],
-            "runsExpanded": {self.expanded: True} if self.expanded else {},
             "compareRunCharts": charts,
             "compareRunSections": sections,
         }
@@ -78,6 +76,7 @@ _STATE: Mapping[str, Any] = {
     "modelVersionFilter": "All Runs",
     "columnOrder": [],
     "columnWidths": {},
+    "runsExpanded": {},
     "runsPinned": [],
     "runsHidden": [],
     "runsVisibilityMap": {},

@@ -50,6 +50,11 @@ def name_of(iteration: int) -> str:
     return f"iter_{iteration:03d}"
 
 
+def iteration_of(name: str) -> int:
+    """Return the iteration that `name_of` has named."""
+    return int(name.removeprefix("iter_"))
+
+
 def is_name(name: str) -> bool:
     """Return whether a folder of this name is meant as a checkpoint."""
     return _NAME.fullmatch(name) is not None
@@ -61,7 +66,7 @@ def held_after(root: Path, iteration: int) -> list[str]:
 
 
 def _after(root: Path, iteration: int) -> list[Path]:
-    named = {int(path.name.removeprefix("iter_")): path for path in root.glob("iter_*") if is_name(path.name)}
+    named = {iteration_of(path.name): path for path in root.glob("iter_*") if is_name(path.name)}
     return [path for number, path in sorted(named.items()) if number > iteration]
 
 

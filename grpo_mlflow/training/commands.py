@@ -7,8 +7,16 @@ from collections.abc import Callable
 
 from grpo_mlflow.errors import Pruned
 from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.runtime.console import Console
+from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training import checkpoint
 from grpo_mlflow.training.parts import Parts
+
+
+def answer_with(tracker: Tracker, console: Console, command: str, answer: str) -> None:
+    """Say what becomes of a command, here and in MLflow."""
+    console.say(f"asked by MLflow: {command}: {answer}")
+    tracker.answer(command, f"{command}: {answer}")
 
 
 def obey(parts: Parts, version: int, save: Callable[[], None], *, is_trial: bool) -> None:
@@ -33,8 +41,7 @@ def obey(parts: Parts, version: int, save: Callable[[], None], *, is_trial: bool
         answer = f"ended at iteration {version}"
     else:
         answer = f"not done; allowed: {', '.join(allowed)}"
-    parts.console.say(f"asked by MLflow: {command}: {answer}")
-    tracker.answer(command, f"{command}: {answer}")
+    answer_with(tracker, parts.console, command, answer)
     if asked in allowed and asked != "save":
         if asked == "prune":
             raise Pruned(f"at iteration {version}, as asked")
