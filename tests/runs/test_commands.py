@@ -17,6 +17,7 @@ from tests.support.asking import Asking
 from tests.support.mlflow_server import Server
 from tests.support.small_runs import curves, newest, resume, small
 from tests.support.small_studies import load, search, study_config
+from tests.support.waiting import wait_for
 
 TASK = ("data.task=python:tests.support.asking:Asking", "checkpoint.save_interval=0", "eval.enabled=false")
 
@@ -34,11 +35,15 @@ def place(request: pytest.FixtureRequest, store: str, tmp_path: Path) -> Iterato
 
 
 def asking(store: str, asked: Mapping[int, str], seconds: float, others: float = 0.0) -> Callable[[int], None]:
-    """Return what sets the tag while the iterations of these versions go on, each for so long; the others take less."""
+    """Return what sets the tag while the iterations of these versions go on, each for so long; the others take less.
+
+    It waits for the answer to the command before: an answer takes the tag away, and MLflow has no compare-and-set.
+    """
     client, left = mlflow.MlflowClient(store), dict(asked)
 
     def then(version: int) -> None:
         if (command := left.pop(version, None)) is not None:
+            wait_for(lambda: not tags(store).get(COMMAND))
             client.set_tag(newest(store), COMMAND, command)
         time.sleep(seconds if command is not None else others)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from grpo_mlflow.runtime.functions import Batch, FunctionFailed, functions
+from tests.support.waiting import wait_for
 
 RUN = """
 import sys, time
@@ -29,24 +28,17 @@ def f(**kwargs):
 """
 
 
-def until(holds: Callable[[], object], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("killed", [True, False])
 def test_a_function_that_hangs_ends_with_the_run(killed: bool, tmp_path: Path) -> None:
     (tmp_path / "hangs.py").write_text(HANGS)
     words = [sys.executable, "-c", RUN, str(tmp_path / "hangs.py"), "60" if killed else "1"]
     run = subprocess.Popen(words)
-    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     pid = int((tmp_path / "pid").read_text())
     if killed:
         run.kill()
     run.wait()
-    until(lambda: not os.path.exists(f"/proc/{pid}"))
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
 
 
 def test_a_process_is_used_again_until_its_file_changes(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from tests.support import postgres
 from tests.support.paths import ROOT
 from tests.support.small_runs import SMALL
 from tests.support.small_studies import STUDY
+from tests.support.waiting import wait_for
 
 STORAGES = ("sqlite", "journal", "postgresql")
 RANGE = "search.space=train.lr='{low: 1e-5, high: 1e-2, log: true}'"
@@ -147,15 +148,6 @@ def commands(tmp_path: Path, store: str) -> Iterator[Commands]:
     found = Commands(tmp_path, store)
     yield found
     found.stop()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """Return the first true value of `condition`."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-    return value
 
 
 def nested_runs(store: str) -> tuple[list[Run], list[Run], list[Run]]:
