@@ -62,6 +62,8 @@ def _servers(config: Config, chosen: Sequence[str]) -> Iterator[tuple[Iterable[s
         )
     elif generation.server.manage:
         yield ("generation.base_url",), "generation.server.manage starts a server of its own"
+    if "local" not in (generation.backend, evaluation.backend or generation.backend):
+        yield ("generation.max_tokens_per_batch",), "nothing is sampled in this process"
     if not generation.server.manage:
         keys = [key for key in _under("generation.server.", chosen) if key != "generation.server.manage"]
         yield [key for key in keys if key not in _of_start_command(config)], "generation.server.manage is false"
