@@ -47,6 +47,10 @@ def _problems(config: Config, chosen: Sequence[str]) -> Iterator[tuple[Iterable[
         yield ("model.lora.alpha", "model.lora.targets"), "model.lora.rank is null or 0"
     for keys in task_checks.idle(config, chosen):
         yield keys, f"data.task is {config.data.task}"
+    if config.search.n_jobs == 1:
+        yield ("search.launcher",), "search.n_jobs is 1"
+    if config.search.launcher == "local":
+        yield ("search.cpus_per_worker", "search.gpus_per_worker"), "search.launcher is local"
     if not config.eval.enabled:
         yield [key for key in _under("eval.", chosen) if key != "eval.enabled"], "eval is disabled"
 
