@@ -20,8 +20,6 @@ import psutil
 import pytest
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
 
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.runtime import owners
@@ -30,7 +28,7 @@ from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.paired import rates_key
 from grpo_mlflow.search.storage import open_storage
 from tests.support import postgres
-from tests.support.study_commands import Commands, nested_runs, require_whole
+from tests.support.study_commands import Commands, closed_storages, nested_runs, require_whole
 from tests.support.waiting import wait_for
 
 STORAGES = ("sqlite", "journal", "postgresql")
@@ -58,17 +56,8 @@ def _server() -> Iterator[postgres.Server]:
 
 @pytest.fixture(autouse=True)
 def _closed() -> Iterator[None]:
-    """Close the connections of every storage that a test has opened: each keeps some for its next call."""
-    engines: list[Engine] = []
-
-    def connected(connection: Connection) -> None:
-        engines.append(connection.engine)
-
-    event.listen(Engine, "engine_connect", connected)
-    yield
-    event.remove(Engine, "engine_connect", connected)
-    for engine in engines:
-        engine.dispose()
+    with closed_storages():
+        yield
 
 
 @pytest.fixture

@@ -12,18 +12,19 @@ from pathlib import Path
 
 
 class Server:
-    """An MLflow server in a process of its own, on loopback."""
+    """An MLflow server in a process of its own, at an address of this machine."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((address, 0))
             self.port = probe.getsockname()[1]
-        self.uri, self._folder = f"http://127.0.0.1:{self.port}", folder
+        self.uri, self._folder, self._address = f"http://{address}:{self.port}", folder, address
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+            *(sys.executable, "-m", "mlflow", "server", "--host", self._address, "--port", str(self.port)),
+            *("--allowed-hosts", f"{self._address}:*"),
             *("--backend-store-uri", f"sqlite:///{self._folder}/server.db", "--workers", "1"),
             *("--artifacts-destination", str(self._folder / "artifacts")),
         ]

@@ -27,11 +27,11 @@ _UNTIL_END_OF_INPUT = '"$@" & cat; kill -INT $!; wait'
 class Server:
     """A running server; its databases are made by `database`."""
 
-    def __init__(self, port: int) -> None:
-        self._port, self._made = port, 0
+    def __init__(self, address: str, port: int) -> None:
+        self._address, self._port, self._made = address, port, 0
 
     def url(self, database: str) -> str:
-        return f"postgresql://grpo:{PASSWORD}@127.0.0.1:{self._port}/{database}"
+        return f"postgresql://grpo:{PASSWORD}@{self._address}:{self._port}/{database}"
 
     def database(self) -> str:
         """Make a new database and return its address."""
@@ -59,8 +59,11 @@ class Server:
 
 
 @contextmanager
-def server() -> Iterator[Server]:
-    """Run a server until the block ends; skip the test where PostgreSQL or its driver is not installed."""
+def server(address: str = "127.0.0.1") -> Iterator[Server]:
+    """Run a server at an address of this machine until the block ends.
+
+    The test is skipped where PostgreSQL or its driver is not installed.
+    """
     if importlib.util.find_spec("psycopg") is None:
         pytest.skip("psycopg is not installed")
     initdb, postgres = _program("initdb"), _program("postgres")
@@ -80,8 +83,10 @@ def server() -> Iterator[Server]:
             capture_output=True,
             **as_user,
         )
-        port = _free_port()
-        settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", f"port={port}"]
+        with (data / "pg_hba.conf").open("a") as access:
+            access.write(f"host all all {address}/24 scram-sha-256\n")
+        port = _free_port(address)
+        settings = [f"listen_addresses={address}", "unix_socket_directories=", "fsync=off", f"port={port}"]
         words = [postgres, "-D", str(data), *(word for setting in settings for word in ("-c", setting))]
         with log.open("wb") as stream:
             process = subprocess.Popen(
@@ -93,7 +98,7 @@ def server() -> Iterator[Server]:
                 **as_user,
             )
         try:
-            found = Server(port)
+            found = Server(address, port)
             found.wait(process, log)
             yield found
         finally:
@@ -123,7 +128,7 @@ def _unprivileged() -> dict[str, Any]:
     pytest.skip("PostgreSQL refuses to run as root, and there is no other user")
 
 
-def _free_port() -> int:
+def _free_port(address: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         return int(probe.getsockname()[1])

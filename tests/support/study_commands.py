@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -13,11 +14,28 @@ import optuna
 import psutil
 from mlflow.entities import Run
 from optuna.trial import TrialState
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
 
 from grpo_mlflow.search import study as studies
 from tests.support.paths import ROOT
 from tests.support.small_runs import SMALL
 from tests.support.small_studies import STUDY
+
+
+@contextmanager
+def closed_storages() -> Iterator[None]:
+    """Close the connections of every storage that was opened in the block: each keeps some for its next call."""
+    engines: list[Engine] = []
+
+    def connected(connection: Connection) -> None:
+        engines.append(connection.engine)
+
+    event.listen(Engine, "engine_connect", connected)
+    yield
+    event.remove(Engine, "engine_connect", connected)
+    for engine in engines:
+        engine.dispose()
 
 
 class Commands:
@@ -27,12 +45,18 @@ class Commands:
         self._folder, self._store, self._environment = folder, store, environment or {}
         self._started: list[subprocess.Popen[str]] = []
 
-    def start(self, words: Sequence[str], before: Sequence[str] = ("-m", "grpo_mlflow", "optimize")) -> int:
-        """Start `optimize`; return its number, by which `output` and `end` know it."""
+    def start(
+        self,
+        words: Sequence[str],
+        before: Sequence[str] = ("-m", "grpo_mlflow", "optimize"),
+        *,
+        on: Callable[[Sequence[str]], list[str]] = list,
+    ) -> int:
+        """Start `optimize`, on the machine of `on`; return its number, by which `output` and `end` know it."""
         output = self._folder / f"output-{len(self._started)}"
         with output.open("w") as stream:
             process = subprocess.Popen(
-                [sys.executable, *before, *SMALL, *STUDY, f"tracking.uri={self._store}", *words],
+                on([sys.executable, *before, *SMALL, *STUDY, f"tracking.uri={self._store}", *words]),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 text=True,
