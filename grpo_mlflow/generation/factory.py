@@ -7,12 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from grpo_mlflow.config import Config, remedies, server_checks
+from grpo_mlflow.config import Config, addresses, remedies, server_checks
+from grpo_mlflow.config.addresses import Addresses
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation.base import Generator, training_sampling
 from grpo_mlflow.generation.local.generator import LocalGenerator
+from grpo_mlflow.generation.server import replicas
+from grpo_mlflow.generation.server.fleet import Fleet
 from grpo_mlflow.generation.server.generator import ServerGenerator
-from grpo_mlflow.generation.server.launch import Launch, engine_class, launch_as, start_command
+from grpo_mlflow.generation.server.launch import engine_class, start_command
 from grpo_mlflow.generation.server.policy_server import PolicyServer
 from grpo_mlflow.generation.server.process import ServerProcess
 from grpo_mlflow.generation.server.sync import SYNCS
@@ -50,8 +53,7 @@ class Generators:
         self._source, self._initial, self._trains = source, initial, trains
         self._frozen: Policy | None = None
         self._sync = SYNCS[config.generation.sync]
-        self._process: ServerProcess | None = None
-        self._servers: dict[tuple[str, str], PolicyServer] = {}
+        self._fleets: dict[tuple[str, frozenset[str]], Fleet] = {}
 
     def __enter__(self) -> Generators:
         return self
@@ -60,10 +62,8 @@ class Generators:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with ExitStack() as all_of_them:
-            for server in self._servers.values():
-                all_of_them.callback(server.close)
-            if self._process is not None:
-                all_of_them.callback(self._process.close)
+            for fleet in self._fleets.values():
+                all_of_them.callback(fleet.close)
 
     def training(self) -> Generator:
         """Return what samples rollouts."""
@@ -76,35 +76,40 @@ class Generators:
         own, shared = self._config.eval, self._config.generation
         return self._generator(own.backend or shared.backend, own.base_url or shared.base_url, own.batch_size)
 
-    def _generator(self, backend: str, base_url: str | None, batch_size: int) -> Generator:
+    def _generator(self, backend: str, base_url: Addresses, batch_size: int) -> Generator:
         if backend == "local":
             return LocalGenerator(self._policy, batch_size, pace=Pace(self._say))
         recompute = self._config.generation.behaviour_logprobs == "recompute"
         pricing = self._served_policy if recompute else None
-        return ServerGenerator(self._server(backend, base_url), self._policy, batch_size, pricing, pace=Pace(self._say))
+        return ServerGenerator(self._fleet(backend, base_url), self._policy, batch_size, pricing, pace=Pace(self._say))
 
-    def _server(self, backend: str, base_url: str | None) -> PolicyServer:
+    def _fleet(self, backend: str, base_url: Addresses) -> Fleet:
+        """Return the servers at these addresses, or those that the run starts: the same each time."""
         settings = self._config.generation
-        trained_on = (backend, base_url) == (settings.backend, settings.base_url)
+        trained_on = backend == settings.backend and addresses.same(base_url, settings.base_url)
         managed = settings.server.manage and trained_on
-        process = self._managed() if managed else None
-        address = process.url if process else str(base_url)
-        if (backend, address) not in self._servers:
-            engine = engine_class(backend)(Client(address, settings.timeout))
-            only_measures = not (trained_on and self._trains)
-            trained_on &= self._trains and settings.behaviour_logprobs == "server"
-            self._servers[backend, address] = PolicyServer(
-                engine,
-                self._policy,
-                settings,
-                self._load_initial,
-                process,
-                training_sampling(settings) if trained_on else None,
-                source=None if self._trains else self._source,
-                start_command=lambda: start_command(self._config, backend, address, self._start_model(), secrets=False),
-                complete=lambda words: self._complete(words, only_measures),
-            )
-        return self._servers[backend, address]
+        key = backend, frozenset[str]() if managed else frozenset(map(addresses.place, addresses.of(base_url)))
+        if key not in self._fleets:
+            processes = self._managed() if managed else []
+            servers = [self._server(backend, process.url, process, trained_on) for process in processes]
+            servers = servers or [self._server(backend, url, None, trained_on) for url in addresses.of(base_url)]
+            self._fleets[key] = Fleet(servers, self._policy, settings, self._load_initial)
+        return self._fleets[key]
+
+    def _server(self, backend: str, address: str, process: ServerProcess | None, trained_on: bool) -> PolicyServer:
+        settings = self._config.generation
+        only_measures = not (trained_on and self._trains)
+        priced = trained_on and self._trains and settings.behaviour_logprobs == "server"
+        return PolicyServer(
+            engine_class(backend)(Client(address, settings.timeout)),
+            self._policy,
+            settings,
+            process,
+            training_sampling(settings) if priced else None,
+            source=None if self._trains else self._source,
+            start_command=lambda: start_command(self._config, backend, address, self._start_model(), secrets=False),
+            complete=lambda words: self._complete(words, only_measures),
+        )
 
     def _complete(self, words: str, only_measures: bool) -> str:
         """Return settings that do without what a server lacks, as this run takes them; empty: it takes none."""
@@ -136,13 +141,12 @@ class Generators:
         self._frozen = self._frozen or self._load_initial()
         return self._frozen
 
-    def _managed(self) -> ServerProcess:
-        if self._process is None:
-            settings = self._config.generation
-
-            def start(model: str | Path, port: int) -> Launch:
-                return launch_as(self._config, settings.backend, model, port)
-
-            self._process = ServerProcess(start, settings.server, self._log, self._say)
-            self._process.start(self._start_model())
-        return self._process
+    def _managed(self) -> list[ServerProcess]:
+        """Return the servers that the run starts, with what they start with."""
+        device, model = self._policy.device, self._start_model()
+        found = replicas.processes(
+            self._config, self._log, self._say, () if device.type == "cpu" else (device.index or 0,)
+        )
+        for process in found:
+            process.model = model
+        return found

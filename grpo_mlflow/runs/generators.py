@@ -25,12 +25,12 @@ def open_generators(
     *,
     trains: bool = True,
 ) -> Iterator[generation.Generators]:
-    """Open what samples; the log of a server of our own is kept with the run where the server failed."""
+    """Open what samples; the logs of servers of our own are kept with the run where one failed."""
     log = tracker.run_dir / "server.log"
     try:
         with generation.Generators(config, actor, source, initial, log, console.say, trains=trains) as generators:
             yield generators
     except ServerFailed:
-        if log.exists():
-            tracker.publish(log.name)
+        for each in sorted(log.parent.glob(f"{log.stem}*{log.suffix}")):
+            tracker.publish(each.name)
         raise
