@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -13,16 +14,18 @@ from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation.base import Generator, training_sampling
 from grpo_mlflow.generation.local.generator import LocalGenerator
 from grpo_mlflow.generation.server import replicas
-from grpo_mlflow.generation.server.fleet import Fleet
+from grpo_mlflow.generation.server.fleet import Fleet, Servers
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.launch import engine_class, start_command
 from grpo_mlflow.generation.server.policy_server import PolicyServer
 from grpo_mlflow.generation.server.process import ServerProcess
+from grpo_mlflow.generation.server.shared import shared
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import lora
 from grpo_mlflow.model.policy import Policy, load_as
 from grpo_mlflow.runtime.http.client import Client
 from grpo_mlflow.runtime.pace import Pace
+from grpo_mlflow.runtime.processes import Processes
 
 
 class Generators:
@@ -36,6 +39,7 @@ class Generators:
         log: the file for the output of a server of our own.
         say: takes lines about its progress.
         trains: whether the policy is trained, and not only measured.
+        processes: those of the run, whose first one talks to the servers for all; None: this one alone.
     """
 
     def __init__(
@@ -48,12 +52,14 @@ class Generators:
         say: Callable[[str], None],
         *,
         trains: bool = True,
+        processes: Processes | None = None,
     ) -> None:
         self._config, self._policy, self._log, self._say = config, policy, log, say
         self._source, self._initial, self._trains = source, initial, trains
         self._frozen: Policy | None = None
         self._sync = SYNCS[config.generation.sync]
-        self._fleets: dict[tuple[str, frozenset[str]], Fleet] = {}
+        self._processes = processes
+        self._servers: dict[tuple[str, frozenset[str]], Servers] = {}
 
     def __enter__(self) -> Generators:
         return self
@@ -62,8 +68,8 @@ class Generators:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with ExitStack() as all_of_them:
-            for fleet in self._fleets.values():
-                all_of_them.callback(fleet.close)
+            for servers in self._servers.values():
+                all_of_them.callback(servers.close)
 
     def training(self) -> Generator:
         """Return what samples rollouts."""
@@ -81,20 +87,25 @@ class Generators:
             return LocalGenerator(self._policy, batch_size, pace=Pace(self._say))
         recompute = self._config.generation.behaviour_logprobs == "recompute"
         pricing = self._served_policy if recompute else None
-        return ServerGenerator(self._fleet(backend, base_url), self._policy, batch_size, pricing, pace=Pace(self._say))
+        return ServerGenerator(self._shared(backend, base_url), self._policy, batch_size, pricing, pace=Pace(self._say))
 
-    def _fleet(self, backend: str, base_url: Addresses) -> Fleet:
+    def _shared(self, backend: str, base_url: Addresses) -> Servers:
         """Return the servers at these addresses, or those that the run starts: the same each time."""
         settings = self._config.generation
         trained_on = backend == settings.backend and addresses.same(base_url, settings.base_url)
         managed = settings.server.manage and trained_on
-        key = backend, frozenset[str]() if managed else frozenset(map(addresses.place, addresses.of(base_url)))
-        if key not in self._fleets:
+        urls = () if managed else addresses.of(base_url)
+
+        def fleet() -> Fleet:
             processes = self._managed() if managed else []
             servers = [self._server(backend, process.url, process, trained_on) for process in processes]
-            servers = servers or [self._server(backend, url, None, trained_on) for url in addresses.of(base_url)]
-            self._fleets[key] = Fleet(servers, self._policy, settings, self._load_initial)
-        return self._fleets[key]
+            servers += [self._server(backend, url, None, trained_on) for url in urls]
+            return Fleet(servers, self._policy, settings, self._load_initial)
+
+        key = backend, frozenset(map(addresses.place, urls))
+        if key not in self._servers:
+            self._servers[key] = shared(fleet, self._processes)
+        return self._servers[key]
 
     def _server(self, backend: str, address: str, process: ServerProcess | None, trained_on: bool) -> PolicyServer:
         settings = self._config.generation
@@ -143,10 +154,16 @@ class Generators:
 
     def _managed(self) -> list[ServerProcess]:
         """Return the servers that the run starts, with what they start with."""
-        device, model = self._policy.device, self._start_model()
-        found = replicas.processes(
-            self._config, self._log, self._say, () if device.type == "cpu" else (device.index or 0,)
-        )
+        found = replicas.processes(self._config, self._log, self._say, self._trained_on())
         for process in found:
-            process.model = model
+            process.model = self._start_model()
         return found
+
+    def _trained_on(self) -> Sequence[int]:
+        """Return the GPUs of the processes of this run on this machine: of several, each has that of its number."""
+        device = self._policy.device
+        if device.type == "cpu":
+            return ()
+        if self._processes is None or self._processes.count == 1:
+            return (device.index or 0,)
+        return range(int(os.environ.get("LOCAL_WORLD_SIZE", self._processes.count)))

@@ -52,6 +52,8 @@ class Servers(Protocol):
 
     def metrics(self) -> dict[str, float]: ...
 
+    def close(self) -> None: ...
+
 
 class Fleet:
     """Servers and the policy that they are to serve. `version` is the one that they serve, None before the first sync.
