@@ -82,8 +82,8 @@ class _Batch:
             await seat.leave()
         if len(self._found) == len(self._asks):
             known = [seconds for seat in self._seats if (seconds := seat.mean_seconds) is not None]
-            for seat in self._seats:
-                seat.learn(min(known, default=1.0))
+            for seat in self._seats if known else ():
+                seat.learn(max(min(known), 1e-6))
 
     async def _something_new(self) -> None:
         looks = len(self._seats) > 1  # there is nobody to take over from otherwise
@@ -102,6 +102,14 @@ class _Batch:
             for seat in ready:
                 for place in self._held_up(seat)[: self._at_once - seat.busy]:
                     seat.draw(place, self._asks[place])
+        for seat in ready:
+            if seat.is_untried and (places := self._newest(seat)):
+                seat.draw(places[-1], self._asks[places[-1]])  # for its pace alone: nobody waits for it
+
+    def _newest(self, seat: Seat) -> list[int]:
+        """Return what each other server began last, of prompts that this one does not have."""
+        newest = (other.newest for other in self._seats if other is not seat)
+        return [place for place in newest if place is not None and place not in seat.places]
 
     def _held_up(self, seat: Seat) -> list[int]:
         """Return the prompts that this server had better draw, too."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from grpo_mlflow.generation.server.engine import Ask, Draw
 
 _PATIENCE = 1.5  # times the slowest prompt that a server had itself, after which it takes over another's
-_FORGETTING = 0.8  # of a server's pace, by each batch in which it drew nothing
+_SLOW = 1.5  # times the pace of the fastest server
 
 
 class Drawing(Protocol):
@@ -70,7 +70,7 @@ class Seat:
         self.work: asyncio.Future[bool] | None = None
         self.losses = 0
         self._loads, self._retried = server.loads, server.retried
-        self._seconds, self._slowest, self._ended = list[float](), 0.0, 0
+        self._seconds, self._cut_off = list[float](), list[float]()  # of prompts that it drew, and that it did not
         self._dropped = set[asyncio.Future[list[Draw]]]()
         if opening is not None:
             self.do(opening)
@@ -93,7 +93,17 @@ class Seat:
     @property
     def patience(self) -> float:
         """How long another server may take for a prompt before this one draws it, too, in seconds."""
-        return _PATIENCE * self._slowest if self._seconds else float("inf")
+        return _PATIENCE * max(self._seconds) if self._seconds else float("inf")
+
+    @property
+    def is_untried(self) -> bool:
+        """Whether it was slow before, and nothing of this batch has told yet whether it still is."""
+        return self.server.pace > _SLOW and not (self._drawing or self._seconds or self._cut_off)
+
+    @property
+    def newest(self) -> int | None:
+        """The prompt that it began last, of those in flight."""
+        return next(reversed(self._drawing), None)
 
     def draw(self, place: int, ask: Ask) -> None:
         """Begin to draw a prompt."""
@@ -122,8 +132,7 @@ class Seat:
         """Return the prompts whose drawing has ended, however, each once."""
         found = [(place, task) for place, (task, _) in self._drawing.items() if task.done()]
         for place, _ in found:
-            self._note(self._drawing.pop(place)[1])
-        self._ended += len(found)
+            self._seconds.append(time.monotonic() - self._drawing.pop(place)[1])
         return found
 
     def drop(self, place: int) -> None:
@@ -131,7 +140,7 @@ class Seat:
         self.drawn.pop(place, None)
         if place in self._drawing:
             task, since = self._drawing.pop(place)
-            self._note(since)
+            self._cut_off.append(time.monotonic() - since)
             task.cancel()
             self._dropped.add(task)
 
@@ -150,27 +159,21 @@ class Seat:
             each.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
 
-    def _note(self, since: float) -> None:
-        self._seconds.append(time.monotonic() - since)
-        self._slowest = max(self._slowest, self._seconds[-1])
-
     @property
     def mean_seconds(self) -> float | None:
-        """The mean time of its prompts, of those taken away the time until then; None: not known."""
-        if not self._seconds or self.server.retried != self._retried:
-            return None
-        return sum(self._seconds) / len(self._seconds)
+        """The mean time of the prompts that it drew; None: not known."""
+        is_known = self._seconds and self.server.retried == self._retried
+        return sum(self._seconds) / len(self._seconds) if is_known else None
 
     def learn(self, fastest: float) -> None:
         """Let the server remember its pace; `fastest` is the mean time of the fastest server's prompts."""
-        server, mean = self.server, self.mean_seconds
+        server = self.server
         if server.retried != self._retried:
             server.pace = 1.0  # how long it was away says nothing of its pace
-        elif mean is None:
-            server.pace = 1 + _FORGETTING * (server.pace - 1)  # it may have become faster
-        else:
-            found = mean / max(fastest, 1e-6)
-            server.pace = found if self._ended else max(found, server.pace)
+        elif self.mean_seconds is not None:
+            server.pace = self.mean_seconds / fastest
+        elif self._cut_off:  # it is as slow as that, or slower
+            server.pace = max(max(self._cut_off) / fastest, server.pace)
 
 
 def choose(seats: Sequence[Seat], waiting: int, at_once: int) -> Seat | None:
@@ -184,9 +187,11 @@ def choose(seats: Sequence[Seat], waiting: int, at_once: int) -> Seat | None:
         others = [each for each in seats if each is not seat]
         if not others:
             return True
-        room = sum(at_once - each.busy for each in others)
-        rounds = max(0, waiting - room) / sum(at_once / each.server.pace for each in others)
-        return seat.server.pace <= 2 * min(each.server.pace for each in others) + rounds
+        best, room = min(each.server.pace for each in others), sum(at_once - each.busy for each in others)
+        if waiting <= room:  # they could begin all of them now
+            return seat.server.pace <= _SLOW * best
+        # The last one waits for a place, and for the rounds before.
+        return seat.server.pace <= 2 * best + (waiting - room) / sum(at_once / each.server.pace for each in others)
 
     free = [seat for seat in seats if seat.busy < at_once and is_in_time(seat)]
     return min(free, key=lambda seat: (seat.busy + 1) * seat.server.pace, default=None)
