@@ -43,6 +43,10 @@ class ServerFailed(UserError):
     """The inference server gives no usable answer. No rollout is lost: the run can be resumed."""
 
 
+class ServerAway(ServerFailed):
+    """The server gave no usable answer for as long as it may be asked again: another one may do its work."""
+
+
 class ServerUnfit(ServerFailed):
     """The server was started without something that the run needs: what was `found`, and the `remedy` at the end."""
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_mlflow.cli.command import complain, importing, show
-from grpo_mlflow.config import Resolved, layers, parse_arguments, resolve
+from grpo_mlflow.config import Resolved, addresses, layers, parse_arguments, resolve
 from grpo_mlflow.errors import redact
 
 _PORT, _URL = "generation.server.port", "generation.base_url"
@@ -38,10 +38,14 @@ def main(argv: Sequence[str]) -> None:
         serve.serve(resolved.config, Path("outputs/server.log").absolute())
         return
     gives_way = _chosen(resolved, _PORT) and not _chosen(resolved, _URL)  # a preset's address
-    command, remark = serve.command(resolved.config, None if gives_way else resolved.config.generation.base_url)
-    # A shell reads a variable outside single quotes only, in which the command has all words with a `$`.
-    print(re.sub(r"\$\{ENV:(\w+)\}", r"""'"$\1"'""", redact(command)))
-    if remark:
+    named = () if gives_way else addresses.of(resolved.config.generation.base_url)
+    remarks = list[str]()
+    for url in named or (None,):
+        command, remark = serve.command(resolved.config, url)
+        # A shell reads a variable outside single quotes only, in which the command has all words with a `$`.
+        print(re.sub(r"\$\{ENV:(\w+)\}", r"""'"$\1"'""", redact(command)))
+        remarks += [remark] if remark else []
+    for remark in dict.fromkeys(remarks):
         complain(remark)
 
 

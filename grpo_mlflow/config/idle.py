@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import urlsplit
 
-from grpo_mlflow.config import task_checks
+from grpo_mlflow.config import addresses, task_checks
 from grpo_mlflow.config.schema import Config
 
 
@@ -81,7 +81,7 @@ def _of_start_command(config: Config) -> list[str]:
     if backends == {"local"}:
         return []
     names = ["python", "device", "memory", "arguments"]
-    if generation.base_url is not None and urlsplit(generation.base_url).port is None:
+    if any(urlsplit(address).port is None for address in addresses.of(generation.base_url)):
         names.append("port")
     return [f"generation.server.{name}" for name in names]
 

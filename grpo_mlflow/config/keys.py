@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Container, Mapping
-from types import NoneType
-from typing import Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from grpo_mlflow import redaction
 from grpo_mlflow.config.fields import Section
@@ -40,6 +40,12 @@ def _takes_list(kind: Any) -> bool:
     return get_origin(kind) in (tuple, list) or any(_takes_list(part) for part in get_args(kind))
 
 
+def _takes_text(kind: Any) -> bool:
+    """Return whether a setting takes a text of any form, and besides at most null or a list."""
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return str in parts and all(part in (str, NoneType) or _takes_list(part) for part in parts)
+
+
 def _takes_mapping(kind: Any) -> bool:
     return any(get_origin(part) is dict for part in (kind, *get_args(kind)))
 
@@ -55,7 +61,7 @@ OF_EVALUATION = {
     if traits.evaluation and traits.varies and (own := f"eval.{key.rpartition('.')[2]}") in TRAITS
 }
 """Settings of `eval` that say for evaluations what another, which may vary, says for the run; null: as that one."""
-TEXT = {key for key, field in _FIELDS.items() if field.annotation in (str, str | None)}
+TEXT = {key for key, field in _FIELDS.items() if _takes_text(field.annotation)}
 MAPPINGS = {key for key, field in _FIELDS.items() if _takes_mapping(field.annotation)}  # one value, not a section
 LISTS = {key for key, field in _FIELDS.items() if key not in MAPPINGS and _takes_list(field.annotation)}
 ENTRIES = "train.reward_weights."

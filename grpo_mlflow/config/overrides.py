@@ -9,7 +9,7 @@ from typing import Any
 
 from grpo_mlflow import redaction
 from grpo_mlflow.config import references, yaml12
-from grpo_mlflow.config.keys import KEYS, TEXT, TRAITS, flatten, short
+from grpo_mlflow.config.keys import KEYS, LISTS, TEXT, TRAITS, flatten, short
 from grpo_mlflow.config.mistakes import Mistakes
 from grpo_mlflow.errors import ConfigError
 
@@ -45,7 +45,8 @@ def _override(item: str) -> dict[str, Any]:
     key = key.strip()
     if not equals or not _KEY.fullmatch(key):
         raise ConfigError(f"override {short(redaction.redact(item))}: expected key=value, such as train.lr=5e-6")
-    if key in TEXT:  # as it stands: a run id of digits is not a number, a colon no mapping
+    is_list = key in LISTS and text.lstrip().startswith("[")
+    if key in TEXT and not is_list:  # as it stands: a run id of digits is not a number, a colon no mapping
         value = None if text in ("", "~", "null") else text
     else:
         value = yaml12.load(text, f"override {_shown(key, item)}")

@@ -64,6 +64,6 @@ def _may_change(key: str) -> bool:
 
 def _item(key: str, value: Any) -> str:
     """Return the override that `parse_overrides` reads as this value."""
-    if key in TEXT:
+    if key in TEXT and not isinstance(value, (list, tuple)):
         return f"{key}={'' if value is None else value}"
     return f"{key}={yaml12.inline(value)}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from grpo_mlflow.config import remedies
+from grpo_mlflow.config import addresses, remedies
 from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.config.remedies import Contradiction
 from grpo_mlflow.config.schema import Config
+
+_LAST_PORT = 65535
 
 
 def errors(config: Config) -> Iterator[str]:
@@ -56,8 +58,27 @@ def _addresses(config: Config) -> Iterator[Contradiction]:
         why = f"eval.backend = {backend!r}, {sampling}, needs an address of its own"
         yield Contradiction("eval.base_url", "null", why, (somewhere, "eval.backend=local"))
     for key, value in (("generation.base_url", generation.base_url), ("eval.base_url", evaluation.base_url)):
-        if value is not None and not _is_address(value):
-            yield Contradiction(key, repr(value), "not an address", (somewhere, "https://HOST:PORT"))
+        yield from _wrong_addresses(key, value, somewhere)
+    own, others = ({*map(addresses.place, addresses.of(each))} for each in (evaluation.base_url, generation.base_url))
+    both_ask = "local" not in (backend, generation.backend) and not generation.server.manage
+    if both_ask and (shared := own & others) and own != others:
+        why = f"it shares {min(shared)} with generation.base_url, but not all, and each list is given its own weights"
+        yield Contradiction(
+            "eval.base_url", addresses.shown(evaluation.base_url), why, ("eval.base_url=null", "others")
+        )
+
+
+def _wrong_addresses(key: str, value: addresses.Addresses, somewhere: str) -> Iterator[Contradiction]:
+    """Yield what is wrong with the addresses of a setting, each alone and all together."""
+    known = set[str]()
+    for address in addresses.of(value):
+        if not _is_address(address):
+            yield Contradiction(
+                key, repr(address), "not an address", (somewhere, "https://HOST:PORT", "a list of such")
+            )
+        elif (place := addresses.place(address)) in known:
+            yield Contradiction(key, addresses.shown(value), f"it names {place} twice", ("each address once",))
+        known.add(addresses.place(address))
 
 
 def _is_address(value: str) -> bool:
@@ -71,19 +92,31 @@ def _is_address(value: str) -> bool:
 def _managed(config: Config) -> Iterator[Contradiction]:
     generation, evaluation = config.generation, config.eval
     managed, backend = generation.server.manage, evaluation.backend or generation.backend
-    borrows = backend == generation.backend and evaluation.base_url in (None, generation.base_url)
+    borrows = backend == generation.backend and (
+        evaluation.base_url is None or addresses.same(evaluation.base_url, generation.base_url)
+    )
     if managed and generation.backend == "local":
         starts = tuple(f"generation.backend={name}" for name in SERVERS)
         why = "generation.backend = 'local' has no server to start"
         off = ("generation.server.manage=false", "generation.server.manage=false generation.sync=reload")
         yield Contradiction("generation.server.manage", "true", why, (*starts, *off))
     elif generation.sync == "restart" and managed and backend != "local" and not borrows:
-        why = f"the run did not start the server at eval.base_url = {evaluation.base_url!r} and cannot restart it"
+        at = addresses.shown(evaluation.base_url)
+        why = f"the run did not start the server at eval.base_url = {at} and cannot restart it"
         yield Contradiction("generation.sync", "'restart'", why, ("generation.sync=reload",))
     if generation.sync == "restart" and not managed:
         why = "only a server that the run started can be restarted by it"
         choices = ("generation.sync=reload", "generation.sync=none", "generation.server.manage=true")
         yield Contradiction("generation.sync", "'restart'", why, choices)
+    port, replicas = generation.server.port, generation.server.replicas
+    if replicas > 1 and not managed:
+        why = "only servers that the run starts have replicas; others are a list of addresses in generation.base_url"
+        one_or_own = ("generation.server.replicas=1", "generation.server.manage=true")
+        yield Contradiction("generation.server.replicas", replicas, why, one_or_own)
+    if port and port + replicas - 1 > _LAST_PORT:
+        most = _LAST_PORT + 1 - replicas
+        why = f"{replicas} replicas take one port each from there on"
+        yield Contradiction("generation.server.port", port, why, ("generation.server.port=0", f"at most {most}"))
 
 
 def _older_weights(config: Config) -> Iterator[Contradiction]:

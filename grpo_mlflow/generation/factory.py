@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from grpo_mlflow.config import Config, remedies, server_checks
+from grpo_mlflow.config import Config, addresses, remedies, server_checks
+from grpo_mlflow.config.addresses import Addresses
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation.base import Generator, training_sampling
 from grpo_mlflow.generation.local.generator import LocalGenerator
+from grpo_mlflow.generation.server import replicas
+from grpo_mlflow.generation.server.fleet import Fleet, Servers
 from grpo_mlflow.generation.server.generator import ServerGenerator
-from grpo_mlflow.generation.server.launch import Launch, engine_class, launch_as, start_command
+from grpo_mlflow.generation.server.launch import engine_class, start_command
 from grpo_mlflow.generation.server.policy_server import PolicyServer
 from grpo_mlflow.generation.server.process import ServerProcess
+from grpo_mlflow.generation.server.shared import shared
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import lora
 from grpo_mlflow.model.policy import Policy, load_as
 from grpo_mlflow.runtime.http.client import Client
 from grpo_mlflow.runtime.pace import Pace
+from grpo_mlflow.runtime.processes import Processes
 
 
 class Generators:
@@ -33,6 +39,7 @@ class Generators:
         log: the file for the output of a server of our own.
         say: takes lines about its progress.
         trains: whether the policy is trained, and not only measured.
+        processes: those of the run, whose first one talks to the servers for all; None: this one alone.
     """
 
     def __init__(
@@ -45,13 +52,14 @@ class Generators:
         say: Callable[[str], None],
         *,
         trains: bool = True,
+        processes: Processes | None = None,
     ) -> None:
         self._config, self._policy, self._log, self._say = config, policy, log, say
         self._source, self._initial, self._trains = source, initial, trains
         self._frozen: Policy | None = None
         self._sync = SYNCS[config.generation.sync]
-        self._process: ServerProcess | None = None
-        self._servers: dict[tuple[str, str], PolicyServer] = {}
+        self._processes = processes
+        self._servers: dict[tuple[str, frozenset[str]], Servers] = {}
 
     def __enter__(self) -> Generators:
         return self
@@ -60,10 +68,8 @@ class Generators:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with ExitStack() as all_of_them:
-            for server in self._servers.values():
-                all_of_them.callback(server.close)
-            if self._process is not None:
-                all_of_them.callback(self._process.close)
+            for servers in self._servers.values():
+                all_of_them.callback(servers.close)
 
     def training(self) -> Generator:
         """Return what samples rollouts."""
@@ -76,36 +82,46 @@ class Generators:
         own, shared = self._config.eval, self._config.generation
         return self._generator(own.backend or shared.backend, own.base_url or shared.base_url, own.batch_size)
 
-    def _generator(self, backend: str, base_url: str | None, batch_size: int) -> Generator:
+    def _generator(self, backend: str, base_url: Addresses, batch_size: int) -> Generator:
         if backend == "local":
             tokens = self._config.generation.max_tokens_per_batch
             return LocalGenerator(self._policy, batch_size, pace=Pace(self._say), tokens=tokens)
         recompute = self._config.generation.behaviour_logprobs == "recompute"
         pricing = self._served_policy if recompute else None
-        return ServerGenerator(self._server(backend, base_url), self._policy, batch_size, pricing, pace=Pace(self._say))
+        return ServerGenerator(self._shared(backend, base_url), self._policy, batch_size, pricing, pace=Pace(self._say))
 
-    def _server(self, backend: str, base_url: str | None) -> PolicyServer:
+    def _shared(self, backend: str, base_url: Addresses) -> Servers:
+        """Return the servers at these addresses, or those that the run starts: the same each time."""
         settings = self._config.generation
-        trained_on = (backend, base_url) == (settings.backend, settings.base_url)
+        trained_on = backend == settings.backend and addresses.same(base_url, settings.base_url)
         managed = settings.server.manage and trained_on
-        process = self._managed() if managed else None
-        address = process.url if process else str(base_url)
-        if (backend, address) not in self._servers:
-            engine = engine_class(backend)(Client(address, settings.timeout))
-            only_measures = not (trained_on and self._trains)
-            trained_on &= self._trains and settings.behaviour_logprobs == "server"
-            self._servers[backend, address] = PolicyServer(
-                engine,
-                self._policy,
-                settings,
-                self._load_initial,
-                process,
-                training_sampling(settings) if trained_on else None,
-                source=None if self._trains else self._source,
-                start_command=lambda: start_command(self._config, backend, address, self._start_model(), secrets=False),
-                complete=lambda words: self._complete(words, only_measures),
-            )
-        return self._servers[backend, address]
+        urls = () if managed else addresses.of(base_url)
+
+        def fleet() -> Fleet:
+            processes = self._managed() if managed else []
+            servers = [self._server(backend, process.url, process, trained_on) for process in processes]
+            servers += [self._server(backend, url, None, trained_on) for url in urls]
+            return Fleet(servers, self._policy, settings, self._load_initial)
+
+        key = backend, frozenset(map(addresses.place, urls))
+        if key not in self._servers:
+            self._servers[key] = shared(fleet, self._processes)
+        return self._servers[key]
+
+    def _server(self, backend: str, address: str, process: ServerProcess | None, trained_on: bool) -> PolicyServer:
+        settings = self._config.generation
+        only_measures = not (trained_on and self._trains)
+        priced = trained_on and self._trains and settings.behaviour_logprobs == "server"
+        return PolicyServer(
+            engine_class(backend)(Client(address, settings.timeout)),
+            self._policy,
+            settings,
+            process,
+            training_sampling(settings) if priced else None,
+            source=None if self._trains else self._source,
+            start_command=lambda: start_command(self._config, backend, address, self._start_model(), secrets=False),
+            complete=lambda words: self._complete(words, only_measures),
+        )
 
     def _complete(self, words: str, only_measures: bool) -> str:
         """Return settings that do without what a server lacks, as this run takes them; empty: it takes none."""
@@ -137,13 +153,18 @@ class Generators:
         self._frozen = self._frozen or self._load_initial()
         return self._frozen
 
-    def _managed(self) -> ServerProcess:
-        if self._process is None:
-            settings = self._config.generation
+    def _managed(self) -> list[ServerProcess]:
+        """Return the servers that the run starts, with what they start with."""
+        found = replicas.processes(self._config, self._log, self._say, self._trained_on())
+        for process in found:
+            process.model = self._start_model()
+        return found
 
-            def start(model: str | Path, port: int) -> Launch:
-                return launch_as(self._config, settings.backend, model, port)
-
-            self._process = ServerProcess(start, settings.server, self._log, self._say)
-            self._process.start(self._start_model())
-        return self._process
+    def _trained_on(self) -> Sequence[int]:
+        """Return the GPUs of the processes of this run on this machine: of several, each has that of its number."""
+        device = self._policy.device
+        if device.type == "cpu":
+            return ()
+        if self._processes is None or self._processes.count == 1:
+            return (device.index or 0,)
+        return range(int(os.environ.get("LOCAL_WORLD_SIZE", self._processes.count)))

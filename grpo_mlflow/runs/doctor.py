@@ -23,6 +23,7 @@ from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line, reda
 from grpo_mlflow.forward import ways
 from grpo_mlflow.generation import Generator, Generators
 from grpo_mlflow.generation.local.generator import LocalGenerator
+from grpo_mlflow.generation.server.fleet import Fleet
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import loading, policy
@@ -89,22 +90,24 @@ class Doctor:
             yield self._check("problems", lambda: self._problems(actor[0]), needs=("model",))
         if "model" in self._missing or not self._names_a_server:
             return
-        started: list[tuple[str, ServerGenerator]] = []
+        started: list[tuple[str, ServerGenerator[Fleet]]] = []
         if self.config.generation.server.manage:
             yield self._check("server start", lambda: self._start(held, actor[0], started))
         else:
             started = self._generators(held, actor[0])
         for word, generator in started:
-            yield from self._examine_server(word, actor[0], generator)
+            yield from self._examine_servers(word, actor[0], generator)
 
     @property
     def _names_a_server(self) -> bool:
         backends = {self.config.generation.backend, self.config.eval.backend or self.config.generation.backend}
         return backends != {"local"}
 
-    def _start(self, held: ExitStack, actor: Policy, started: list[tuple[str, ServerGenerator]]) -> str:
+    def _start(self, held: ExitStack, actor: Policy, started: list[tuple[str, ServerGenerator[Fleet]]]) -> str:
         try:
             started += self._generators(held, actor)
+            for _, generator in started:
+                generator.server.open()
         except UserError as error:
             raise Trouble(str(error), "its log above says why; generation.server.* say how it is started") from error
         return "by the run itself"
@@ -205,7 +208,7 @@ class Doctor:
 
     # With one
 
-    def _generators(self, held: ExitStack, actor: Policy) -> list[tuple[str, ServerGenerator]]:
+    def _generators(self, held: ExitStack, actor: Policy) -> list[tuple[str, ServerGenerator[Fleet]]]:
         """Return the servers that the config names, each once, with a word that tells them apart."""
         patient = self.config.generation.model_copy(update={"retry_seconds": 0.0})  # a failure is news here
         config, log = self.config.model_copy(update={"generation": patient}), self.folder / "server.log"
@@ -214,14 +217,22 @@ class Doctor:
         named = [("evaluation ", generators.evaluation())]
         if self.config.data.source == "live":  # recorded rollouts need no server
             named.insert(0, ("", generators.training()))
-        found: list[tuple[str, ServerGenerator]] = []
+        found: list[tuple[str, ServerGenerator[Fleet]]] = []
         for name, generator in named:
             known = [other.server for _, other in found]
             if isinstance(generator, ServerGenerator) and generator.server not in known:
                 found.append((name, generator))
         return found
 
-    def _examine_server(self, word: str, actor: Policy, generator: ServerGenerator) -> Iterator[Check]:
+    def _examine_servers(self, word: str, actor: Policy, generator: ServerGenerator[Fleet]) -> Iterator[Check]:
+        servers = generator.server.parts()
+        for number, server in enumerate(servers, 1):
+            which = f"{word}{number}: " if len(servers) > 1 else word
+            yield from self._examine_server(which, actor, generator.at(server), asks=not word and number == 1)
+
+    def _examine_server(
+        self, word: str, actor: Policy, generator: ServerGenerator[Fleet], *, asks: bool
+    ) -> Iterator[Check]:
         checkup = ServerCheckup(self.config, actor, generator, self._prompt(actor))
         server, tokenizer, weights, drawn = (
             f"{word}{name}" for name in ("server", "tokenizer", "weights", "completions")
@@ -232,7 +243,7 @@ class Doctor:
         yield self._check(drawn, checkup.completions, (weights,))
         yield self._check(f"{word}log-probabilities", checkup.logprobs, (drawn,))
         yield self._check(f"{word}seeds", checkup.seeds, (drawn,))
-        if not word:
+        if asks:
             yield self._check("problems", lambda: self._problems(actor, generator), (drawn,))
         if SYNCS[self.config.generation.sync].sends:
             yield self._check(f"{word}new weights", checkup.new_weights, (weights,))

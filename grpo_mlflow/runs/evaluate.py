@@ -64,7 +64,9 @@ def _measure(
     if remark := contents.evaluation_problems(task, config, before)[1]:
         console.say(remark)
     console.say(outlook.planned_evaluation(config))
-    with open_generators(config, actor, source, source, tracker, console, trains=False) as generators:
+    with open_generators(
+        config, actor, source, source, tracker, console, processes=here.processes, trains=False
+    ) as generators:
         generator = generators.evaluation()
         generator.sync(0)
         start = time.perf_counter()

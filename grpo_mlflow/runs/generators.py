@@ -11,6 +11,7 @@ from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ServerFailed
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.console import Console
+from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tracking import Tracker
 
 
@@ -23,14 +24,17 @@ def open_generators(
     tracker: Tracker,
     console: Console,
     *,
+    processes: Processes,
     trains: bool = True,
 ) -> Iterator[generation.Generators]:
-    """Open what samples; the log of a server of our own is kept with the run where the server failed."""
+    """Open what samples; the logs of servers of our own are kept with the run where one failed."""
     log = tracker.run_dir / "server.log"
     try:
-        with generation.Generators(config, actor, source, initial, log, console.say, trains=trains) as generators:
+        with generation.Generators(
+            config, actor, source, initial, log, console.say, trains=trains, processes=processes
+        ) as generators:
             yield generators
     except ServerFailed:
-        if log.exists():
-            tracker.publish(log.name)
+        for each in sorted(log.parent.glob(f"{log.stem}*{log.suffix}")):
+            tracker.publish(each.name)
         raise

@@ -54,7 +54,9 @@ def open_parts(
             _abandon_later(checkpoint, tracker, store)
     task = tasks.of(config, tracker.run_dir)
     first = models.source if not checkpoint or SYNCS[config.generation.sync].sends else models.initial()
-    with open_generators(config, models.actor, models.source, first, tracker, console) as generators:
+    with open_generators(
+        config, models.actor, models.source, first, tracker, console, processes=processes
+    ) as generators:
         ahead = read_ahead(checkpoint) if checkpoint else None
         source = group_source(
             config, task, models.actor, generators.training, processes, recording=recording, ahead=ahead

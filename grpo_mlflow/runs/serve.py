@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ServerFailed
-from grpo_mlflow.generation.server.launch import EVERYWHERE, Launch, launch_as, listens_at, start_command
-from grpo_mlflow.generation.server.process import ServerProcess
+from grpo_mlflow.generation.server import replicas
+from grpo_mlflow.generation.server.launch import EVERYWHERE, listens_at, start_command
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import loading
 from grpo_mlflow.runtime import interrupts
@@ -33,27 +35,26 @@ def command(config: Config, url: str | None) -> tuple[str, str]:
 
 
 def serve(config: Config, log: Path) -> None:
-    """Start the server that `generation` describes with `model.train_id`, and keep it until a signal.
+    """Start the servers that `generation` describes with `model.train_id`, and keep them until a signal.
 
     Raises:
-        ServerFailed: it does not start, or ends by itself.
+        ServerFailed: one does not start, or ends by itself.
         Interrupted: at the end.
     """
-    settings, backend = config.generation.server, config.generation.backend
-
-    def start(model: str | Path, port: int) -> Launch:
-        return launch_as(config, backend, model, port)
-
-    server = ServerProcess(start, settings, log, lambda text: print(text, flush=True))
-    with interrupts.handled():
-        try:
-            server.start(_model(config))
-            print(f"train with: generation.backend={backend} generation.base_url={server.url}", flush=True)
-            while server.alive:
-                time.sleep(1.0)
-            raise ServerFailed(server.ended() or "the server ended")
-        finally:
-            server.close()
+    servers = replicas.processes(config, log, lambda text: print(text, flush=True))
+    model = _model(config)
+    with interrupts.handled(), ThreadPoolExecutor(len(servers)) as pool, ExitStack() as held:
+        for server in servers:
+            held.callback(server.close)  # before the pool waits for starts, which end with that
+        for starting in [pool.submit(server.start, model) for server in servers]:
+            starting.result()
+        urls = [server.url for server in servers]
+        at = urls[0] if len(urls) == 1 else f"[{','.join(urls)}]"
+        print(f"train with: generation.backend={config.generation.backend} generation.base_url={at}", flush=True)
+        while all(server.alive for server in servers):
+            time.sleep(1.0)
+        ended = next((found for server in servers if (found := server.ended())), "a server ended")
+        raise ServerFailed(ended)
 
 
 def _model(config: Config) -> str | Path:

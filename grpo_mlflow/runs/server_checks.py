@@ -7,6 +7,7 @@ import torch
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ServerUnfit, UserError, one_line
 from grpo_mlflow.generation import Sampling, training_sampling
+from grpo_mlflow.generation.server.fleet import Fleet
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.pricing import WrongLogprobs
 from grpo_mlflow.model.policy import Policy
@@ -28,7 +29,7 @@ class Caution(Trouble):
 class ServerCheckup:
     """Each method is one check: it returns what it found, or raises `Trouble`. Call them in the order of the file."""
 
-    def __init__(self, config: Config, actor: Policy, generator: ServerGenerator, prompt: Prompt) -> None:
+    def __init__(self, config: Config, actor: Policy, generator: ServerGenerator[Fleet], prompt: Prompt) -> None:
         self._config, self._actor, self._generator, self._prompt = config, actor, generator, prompt
         self._remedies = generator.server.remedies
         self._recomputes = config.generation.behaviour_logprobs == "recompute"
@@ -37,7 +38,7 @@ class ServerCheckup:
     def connect(self) -> str:
         server = self._generator.server
         try:
-            name = server.connect()
+            name = ", ".join(server.connect())
         except UserError as error:
             hint = _joined(
                 f"is it up, and at this address? `curl {server.url}/v1/models`",

@@ -63,27 +63,9 @@ def join(config: Config, device: torch.device) -> Processes:
     return processes
 
 
-def _without_servers(config: Config, count: int) -> str:
-    """Return that there are no servers for several processes, and the settings that do without."""
-    generation = config.generation
-    asked = {"generation.backend": generation.backend, "eval.backend": config.eval.backend or "local"}
-    key, backend = next((key, value) for key, value in asked.items() if value != "local")
-    needed = {
-        **{f"{name}=local": value != "local" for name, value in asked.items()},
-        "generation.server.manage=false": generation.server.manage,
-        "generation.sync=reload": generation.sync == "restart",
-        "generation.async_rollouts=0": generation.async_rollouts > 0,
-    }
-    words = [word for word, is_needed in needed.items() if is_needed]
-    allowed = "local" if len(words) == 1 else " ".join(words)
-    return f"{key} = {backend!r}: {count} processes share no server yet; allowed: {allowed}"
-
-
 def _objection(config: Config, processes: Processes) -> str | None:
     """Return what is wrong with these processes for this config, or None."""
     count = processes.count
-    if count > 1 and {config.generation.backend, config.eval.backend or "local"} != {"local"}:
-        return _without_servers(config, count)
     if count > 1 and re.fullmatch(r"cuda:\d+", config.model.device):
         return (
             f"model.device = {config.model.device!r}: each of {count} processes takes its own GPU; allowed: auto, cpu"

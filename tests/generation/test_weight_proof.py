@@ -304,7 +304,8 @@ def test_a_server_started_again_is_asked_again_how_it_prices(policy: Policy, fol
         generators.training().sync(0)
         server.restart()
         server.quirks.raw_logprobs = True
-        generators.training().generate([], 1, Sampling(4), 0, ())  # meets it, and gives it its weights
+        prompt = Prompt("a", (), tuple(policy.tokenizer("12 + 34", add_special_tokens=False).input_ids))
+        generators.training().generate([prompt], 1, Sampling(4), 0, ())  # meets it, and gives it its weights
         step(policy, 1e-3, 0)
         with pytest.raises(ServerFailed, match="--logprobs-mode processed_logprobs"):
             generators.training().sync(1)

@@ -287,19 +287,6 @@ def test_an_end_without_trouble_leaves_nobody_waiting(tmp_path: Path) -> None:
             "data.problems_per_iteration=3",
             "data.problems_per_iteration = 3: does not divide over 2 processes; allowed: multiples of 2",
         ),
-        (
-            "generation.backend=vllm_server",
-            "generation.backend = 'vllm_server': 2 processes share no server yet; allowed: local",
-        ),
-        (
-            "generation.backend=vllm_server generation.async_rollouts=1",
-            "generation.backend = 'vllm_server': 2 processes share no server yet; allowed: generation.backend=local "
-            "generation.async_rollouts=0",
-        ),
-        (
-            "eval.backend=vllm_server eval.base_url=http://127.0.0.1:9",
-            "eval.backend = 'vllm_server': 2 processes share no server yet; allowed: local",
-        ),
         ("data.problems_per_iteration=0", "data.problems_per_iteration = 0 (override): input should be greater"),
     ],
 )

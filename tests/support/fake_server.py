@@ -38,6 +38,7 @@ from tests.support.raw_server import send
 
 DIALECTS: dict[str, Dialect] = {"vllm": VLLM(), "sglang": SGLang()}
 SAMPLE = {name: dialect.sample for name, dialect in DIALECTS.items()}
+_LOADING = threading.Lock()  # transformers loads one model at a time: it sets what is global to do so
 LOAD = {name: dialect.load for name, dialect in DIALECTS.items()}
 
 
@@ -219,7 +220,7 @@ class FakeServer:
         return {"object": "list", "data": [*cards, *({"id": n, "root": n, "parent": self.name} for n in self.adapters)]}
 
     def _take(self, folder: Path) -> None:
-        with self._model_lock:
+        with _LOADING, self._model_lock:
             self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).eval()
             self.root = str(folder)
 

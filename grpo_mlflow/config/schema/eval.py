@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from grpo_mlflow.config.fields import NonNegative, Positive, PositiveFloat, Section, as_tuple, setting
-from grpo_mlflow.config.schema.generation import Backend
+from grpo_mlflow.config.schema.generation import AddressList, Backend
 
 
 class EvalConfig(Section, resume=False, compared=True, varies=False, secret=False):
@@ -16,15 +16,19 @@ class EvalConfig(Section, resume=False, compared=True, varies=False, secret=Fals
     enabled: bool = setting(True, "evaluate before, during and after training", evaluation=False)
     interval: Positive = setting(1, "iterations between evaluations", resume=True, evaluation=False)
     backend: Backend | None = setting(None, "what samples evaluations; null: as generation.backend", evaluation=True)
-    base_url: str | None = setting(
+    base_url: str | AddressList | None = setting(
         None,
-        "address of the inference server for evaluations; null: as generation.base_url",
+        "address of the inference server for evaluations, or a list of several; null: as generation.base_url",
         resume=True,
         compared=False,
         secret=True,
         evaluation=True,
     )
-    batch_size: Positive = setting(8, "prompts that are sampled at the same time in an evaluation", evaluation=False)
+    batch_size: Positive = setting(
+        8,
+        "prompts that are sampled at the same time in an evaluation, by each server where there are several",
+        evaluation=False,
+    )
     seed: NonNegative | None = setting(None, "seed of the random draws of evaluations; null: as seed", evaluation=True)
     replicates: Positive = setting(4, "completions per evaluation problem", evaluation=True)
     num_ids: Annotated[int, Field(ge=2)] = setting(16, "number of evaluation problems", evaluation=True)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 else:
     _BACKENDS = ("local", *SERVERS)
     Backend = Literal[_BACKENDS]
+AddressList = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1), BeforeValidator(as_tuple)]
 SyncName = Literal["reload", "lora", "restart", "none"]
 
 
@@ -28,10 +29,16 @@ class ServerConfig(Section, resume=True, compared=False, varies=False, secret=Fa
         "Python interpreter of the environment that the server is installed in; null: that of .venv-vllm "
         "or .venv-sglang",
     )
-    port: Annotated[int, Field(ge=0, le=65535)] = setting(
-        0, "port on 127.0.0.1 that the server listens on; 0: a free one"
+    replicas: Positive = setting(
+        1, "servers to start, which share the work; they take the GPUs after those of the trainers one after another"
     )
-    device: Device = setting("auto", "where the server computes; auto: a GPU if there is one, else the CPU")
+    port: Annotated[int, Field(ge=0, le=65535)] = setting(
+        0, "port on 127.0.0.1 that the server listens on, the next ones for further replicas; 0: free ones"
+    )
+    device: Device = setting(
+        "auto",
+        "where the server computes; auto: a GPU if there is one, else the CPU; cuda:N: further replicas on the next",
+    )
     memory: PositiveFloat | None = setting(
         None,
         "memory of the server: its share of the GPU's (0 to 1), on a CPU the GiB of its KV cache; null: "
@@ -49,16 +56,19 @@ class GenerationConfig(Section, resume=False, compared=True, varies=True, secret
     backend: Backend = setting(
         "vllm_server", "what samples the rollouts: this process (local) or an inference server", evaluation=True
     )
-    base_url: str | None = setting(
+    base_url: str | AddressList | None = setting(
         None,
-        "address of the inference server, such as http://127.0.0.1:30000; null with backend local or a managed server",
+        "address of the inference server, such as http://127.0.0.1:30000, or a list of several that share the work; "
+        "null with backend local or a managed server",
         resume=True,
         compared=False,
         varies=False,
         secret=True,
         evaluation=True,
     )
-    batch_size: Positive = setting(4, "prompts that are sampled at the same time", evaluation=False)
+    batch_size: Positive = setting(
+        4, "prompts that are sampled at the same time, by each server where there are several", evaluation=False
+    )
     max_tokens_per_batch: Positive | None = setting(
         None,
         "tokens that what is sampled at the same time in this process may come to, prompts included, in evaluations, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from grpo_mlflow.generation.server import canary
 from grpo_mlflow.generation.server.link import Link
 from grpo_mlflow.generation.server.proof import Proof, WrongWeights
 from grpo_mlflow.runtime.http.client import Unfit
@@ -12,13 +11,12 @@ from grpo_mlflow.runtime.http.client import Unfit
 log = logging.getLogger(__name__)
 
 
-async def deliver(link: Link, proof: Proof, before: canary.Expected | None = None, is_there: bool = False) -> None:
+async def deliver(link: Link, proof: Proof, is_there: bool = False) -> None:
     """Let the server load the weights of `link.given` and prove them; once more if something came between.
 
     Args:
         link: the server.
         proof: what it has to prove.
-        before: what the trainer said of the weights before; None: it does not matter.
         is_there: the server started with these weights, so that the first load is left out.
 
     Raises:
@@ -30,7 +28,7 @@ async def deliver(link: Link, proof: Proof, before: canary.Expected | None = Non
             await link.load()
         is_there = False
         try:
-            await proof.prove(before)
+            await proof.prove()
             return
         except WrongWeights as wrong:
             if last:

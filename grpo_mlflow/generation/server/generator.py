@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from grpo_mlflow import seeding
 from grpo_mlflow.errors import ServerFailed
@@ -12,18 +14,20 @@ from grpo_mlflow.generation.base import Drawn, Sampling, work
 from grpo_mlflow.generation.server.batches import Told
 from grpo_mlflow.generation.server.copies import copied
 from grpo_mlflow.generation.server.engine import Ask, Draw
-from grpo_mlflow.generation.server.policy_server import PolicyServer
+from grpo_mlflow.generation.server.fleet import Servers
 from grpo_mlflow.generation.server.recompute import behaviour_logprobs
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.pace import Pace
 from grpo_mlflow.types import Completion, Prompt
+
+S = TypeVar("S", bound=Servers)
 
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
     """Completions that a server is sampling."""
 
-    generator: ServerGenerator
+    generator: ServerGenerator[Any]
     asks: tuple[Ask, ...]
     version: int
     draws: Future[list[list[Draw]]]
@@ -55,13 +59,13 @@ class _Begun:
         self.draws.cancel()
 
 
-class ServerGenerator:
-    """Draws from a server, `batch_size` prompts in flight. Several generators may share one server.
+class ServerGenerator(Generic[S]):
+    """Draws from servers, `batch_size` prompts in flight at each. Several generators may share the servers.
 
     Args:
-        server: that server.
+        server: those servers, as one.
         policy: the trainer's model.
-        batch_size: prompts in flight.
+        batch_size: prompts in flight at each server.
         pricing: returns the model of the weights that the server has, for log-probabilities of our own; None: the
             server says them.
         pace: is told how far it is.
@@ -69,7 +73,7 @@ class ServerGenerator:
 
     def __init__(
         self,
-        server: PolicyServer,
+        server: S,
         policy: Policy,
         batch_size: int,
         pricing: Callable[[], Policy] | None,
@@ -78,6 +82,12 @@ class ServerGenerator:
     ) -> None:
         self.server, self._policy, self._batch_size, self._pricing = server, policy, batch_size, pricing
         self._pace = pace or Pace(lambda _: None)
+
+    def at(self, server: S) -> ServerGenerator[S]:
+        """Return a generator like this one that draws from other servers."""
+        found = copy.copy(self)
+        found.server = server
+        return found
 
     def sync(self, version: int) -> None:
         self.server.sync(version)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from grpo_mlflow.config import Config, ServerConfig
+from grpo_mlflow.config import Config, ServerConfig, addresses
 from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.generation.server.engine import EngineClass, Start
 from grpo_mlflow.generation.server.sync import SYNCS
@@ -93,16 +93,22 @@ def launch(
     *,
     host: str = "127.0.0.1",
     trust_remote_code: bool = False,
+    gpus: Sequence[int] = (),
 ) -> Launch:
-    """Return how a server of this kind is started with a model; with `lora_rank` it takes adapters of that rank."""
+    """Return how a server of this kind is started with a model; with `lora_rank` it takes adapters of that rank.
+
+    `gpus` are those that it sees, by their numbers in this process; none: as `settings.device` says.
+    """
     on_cpu = settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available())
     environment: dict[str, str] = {}
     if Path(model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
     if settings.device.startswith("cuda:"):
-        number = int(settings.device.removeprefix("cuda:"))
+        gpus = gpus or (int(settings.device.removeprefix("cuda:")),)
+    if gpus:
         granted = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        environment["CUDA_VISIBLE_DEVICES"] = granted[number] if number < len(granted) else str(number)
+        names = (granted[number] if number < len(granted) else str(number) for number in gpus)
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(names)
     engine = engine_class(backend)
     start = Start(str(model), port, dtype, on_cpu, settings.memory, lora_rank, host, trust_remote_code)
     own = engine.command(start)
@@ -110,14 +116,16 @@ def launch(
     return Launch(command, {**environment, **own.environment}, engine.remedies.install, engine.remedies.variables)
 
 
-def launch_as(config: Config, backend: str, model: str | Path, port: int, host: str = "127.0.0.1") -> Launch:
+def launch_as(
+    config: Config, backend: str, model: str | Path, port: int, host: str = "127.0.0.1", *, gpus: Sequence[int] = ()
+) -> Launch:
     """Return how a server of this kind is started with a model, for all that the config asks of it."""
     settings, own = _settings(config, backend), config.model
     if settings.device == "auto" and own.device.startswith("cuda"):  # also where the command is only shown
         settings = settings.model_copy(update={"device": "cuda"})
     rank = SYNCS[config.generation.sync].lora_rank(own.lora)
     trusts = own.trust_remote_code
-    return launch(backend, settings, model, port, own.dtype, rank, host=host, trust_remote_code=trusts)
+    return launch(backend, settings, model, port, own.dtype, rank, host=host, trust_remote_code=trusts, gpus=gpus)
 
 
 def start_command(
@@ -125,7 +133,7 @@ def start_command(
 ) -> str:
     """Return the shell command that starts the server which `base_url` (None: this machine) is to be the address of."""
     host, port = "127.0.0.1", 0
-    if base_url in (None, config.generation.base_url):
+    if base_url is None or base_url in addresses.of(config.generation.base_url):
         port = _settings(config, backend).port
     if base_url is None:
         port = port or _PORT

@@ -41,6 +41,7 @@ class Link:
         self._patience, self._process = Retries(engine.client.root, retry_seconds), process
         self._repairing = asyncio.Lock()
         self._look: asyncio.Future[str | None] | None = None
+        self._start: asyncio.Future[None] | None = None
         self._told_end: str | None = None
         self.given: Package | None = None
         self.priced: Sampling | None = None
@@ -50,6 +51,11 @@ class Link:
     def retried(self) -> int:
         """How often a request was repeated."""
         return self._patience.count
+
+    @property
+    def failing(self) -> bool:
+        """Whether a request has failed, and none was answered since."""
+        return self._patience.failing
 
     async def ask(self, what: str, request: Callable[[], Awaitable[T]]) -> T:
         """Return what `request` returns; `what` names it in messages.
@@ -62,6 +68,17 @@ class Link:
     async def connect(self, request: Callable[[], Awaitable[T]]) -> T:
         """As `ask`, for the first request: there is nothing to repair but a server of our own that ended."""
         return await self._patience.ask("connecting", lambda: self._told(request), self._revive)
+
+    async def recover(self) -> None:
+        """Bring a server that fails back, and with it the weights that it is to have.
+
+        Raises:
+            ServerAway: the time for retries is spent.
+        """
+
+        async def nothing() -> None: ...
+
+        await self._patience.ask("connecting", lambda: self._told(self._repair), nothing)
 
     async def label(self) -> str | None:
         return await self.ask("asking for the weights' label", self._label)
@@ -95,6 +112,7 @@ class Link:
 
     async def load(self) -> None:
         """Let the server take on the weights of `given`."""
+        self._patience.failing = False  # what failed before may have been given up: nobody has asked since
         await self._patience.ask("loading weights", lambda: self._told(self._load), self._reconnect)
 
     async def _told(self, request: Callable[[], Awaitable[T]]) -> T:
@@ -138,6 +156,7 @@ class Link:
         await shaped(self.engine.connect())
 
     async def _revive(self) -> None:
+        await self._settle_start()
         if self._process is not None and not self._process.alive:
             ended = await self._ended()
             if ended not in (None, self._told_end):  # after an answer that gave no reason to look, such as 500
@@ -147,9 +166,16 @@ class Link:
 
     async def _start_again(self, model: str | Path) -> None:
         assert self._process is not None
+        await self._settle_start()
         self.restarts += 1
         self.loads += 1  # what was drawn before may be lost with the connection: the batch is drawn again
+        self._start = asyncio.ensure_future(asyncio.to_thread(self._process.start, model))
         try:
-            await asyncio.to_thread(self._process.start, model)
+            await asyncio.shield(self._start)
         except ServerFailed as failed:
             raise Fault(str(failed)) from failed
+
+    async def _settle_start(self) -> None:
+        """Wait for the end of a start whose request was given up: a second one beside it would take its port."""
+        while self._start is not None and not self._start.done():
+            await asyncio.wait({self._start})

@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http.client import HTTPException
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class ServerProcess:
         self, start: Callable[[str | Path, int], Launch], settings: ServerConfig, log: Path, say: Callable[[str], None]
     ) -> None:
         self._launch, self._settings, self.log, self._say = start, settings, log, say
-        self._port = settings.port or _free_port()
+        self._port = settings.port or free_ports(1)[0]
         self.model: str | Path = ""
         self._child: subprocess.Popen[bytes] | None = None
         self._closed = threading.Event()
@@ -179,11 +179,13 @@ class ServerProcess:
         return redact("\n".join(line for line in found[-lines:]))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+def free_ports(count: int) -> list[int]:
+    """Return different ports of this machine that nobody listens on."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def _how(code: int) -> str:

@@ -39,22 +39,23 @@ class Proof:
         self._comparison = checksums.Comparison(policy.device)
         self._expected: canary.Expected | None = None
         self._reading: canary.Reading | None = None
+        self._scored: canary.Expected | None = None  # what was expected of that reading
         self._digest: int | None = None
         self._noise, self._doubted = 0.0, False
         self._based = -1  # as `_proven`, of the base model below an adapter
         self._proven = -1  # the number of loads when the weights were proven last
         self.error = 0.0
 
-    def expect(self, policy: Policy) -> canary.Expected | None:
-        """Expect the weights of `policy` from now on, and return what was expected before."""
-        before, self._expected = self._expected, canary.expected(policy, self._tokens)
-        return before
+    def expect(self, expected: canary.Expected) -> None:
+        """Expect these scores of `canary.tokens` from now on."""
+        self._expected = expected
 
-    async def prove(self, before: canary.Expected | None = None) -> None:
+    async def prove(self) -> None:
         """Let the server prove its weights.
 
         Raises:
-            WrongWeights: it has others, does not score the tokens as the trainer does, or still as `before`.
+            WrongWeights: it has others, does not score the tokens as the trainer does, or still as with the weights
+                that it proved last.
         """
         assert self._expected is not None
         await self._check_label()
@@ -63,8 +64,8 @@ class Proof:
         if found := canary.trouble(reading, self._expected, self._dtype):
             raise WrongWeights(found)
         if not await self._check_sums():
-            await self._check_scores(reading, before)
-        self._reading, self._noise = reading, max(self._noise, self.error)
+            await self._check_scores(reading)
+        self._reading, self._scored, self._noise = reading, self._expected, max(self._noise, self.error)
         self._proven = self._link.loads
 
     async def prove_still(self) -> None:
@@ -141,13 +142,14 @@ class Proof:
                 f"{len(wrong)} of its base model's {len(sums.tensors)} tensors are not the trainer's: {_some(wrong)}"
             )
 
-    async def _check_scores(self, reading: canary.Reading, before: canary.Expected | None) -> None:
+    async def _check_scores(self, reading: canary.Reading) -> None:
         """Raise WrongWeights if the scores are beyond doubt those of the weights before; warn once if they may be."""
+        before = self._scored
         if self._link.given is None:
             return
         digest = await asyncio.to_thread(checksums.digest, self._link.given.folder, self._dtype)
         moved, self._digest = digest != self._digest, digest
-        if before is None or self._reading is None or not moved:
+        if before is None or self._reading is None or before is self._expected or not moved:
             return
         assert self._expected is not None
         standing = canary.standing(before, self._expected, self._reading, reading)

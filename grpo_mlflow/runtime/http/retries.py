@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from grpo_mlflow.errors import ServerFailed, redact
+from grpo_mlflow.errors import ServerAway, redact
 from grpo_mlflow.program import program
 from grpo_mlflow.runtime.http.client import Fault
 
@@ -30,7 +30,8 @@ class Retries:
     """Asks again with exponential backoff and jitter until `seconds` have passed since the first failure of a request.
 
     `server` is its address, for the warning. `setting` is what `seconds` is set by, `hint` what the warning ends with.
-    `count` is how often it asked again. Jitter keeps the concurrent requests of a batch from coming back all at once.
+    `count` is how often it asked again; `failing`: a request has failed, and none was answered since. Jitter keeps the
+    concurrent requests of a batch from coming back all at once.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class Retries:
         self._server, self._seconds, self._setting, self._hint = server, seconds, setting, hint
         self._warn_at = 0.0
         self.count = 0
+        self.failing = False
 
     async def ask(self, what: str, request: Callable[[], Awaitable[T]], mend: Callable[[], Awaitable[None]]) -> T:
         """Return what `request` returns, after `mend` before each further try.
 
         Raises:
-            ServerFailed: the budget is spent; the line names the last failure.
+            ServerAway: the budget is spent; the line names the last failure.
         """
         failed_at: float | None = None
         pause = _FIRST
@@ -52,15 +54,18 @@ class Retries:
             try:
                 if failed_at is not None:
                     await mend()
-                return await request()
+                found = await request()
+                self.failing = False
+                return found
             except Fault as fault:
+                self.failing = True
                 now = time.monotonic()
                 failed_at = now if failed_at is None else failed_at
                 wait = max(fault.wait, pause * _JITTER.uniform(0.5, 1.5))
                 left = failed_at + self._seconds - now
                 if left <= 0:
                     spent = f" for {self._seconds:g} s ({self._setting})" if self._seconds else ""
-                    raise ServerFailed(f"{what} failed{spent}: {fault}") from fault
+                    raise ServerAway(f"{what} failed{spent}: {fault}") from fault
                 if pause == _FIRST and now >= self._warn_at:  # all requests of a batch fail at once
                     self._warn_at = now + _WARNING
                     log.warning(

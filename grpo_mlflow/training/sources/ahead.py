@@ -7,17 +7,15 @@ the version that sampled it, and the sampler correction weighs it by the policy 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo_mlflow.generation import Begun
 from grpo_mlflow.training import rollout_files
 from grpo_mlflow.training.checkpoint import Checkpoint, reading
 from grpo_mlflow.training.sources.base import Collected
-from grpo_mlflow.training.sources.sampler import Sampler, iteration_key
-from grpo_mlflow.types import Group, Problem, Prompt
+from grpo_mlflow.training.sources.sampler import InFlight, Sampler, iteration_key
+from grpo_mlflow.types import Group
 
 AHEAD = "ahead.jsonl"  # in a checkpoint: the groups of its iteration, where they were sampled ahead
 
@@ -39,16 +37,6 @@ def read_ahead(checkpoint: Checkpoint) -> Ahead | None:
         return Ahead(checkpoint.iteration, rollout_files.read(path))
 
 
-@dataclass(frozen=True, slots=True)
-class _InFlight:
-    """An iteration that is being sampled."""
-
-    version: int
-    problems: Sequence[Problem]
-    prompts: Sequence[Prompt]
-    begun: Begun
-
-
 class SampledAhead:
     """Samples in the background, from `begin` on, what `groups` is asked for next.
 
@@ -61,7 +49,7 @@ class SampledAhead:
 
     def __init__(self, sampler: Sampler, until: int, ahead: Ahead | None) -> None:
         self._sampler, self._until = sampler, until
-        self._in_flight: _InFlight | None = None
+        self._in_flight: tuple[int, InFlight] | None = None  # of which iteration
         self._ahead = {ahead.version: ahead.groups} if ahead else {}
 
     def groups(self, version: int) -> Collected:
@@ -77,23 +65,23 @@ class SampledAhead:
         self._ahead = {number: groups for number, groups in self._ahead.items() if number == version - 1}
         if version >= self._until:
             return
-        problems = self._sampler.problems(self._sampler.seeds(version))
-        prompts = self._sampler.prompts(problems)
-        self._in_flight = _InFlight(version, problems, prompts, self._sampler.begin(prompts, iteration_key(version)))
+        self._in_flight = version, self._sampler.begin(self._sampler.seeds(version), iteration_key(version))
 
     def settle(self) -> None:
         if self._in_flight is not None:
-            found, completions = self._in_flight, self._in_flight.begun.result()
-            self._in_flight = None  # an end of the run that comes of judging, or within it, must not judge again
-            self._sampler.at(found.version)
-            self._ahead[found.version] = self._sampler.judge(found.problems, found.prompts, completions)
+            version, in_flight = self._in_flight
+            self._ahead[version] = self._sampler.judge(in_flight, version, self._sampled)
+
+    def _sampled(self) -> None:
+        self._in_flight = None  # an end of the run that comes of judging, or within it, must not judge again
 
     def stop(self) -> None:
-        if self._in_flight is not None and self._in_flight.begun.succeeded():
+        # Several processes judge together, and need not all stop here.
+        if self._in_flight is not None and self._sampler.is_alone and self._in_flight[1].begun.succeeded():
             with suppress(Exception):  # what cannot be judged may be what the run ends with: it is sampled again
                 self.settle()
         if self._in_flight is not None:
-            self._in_flight.begun.cancel()
+            self._in_flight[1].begun.cancel()
             self._in_flight = None
 
     def save(self, path: Path, version: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from grpo_mlflow.config import Config
@@ -11,7 +12,17 @@ from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Task
 from grpo_mlflow.training import rollouts
-from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout
+from grpo_mlflow.types import Group, Problem, Prompt, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """Problems that are being sampled; `begun` has the completions of the process's `own`, whose prompts are these."""
+
+    problems: Sequence[Problem]
+    own: Sequence[Problem]
+    prompts: Sequence[Prompt]
+    begun: Begun
 
 
 class Sampler:
@@ -45,9 +56,6 @@ class Sampler:
     def problems(self, seeds: Sequence[int]) -> list[Problem]:
         return [self._task.problem("train", seed) for seed in seeds]
 
-    def prompts(self, problems: Sequence[Problem]) -> list[Prompt]:
-        return rollouts.render(self._policy, problems, training_sampling(self._config.generation).max_new_tokens)
-
     def sample(self, seeds: Sequence[int], key: tuple[str | int, ...]) -> list[Group]:
         """Return a group for each problem, with random draws keyed by `key`."""
         problems = self.problems(seeds)
@@ -66,17 +74,34 @@ class Sampler:
 
         return self.form(problems, self._processes.together(self._processes.agreed(own_share)))
 
-    def begin(self, prompts: Sequence[Prompt], key: tuple[str | int, ...]) -> Begun:
-        """Begin to sample what `sample` would, in this process's generator, and return at once."""
-        generator = cast(Overlapping, self.generator)  # `config.checks` allows async_rollouts with servers only
-        sampling = training_sampling(self._config.generation)
-        return generator.begin(prompts, self._config.data.rollouts_per_problem, sampling, self._config.seed, key)
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process has a share in the work."""
+        return self._processes.count == 1
 
-    def judge(
-        self, problems: Sequence[Problem], prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]
-    ) -> list[Group]:
-        """Return the groups of completions that are there already."""
-        return self.form(problems, rollouts.judge(self._task, problems, prompts, sampled))
+    def begin(self, seeds: Sequence[int], key: tuple[str | int, ...]) -> InFlight:
+        """Begin to sample what `sample` would, and return at once."""
+        generator = cast(Overlapping, self.generator)  # `config.checks` allows async_rollouts with servers only
+        sampling, problems = training_sampling(self._config.generation), self.problems(seeds)
+        own = self._processes.own(problems)
+
+        def begun() -> InFlight:
+            prompts = rollouts.render(self._policy, own, sampling.max_new_tokens)
+            k, seed = self._config.data.rollouts_per_problem, self._config.seed
+            return InFlight(problems, own, prompts, generator.begin(prompts, k, sampling, seed, key))
+
+        return self._processes.agreed(begun)
+
+    def judge(self, sampled: InFlight, version: int, on_sampled: Callable[[], None]) -> list[Group]:
+        """Wait for completions of iteration `version`, call `on_sampled`, and return their groups."""
+
+        def own_share() -> list[list[Rollout]]:
+            completions = sampled.begun.result()
+            on_sampled()
+            self.at(version)
+            return rollouts.judge(self._task, sampled.own, sampled.prompts, completions)
+
+        return self.form(sampled.problems, self._processes.together(self._processes.agreed(own_share)))
 
     def form(self, problems: Sequence[Problem], judged: Sequence[Sequence[Rollout]]) -> list[Group]:
         """Return groups with their advantages; `batch` scaling takes the groups given here as its batch."""
