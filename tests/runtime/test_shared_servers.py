@@ -14,7 +14,7 @@ from grpo_mlflow import runs
 from grpo_mlflow.config import resolve
 from tests.support import ranks
 from tests.support.fake_server import SAMPLE, Answer, Dropped, FakeServer, Fault, Quirks
-from tests.support.small_runs import SMALL, curves, newest, resume
+from tests.support.small_runs import SMALL, assert_alike, newest, resume
 
 SAMPLING = ("generation.backend=vllm_server", "generation.batch_size=2", "eval.num_ids=5", "eval.greedy=false")
 
@@ -37,15 +37,6 @@ def alone(store: str, folder: Path, *overrides: str) -> str:
         return runs.train(resolve("tiny", [*words(store, *overrides), at(server)])).run_id
 
 
-def assert_equal(store: str, one: str, two: str) -> None:
-    first, second = curves(store, one), curves(store, two)
-    assert first.keys() == second.keys()
-    for key in first:
-        assert [step for step, _ in first[key]] == [step for step, _ in second[key]], key
-        found = [value for _, value in second[key]]
-        assert found == pytest.approx([value for _, value in first[key]], rel=1e-4, abs=1e-6), key
-
-
 def _dies_and_comes_back(server: FakeServer, answer: Answer) -> Answer:
     server.away(1.0)
     raise Dropped
@@ -65,7 +56,7 @@ def test_two_processes_with_two_servers_train_like_one_with_one(
         assert fault.met > fault.nth
         assert min(server.requests[SAMPLE["vllm"]] for server in (first, second)) > 10
     assert started.text(1) == ""
-    assert_equal(store, one, newest(store))
+    assert_alike(store, one, newest(store))
 
 
 def test_two_processes_measure_a_model_with_servers_like_one(store: str, small_model: Path, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ class FakeServer:
     quirks: Quirks = field(default_factory=Quirks)
     port: int = 0
     dtype: torch.dtype = torch.float32
+    address: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
@@ -156,7 +157,7 @@ class FakeServer:
             def handle_error(self, *_: object) -> None:  # a client that gave up is no news
                 pass
 
-        self._http = Http(("127.0.0.1", self.port), Handler)
+        self._http = Http((self.address, self.port), Handler)
         self.port = self._http.server_address[1]
         self._listens = True
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
@@ -164,7 +165,7 @@ class FakeServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     def __enter__(self) -> FakeServer:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import mlflow
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -68,6 +69,16 @@ def same(one: runs.Finished, two: runs.Finished, store: str, iteration: int = 4)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert curves(store, one.run_id) == curves(store, two.run_id)
+
+
+def assert_alike(store: str, one: str, two: str) -> None:
+    """Assert that the curves of two runs differ by rounding at most."""
+    first, second = curves(store, one), curves(store, two)
+    assert first.keys() == second.keys()
+    for key in first:
+        assert [step for step, _ in first[key]] == [step for step, _ in second[key]], key
+        found = [value for _, value in second[key]]
+        assert found == pytest.approx([value for _, value in first[key]], rel=1e-4, abs=1e-6), key
 
 
 def newest(store: str) -> str:
