@@ -45,6 +45,10 @@ def _problems(config: Config, chosen: Sequence[str]) -> Iterator[tuple[Iterable[
         yield _under("model.chat_template_kwargs", chosen), "model.chat_template is none"
     if not config.model.lora.rank:
         yield ("model.lora.alpha", "model.lora.targets"), "model.lora.rank is null or 0"
+        if config.train.kl_coef == 0:
+            yield ("model.frozen_dtype",), "all weights are trained, and there is no reference model"
+    if config.model.dtype == "float32":
+        yield ("model.cast_lm_head_to_fp32",), "model.dtype is float32"
     for keys in task_checks.idle(config, chosen):
         yield keys, f"data.task is {config.data.task}"
     if not config.eval.enabled:
