@@ -33,6 +33,8 @@ def _update(config: Config) -> Iterator[tuple[Iterable[str], str]]:
         yield ("model.ref_id", "model.ref_device", "train.kl_estimator"), "train.kl_coef is 0"
     if train.kl_target is None:
         yield ("train.kl_horizon",), "train.kl_target is null"
+    if config.model.device == "cpu":
+        yield ("train.optimizer_offload",), "all is in host memory already (model.device is cpu)"
     if train.iterations * config.steps_per_iteration == 1:
         yield ("train.lr_schedule",), "the run has one optimizer step"
 
