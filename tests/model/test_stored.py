@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from grpo_mlflow import runs
+from grpo_mlflow.cli import merge
 from grpo_mlflow.config import LoraConfig, TinyConfig
+from grpo_mlflow.errors import ModelError
 from grpo_mlflow.forward.layers import StoredLinear
 from grpo_mlflow.generation import LocalGenerator, Sampling
-from grpo_mlflow.model import lora, policy, tiny
+from grpo_mlflow.model import loading, lora, policy, tiny
 from grpo_mlflow.model.policy import FLOAT32, Policy, Stored
 from grpo_mlflow.runs import self_check
 from grpo_mlflow.training.batching import Row, pad
@@ -20,6 +23,7 @@ from grpo_mlflow.training.scoring import Scorer
 from grpo_mlflow.types import Prompt
 from tests.support.adapters import move_adapter
 from tests.support.packed_rows import rows
+from tests.support.small_runs import curves, resume, small
 
 CPU = torch.device("cpu")
 # The sixteen values of NF4: quantiles of a normal distribution, zero among them (Dettmers et al. 2023, appendix E).
@@ -185,6 +189,26 @@ def test_each_way_proves_itself_on_stored_weights(
     assert (scoring.way, sampler.way) == ("packed", "packed")
     assert scoring.written_out  # in float32; under autocast it serves no model
     assert not sampler.written_out
+
+
+@pytest.mark.slow
+def test_a_resumed_run_on_a_base_in_4_bits_is_the_unbroken_one_and_merges(shared_store: str, tmp_path: Path) -> None:
+    own = ("model.lora.rank=4", "model.quantization=nf4", "model.frozen_dtype=bfloat16", "train.lr_schedule=constant")
+    whole = runs.train(small(shared_store, *own))
+    assert curves(shared_store, whole.run_id)["train/grad_norm"][0][1] > 0
+    part = runs.train(small(shared_store, *own, "train.iterations=2"))
+    resumed = resume(shared_store, part.run_id, "train.iterations=4")
+    assert curves(shared_store, whole.run_id) == curves(shared_store, resumed.run_id)
+    checkpoint, again = (run.run_dir / "checkpoints" / "iter_004" for run in (whole, resumed))
+    adapter = "adapter_model.safetensors"
+    assert (checkpoint / adapter).read_bytes() == (again / adapter).read_bytes()
+    words = ["--model", whole.run_id, "--checkpoint", "last", "--output", str(tmp_path / "plain")]
+    merge.main([*words, f"tracking.uri={shared_store}"])
+    merged = policy.load(tmp_path / "plain", CPU)
+    trained = policy.load(checkpoint, CPU, stored=Stored(torch.bfloat16, in_4_bits=True))
+    loading.require_equal(trained, merged)
+    with pytest.raises(ModelError, match="the merged model differs from its adapter"):
+        loading.require_equal(policy.load(checkpoint, CPU), merged)
 
 
 # The output layer in float32
