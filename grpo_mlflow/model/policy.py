@@ -261,6 +261,10 @@ def _store(model: Any, stored: Stored, name: str | Path, dtype: str) -> None:
         quantized.take_over(model)
     if stored.dtype != torch.float32:
         layers.store(model, stored.dtype)
+    if stored.in_4_bits or stored.dtype != torch.float32:
+        for parameter in model.parameters():
+            if parameter.dtype == torch.float32:  # it may be a view of the file, all of which would stay in memory
+                parameter.data = parameter.data.clone()
     if not stored.float32_head or dtype == "float32":
         return
     try:

@@ -14,12 +14,14 @@ from transformers import BitsAndBytesConfig
 
 from grpo_mlflow.forward.layers import StoredLinear
 
+# It warns of kernels that a CPU lacks, when it is imported: by peft, say, wherever it is installed.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 
 def arguments(in_4_bits: bool, device: torch.device) -> dict[str, Any]:
     """Return what `from_pretrained` must be told."""
     if not in_4_bits:
         return {}
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that a CPU may lack
     chosen = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     return {"quantization_config": chosen, "device_map": {"": str(device)}}
 

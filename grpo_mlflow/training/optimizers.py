@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +17,6 @@ Make = Callable[..., torch.optim.Optimizer]
 
 
 def _adamw_8bit(parameters: Sequence[Parameter], **settings: Any) -> torch.optim.Optimizer:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that a CPU may lack
     library: Any = importlib.import_module("bitsandbytes.optim")
     found: torch.optim.Optimizer = library.AdamW8bit(parameters, **settings)
     return found
