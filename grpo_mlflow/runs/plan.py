@@ -38,13 +38,16 @@ def workload(config: Config, prompt: int) -> Workload:
     Args:
         prompt: tokens of a prompt.
     """
-    model, train = config.model, config.train
+    model, train, completion = config.model, config.train, config.generation.max_new_tokens
+    rows, most = train.batch_size, train.max_tokens_per_batch
+    if most is not None:
+        rows = max(1, min(rows, (most - prompt) // completion))
     return Workload(
         problems=config.data.problems_per_iteration,
         k=config.data.rollouts_per_problem,
         prompt=prompt,
-        completion=config.generation.max_new_tokens,
-        rows=train.batch_size,
+        completion=completion,
+        rows=rows,
         reference=train.kl_coef > 0,
         bfloat16=model.dtype == "bfloat16",
         checkpointing=model.gradient_checkpointing,
@@ -61,7 +64,9 @@ def workload(config: Config, prompt: int) -> Workload:
 def need(shape: Shape, work: Workload, config: Config, processes: int = 1) -> Need:
     """Return what the work needs on each of the processes' devices."""
     local = config.generation.backend == "local"
-    at_once = min(config.generation.batch_size, work.problems) * work.k * (work.prompt + work.completion)
+    row, most = work.prompt + work.completion, config.generation.max_tokens_per_batch
+    at_once = min(config.generation.batch_size, work.problems) * work.k * row
+    at_once = at_once if most is None else min(at_once, max(row, most))
     computed = 2 if work.bfloat16 else 4
     return Need(
         memory.training(shape, work, processes),

@@ -15,7 +15,7 @@ def test_outcomes_are_paired_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fewer_bits, "RESULTS", tmp_path / "results.json")
     for seed, plain, other in ((1, 0.8, 0.9), (2, 0.6, 0.6), (3, 0.7, 0.9)):
         for name, after in (("adapter", plain), ("adapter-base_in_4_bits", other)):
-            line = f"held-out pass@1   0.100 [0.000, 0.522]  ->  {after:.3f} [0.000, 0.578]   (95% intervals, 5 problems)"
+            line = f"held-out pass@1   0.100 [0.000, 0.522]  ->  {after:.3f} [0.000, 0.578]   (95% intervals)"
             (tmp_path / f"{name}-{seed}.log").write_text(f"begun\n{line}\n")
     (tmp_path / "all_weights-1.log").write_text("begun, and killed")
     fewer_bits.report(tmp_path, [1, 2, 3])

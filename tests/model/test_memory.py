@@ -139,6 +139,16 @@ def test_every_setting_that_is_named_does_what_is_computed(words: str, change: p
     assert change(after) is None
 
 
+def test_limits_in_tokens_bound_what_is_held_at_once() -> None:
+    sizes = ["train.batch_size=64", "generation.max_new_tokens=100", "data.rollouts_per_problem=8"]
+    config = resolve("tiny", [*sizes, "train.max_tokens_per_batch=500", "generation.max_tokens_per_batch=240"]).config
+    work = plan.workload(config, 20)
+    assert work.rows == 4  # a prompt of 20 tokens, and four completions
+    shape = Shape("x", 32, 2, 4, 2, 8, 96, 100, tied=True, biased=False)
+    assert plan.need(shape, work, config).cache == 4 * shape.kv_per_token * 240
+    assert plan.workload(resolve("tiny", [*sizes, "train.max_tokens_per_batch=50"]).config, 20).rows == 1
+
+
 def test_doctor_prints_each_part_and_what_would_make_it_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = resolve("tiny", ["model.tiny.steps=1", "train.kl_coef=0.1"]).config
     actor = loading.trained(config, loading.model_source("tiny", config), CPU)
