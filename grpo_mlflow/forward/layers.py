@@ -1,10 +1,11 @@
 """Layers that store weights in fewer bits than they compute in, and the output layer that computes in float32.
 
 A model's modules become one of these in place, so its names, hooks and tied weights stay. Weights in 4 bits (NF4:
-Dettmers et al. 2023, arXiv 2305.14314) are those of bitsandbytes. Which type a product is
-computed in is decided by the code around it, as for any layer: that of autocast, else that of the input. So a frozen
-base in bfloat16 gives under autocast to bfloat16 what one in float32 with the same numbers gives, and in float32 what
-its numbers give exactly, which the trials of `ways` compare with.
+Dettmers et al. 2023, arXiv 2305.14314) are those of bitsandbytes.
+
+The code around a layer decides which type it computes in, as for any layer: that of autocast, else that of the input.
+So under autocast to bfloat16 a frozen base in bfloat16 gives what one in float32 with the same numbers gives; and in
+float32 it gives what its numbers give exactly, which the trials of `ways` compare with.
 """
 
 from __future__ import annotations

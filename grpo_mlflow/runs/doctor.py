@@ -34,6 +34,7 @@ from grpo_mlflow.types import Prompt
 
 _PACKAGES = ("torch", "transformers", "accelerate", "mlflow", "optuna", "openai")
 _A_MODEL = "set model.train_id to a folder with config.json, tokenizer and safetensors weights, or a hub id"
+_LIKE = 0.01  # of the weights: by so much a shape may be off; one of experts, say, is much more
 _STATE_BYTES = 12  # per trained parameter: gradient, two moments of AdamW
 
 
@@ -182,9 +183,8 @@ class Doctor:
         else:
             free, where = psutil.virtual_memory().available, "this machine"
         held = sum(memory.held(p) for p in actor.model.parameters())  # the model is loaded already
-        try:
-            shape = Shape.of(actor.model.config.get_text_config().to_dict())
-        except KeyError:  # of another architecture: no more is known than what its weights need
+        shape = _shape(actor)
+        if shape is None:  # of another architecture: no more is known than what its weights need
             return enough("memory", _of_weights(config, actor) - held, free, where, "a smaller model, train.kl_coef=0")
         work = plan.workload(config, len(self._prompt(actor).token_ids))
 
@@ -245,6 +245,16 @@ class Doctor:
     def _prompt(self, actor: Policy) -> Prompt:
         task = tasks.of(self.config)
         return actor.prompt(task.problem("train", self.config.data.train_seed_start))
+
+
+def _shape(actor: Policy) -> Shape | None:
+    """Return the shape of a model; None if it is none of those that `Shape` describes."""
+    own = sum(layers.numbers(p) for name, p in actor.model.named_parameters() if ".lora_" not in name)
+    try:
+        found = Shape.of(actor.model.config.get_text_config().to_dict())
+        return found if abs(found.parameters - own) <= _LIKE * own else None
+    except (KeyError, TypeError):
+        return None
 
 
 def _of_weights(config: Config, actor: Policy) -> float:

@@ -14,9 +14,9 @@ from grpo_mlflow.config import LoraConfig, TrainConfig, resolve
 from grpo_mlflow.errors import ModelError
 from grpo_mlflow.model import loading, lora, memory, policy, tiny
 from grpo_mlflow.model.memory import Shape, Workload
-from grpo_mlflow.model.policy import FLOAT32, Stored
+from grpo_mlflow.model.policy import FLOAT32, Policy, Stored
 from grpo_mlflow.runs import plan
-from grpo_mlflow.runs.doctor import Doctor
+from grpo_mlflow.runs.doctor import Doctor, _of_weights
 from grpo_mlflow.runs.server_checks import Trouble
 from grpo_mlflow.training import optimizers
 from tests.support.packed_rows import build
@@ -160,3 +160,12 @@ def test_doctor_prints_each_part_and_what_would_make_it_fit(monkeypatch: pytest.
     with pytest.raises(Trouble, match="needed at least") as caught:
         doctor._memory(actor)
     assert "model.lora.rank=16" in caught.value.remedy
+
+
+def test_doctor_counts_the_weights_of_what_it_has_no_formula_for(tmp_path: Path) -> None:
+    config = resolve("tiny", ["train.kl_coef=0.1"]).config
+    model = build("gpt2")
+    actor = Policy(model, None, CPU, torch.float32, (2,), 0)
+    assert "GiB by part" not in Doctor(config, tmp_path)._memory(actor)
+    # weights, gradient, two moments, reference
+    assert _of_weights(config, actor) == 20 * sum(p.numel() for p in model.parameters())
