@@ -22,11 +22,11 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.gpu_shapes import operations, peak_rate
-from benchmarks.plan import Shape
 from grpo_mlflow.config import LoraConfig, TrainConfig
 from grpo_mlflow.forward.padded import completion_logprobs
 from grpo_mlflow.generation import LocalGenerator, Sampling
 from grpo_mlflow.model import lora
+from grpo_mlflow.model.memory import Shape
 from grpo_mlflow.model.policy import Policy, choose_device, load, recompute_activations
 from grpo_mlflow.model.tiny import make_tokenizer
 from grpo_mlflow.training.batching import Row, rows_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.plan import Shape
+from grpo_mlflow.model.memory import Shape
 
 QWEN3 = (
     Shape("Qwen3-0.6B", 1024, 28, 16, 8, 128, 3072, 151936, tied=True, biased=False),

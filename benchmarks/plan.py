@@ -1,6 +1,7 @@
 """Plan a run by formula: what an iteration of a model needs in memory, operations and time (docs/scaling.md).
 
     python -m benchmarks.plan                            # the tables of docs/scaling.md
+    python -m benchmarks.plan --model FOLDER_OR_ID       # bytes by part of a model, from its config.json alone
     python -m benchmarks.plan --measure MODEL_FOLDER     # an iteration on this CPU, against the formula
 
 One iteration: each prompt is prefilled once, each token of a completion sampled once (2 operations per weight), then
@@ -11,96 +12,14 @@ term. An output layer counts where a token is predicted; attention counts 4 x wi
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from grpo_mlflow.forward import tuning
+from grpo_mlflow.model import memory
+from grpo_mlflow.model.memory import Shape, Workload
+from grpo_mlflow.runs.plan import STEPS
 
 GIB = 2**30
-KEPT_LOGITS = 4 * (tuning.KEPT_LOGPROBS + 2 * tuning.LOGITS_SLICE)  # bytes, at most, that `token_head.py` holds
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A decoder-only transformer with a gated feed-forward layer: Llama, Qwen2, Qwen3, SmolLM2."""
-
-    name: str
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    inner: int
-    vocabulary: int
-    tied: bool
-    biased: bool  # of queries, keys and values
-
-    @classmethod
-    def read(cls, folder: Path) -> Shape:
-        """Return the shape in a model folder's config.json."""
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        heads = config["num_attention_heads"]
-        return cls(
-            folder.name,
-            config["hidden_size"],
-            config["num_hidden_layers"],
-            heads,
-            config.get("num_key_value_heads") or heads,
-            config.get("head_dim") or config["hidden_size"] // heads,
-            config["intermediate_size"],
-            config["vocab_size"],
-            config.get("tie_word_embeddings", False),
-            config["model_type"] == "qwen2",
-        )
-
-    @property
-    def qkv(self) -> int:
-        """Width of queries, keys and values together."""
-        return (self.heads + 2 * self.kv_heads) * self.head_width
-
-    @property
-    def body(self) -> int:
-        """Weights of all matrices but embedding and output layer: what each token passes."""
-        attention = self.hidden * self.qkv + self.heads * self.head_width * self.hidden
-        return self.layers * (attention + 3 * self.hidden * self.inner)
-
-    @property
-    def parameters(self) -> int:
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        small = self.layers * (2 * self.hidden + (self.qkv if self.biased else 0)) + self.hidden
-        return self.body + embeddings + small
-
-    @property
-    def kv_per_token(self) -> int:
-        """Numbers that a cached token holds."""
-        return 2 * self.layers * self.kv_heads * self.head_width
-
-    @property
-    def activations_per_token(self) -> int:
-        """Numbers that a token of a micro-batch keeps for the backward pass.
-
-        Per layer: the two norms their input, its normalised form and their output (3 x hidden each); queries, keys and
-        values before and after rotation, and queries, keys and values as attention's inputs; its output, merged (2);
-        gate, its activation, the other projection and their product (4 x inner).
-        """
-        attention = 3 * self.qkv + 2 * self.heads * self.head_width
-        return self.layers * (6 * self.hidden + attention + 4 * self.inner)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """An iteration: `problems` x `k` completions; lengths are means. A micro-batch holds `rows` of one problem."""
-
-    problems: int
-    k: int
-    prompt: int
-    completion: int
-    rows: int
-    reference: bool = True
-    bfloat16: bool = True
-    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,25 +65,7 @@ def forward_flops(shape: Shape, work: Workload) -> float:
 def plan(shape: Shape, work: Workload, machine: Machine, processes: int = 1) -> Plan:
     """Return what an iteration needs on `processes` devices that part its problems."""
     number, computed = shape.parameters, 2 if work.bfloat16 else 4
-    tokens = work.prompt + work.rows * work.completion
-    kept = shape.activations_per_token
-    if work.checkpointing:  # the inputs of all layers, and one layer at a time in full
-        kept = shape.layers * shape.hidden + kept // shape.layers
-    logits = 4.0 * work.rows * work.completion * shape.vocabulary
-    training = {
-        "weights": 4.0 * number,
-        "gradients": 4.0 * number,
-        "AdamW": 8.0 * number,
-        "reference": 4.0 * number if work.reference else 0.0,
-        "bfloat16 copies": 2.0 * number if work.bfloat16 else 0.0,
-        "buckets of DDP": 4.0 * number if processes > 1 else 0.0,
-        "activations": float(computed * kept * tokens),
-        "logits": min(3 * logits, KEPT_LOGITS),
-        "output layer": 4.0 * shape.vocabulary * shape.hidden,  # its gradient, before it is added to that of the others
-    }
     rollouts = work.problems * work.k / processes
-    cached = rollouts * work.completion + work.problems / processes * work.prompt
-    serving = {"weights": float(computed * number), "KV cache": float(computed * shape.kv_per_token * cached)}
     forward = forward_flops(shape, work)
     update = (3 + work.reference) * forward
     steps = work.completion
@@ -172,8 +73,8 @@ def plan(shape: Shape, work: Workload, machine: Machine, processes: int = 1) -> 
     rate, speed = machine.flops * machine.share, machine.bandwidth * machine.share
     optimizer = 4.0 * 7 * number / speed  # reads and writes of weights, gradients and both moments
     return Plan(
-        training,
-        serving,
+        memory.training(shape, work, processes),
+        memory.serving(shape, work, processes),
         generate_flops=forward,
         update_flops=update,
         generate_seconds=max(forward / processes / rate, moved / speed),
@@ -192,11 +93,18 @@ H100 = Machine("H100 80 GB", flops=989e12, bandwidth=3.35e12, share=0.35)
 
 def tables() -> str:
     """Return the tables of docs/scaling.md."""
-    lines = [
-        "| model | processes | weights, gradients, AdamW | reference | copies, buckets | activations, logits | "
-        "trainer | with checkpointing | server |",
-        "| --- " * 9 + "|",
-    ]
+    return "\n\n".join("\n".join(table) for table in (_memory(), _sharded(), _small_card(), _time()))
+
+
+def _table(*names: str) -> list[str]:
+    return [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
+
+
+def _memory() -> list[str]:
+    lines = _table(
+        *("model", "processes", "weights, gradients, AdamW", "reference", "copies, buckets", "activations, logits"),
+        *("trainer", "with checkpointing", "server"),
+    )
     for shape in QWEN:
         for processes in (1, 8):
             found = plan(shape, GSM8K, H100, processes)
@@ -204,16 +112,64 @@ def tables() -> str:
             part = {name: size / GIB for name, size in found.training.items()}
             own = part["activations"] + part["logits"] + part["output layer"]
             lines.append(
-                f"| {shape.name} | {processes} | {part['weights'] + part['gradients'] + part['AdamW']:.1f} | "
+                f"| {shape.name} | {processes} | {_trained(part):.1f} | "
                 f"{part['reference']:.1f} | {part['bfloat16 copies'] + part['buckets of DDP']:.1f} | "
                 f"{own:.1f} | {found.training_bytes / GIB:.0f} | "
                 f"{lean.training_bytes / GIB:.0f} | {found.serving_bytes / GIB:.0f} |"
             )
-    lines += [
-        "",
-        "| model | processes | generate, PFLOP | update, PFLOP | generate, s | update, s |",
-        "| --- " * 6 + "|",
-    ]
+    return lines
+
+
+def _trained(part: dict[str, float]) -> float:
+    return part["weights"] + part["gradients"] + part["optimizer state"]
+
+
+def _sharded() -> list[str]:
+    """Return what 7B in full needs on one GPU, and on each of several over which all of it is split."""
+    lines = _table(
+        *("7B in full", "weights, gradients, AdamW", "reference in bfloat16", "copies, gathered layers"),
+        *("activations, logits", "each GPU", "host"),
+    )
+    one = replace(GSM8K, checkpointing=True, low_base=True)
+    several, offloaded = replace(one, sharded=True), replace(one, offload=True)
+    for words, work, processes in (
+        ("1 GPU", one, 1),
+        ("1 GPU, `train.optimizer_offload=cpu`", offloaded, 1),
+        ("the same, `train.kl_coef=0`", replace(offloaded, reference=False), 1),
+        ("2 GPUs, sharded", several, 2),
+        ("8 GPUs, sharded", several, 8),
+    ):
+        part = {name: size / GIB for name, size in memory.training(QWEN[-1], work, processes).items()}
+        copies = part["bfloat16 copies"] + part["gathered layers"]
+        own = part["activations"] + part["logits"] + part["output layer"]
+        held = sum(memory.host(QWEN[-1], work).values()) / GIB
+        lines.append(
+            f"| {words} | {_trained(part):.1f} | {part['reference']:.1f} | {copies:.1f} | {own:.1f} | "
+            f"{sum(part.values()):.0f} | {held:.0f} |"
+        )
+    return lines
+
+
+def _small_card() -> list[str]:
+    """Return which settings bring 1.5B onto a GPU of 24 GiB, one after the other."""
+    lines = _table("1.5B, one GPU", "GiB", "fits 24 GiB, less 2 for fragments")
+
+    def size(changed: Workload) -> float:
+        return sum(memory.training(QWEN[1], changed).values())
+
+    work, words = GSM8K, "as above"
+    for step in (None, *STEPS):
+        if step is not None:
+            changed = step[1](work)
+            if changed is None or size(changed) >= 0.99 * size(work):
+                continue
+            work, words = changed, f"and `{step[0]}`"
+        lines.append(f"| {words} | {size(work) / GIB:.1f} | {'yes' if size(work) <= 22 * GIB else 'no'} |")
+    return lines
+
+
+def _time() -> list[str]:
+    lines = _table("model", "processes", "generate, PFLOP", "update, PFLOP", "generate, s", "update, s")
     for shape in QWEN:
         for processes in (1, 8):
             found = plan(shape, GSM8K, H100, processes)
@@ -221,11 +177,12 @@ def tables() -> str:
                 f"| {shape.name} | {processes} | {found.generate_flops / 1e15:.2f} | {found.update_flops / 1e15:.2f} | "
                 f"{found.generate_seconds:.1f} | {found.update_seconds:.1f} |"
             )
-    return "\n".join(lines)
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="model folder, or hub id in the cache")
     parser.add_argument("--measure", type=Path, help="model folder")
     parser.add_argument("--problems", type=int, default=2)
     parser.add_argument("--k", type=int, default=8)
@@ -234,6 +191,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
+    if given.model is not None:
+        for name, size in memory.training(Shape.read(given.model), GSM8K).items():
+            print(f"{name:<16} {size / GIB:8.2f} GiB")
+        return
     if given.measure is None:
         print(tables())
         return

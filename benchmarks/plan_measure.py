@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from benchmarks.plan import Machine, Shape, Workload, plan
+from benchmarks.plan import Machine, plan
 from grpo_mlflow.config import TrainConfig
 from grpo_mlflow.generation import LocalGenerator, Sampling
 from grpo_mlflow.model import policy
+from grpo_mlflow.model.memory import Shape, Workload
 from grpo_mlflow.training import rollouts
 from grpo_mlflow.training.learner import Learner, Sizes
 from grpo_mlflow.training.throughput import gemm_peak

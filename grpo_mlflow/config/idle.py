@@ -33,6 +33,8 @@ def _update(config: Config) -> Iterator[tuple[Iterable[str], str]]:
         yield ("model.ref_id", "model.ref_device", "train.kl_estimator"), "train.kl_coef is 0"
     if train.kl_target is None:
         yield ("train.kl_horizon",), "train.kl_target is null"
+    if config.model.device == "cpu":
+        yield ("train.optimizer_offload",), "all is in host memory already (model.device is cpu)"
     if train.iterations * config.steps_per_iteration == 1:
         yield ("train.lr_schedule",), "the run has one optimizer step"
 
@@ -45,6 +47,10 @@ def _problems(config: Config, chosen: Sequence[str]) -> Iterator[tuple[Iterable[
         yield _under("model.chat_template_kwargs", chosen), "model.chat_template is none"
     if not config.model.lora.rank:
         yield ("model.lora.alpha", "model.lora.targets"), "model.lora.rank is null or 0"
+        if config.train.kl_coef == 0:
+            yield ("model.frozen_dtype",), "all weights are trained, and there is no reference model"
+    if config.model.dtype == "float32":
+        yield ("model.cast_lm_head_to_fp32",), "model.dtype is float32"
     for keys in task_checks.idle(config, chosen):
         yield keys, f"data.task is {config.data.task}"
     if config.search.n_jobs == 1:

@@ -25,6 +25,30 @@ def errors(config: Config) -> Iterator[str]:
             "allowed: arguments that the template itself asks for, such as enable_thinking"
         )
     yield from _adapter(config)
+    yield from _quantized(config)
+
+
+def _quantized(config: Config) -> Iterator[str]:
+    model, sync = config.model, config.generation.sync
+    served = {config.generation.backend, config.eval.backend or config.generation.backend} != {"local"}
+    fewer = f"model.quantization = {model.quantization!r}"
+    if model.quantization != "none":
+        if not model.lora.rank:
+            yield f"{fewer}: weights in 4 bits cannot be trained; allowed: none, or model.lora.rank above 0"
+        if find_spec("bitsandbytes") is None:
+            yield (
+                f"{fewer}: the package bitsandbytes is not installed; allowed: none, or this after "
+                "pip install -e '.[quantized]' in the project's folder"
+            )
+    elif model.frozen_dtype != "float32" and model.frozen_dtype != model.dtype:
+        fewer = f"model.frozen_dtype = {model.frozen_dtype!r}"
+    else:
+        return
+    if served and model.lora.rank and sync in ("lora", "none"):
+        yield (
+            f"generation.sync = {sync!r}: the server would compute with the base model in {model.dtype}, and training "
+            f"with {fewer}; allowed: reload, which sends it those weights"
+        )
 
 
 def _adapter(config: Config) -> Iterator[str]:

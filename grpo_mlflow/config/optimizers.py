@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -25,7 +26,12 @@ class SGDOptions(Section):
     momentum: BelowOne = 0.9
 
 
-OPTIMIZERS: dict[str, type[Section]] = {"adamw": AdamWOptions, "sgd": SGDOptions}
+class AdamW8bitOptions(AdamWOptions):
+    """AdamW with both moments in 8 bits, in blocks of 256 (Dettmers et al. 2022, arXiv 2110.02861)."""
+
+
+OPTIMIZERS: dict[str, type[Section]] = {"adamw": AdamWOptions, "sgd": SGDOptions, "adamw8bit": AdamW8bitOptions}
+_PACKAGES = {"adamw8bit": "bitsandbytes"}
 
 
 def options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +44,12 @@ def options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def errors(name: str, given: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one line per wrong option."""
+    """Yield a line for an optimizer whose package is missing, and one per wrong option."""
+    if name in _PACKAGES and find_spec(_PACKAGES[name]) is None:
+        yield (
+            f"train.optimizer = {name!r}: the package {_PACKAGES[name]} is not installed; allowed: adamw, sgd, or this "
+            "after pip install -e '.[quantized]' in the project's folder"
+        )
     try:
         options(name, given)
     except ValidationError as error:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from grpo_mlflow.forward.attention import Packed, require_reach
+from grpo_mlflow.forward.layers import Float32Linear, StoredEmbedding, StoredLinear
 
+_GIVE_FLOAT32 = (StoredLinear, StoredEmbedding, Float32Linear)  # without autocast, of which `serves` asks
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type
 _EXACT = (torch.float32, torch.float64)  # transformers computes norms of others in float32
 
@@ -39,8 +41,12 @@ def serves(model: Any) -> bool:
 
 
 def is_exact(model: Any) -> bool:
-    """Return whether all weights are of a type in which transformers computes norms as they are written here."""
-    return all(parameter.dtype in _EXACT for parameter in model.parameters())
+    """Return whether hidden states are of a type in which transformers computes norms as they are written here.
+
+    They are of the type of the weights, but for weights in layers that give float32 whatever they store.
+    """
+    stored = {p for m in model.modules() if isinstance(m, _GIVE_FLOAT32) for p in m.parameters(recurse=False)}
+    return all(parameter.dtype in _EXACT for parameter in model.parameters() if parameter not in stored)
 
 
 def hidden_states(model: Any, ids: Tensor, positions: Tensor, packed: Packed, picks: Tensor | int) -> Tensor:

@@ -92,9 +92,11 @@ def _joined(layers: Sequence[Any]) -> Callable[[Tensor], Tensor]:
 
 def _product(layer: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
     """Return what a linear layer makes of columns (in, R), plus what is to be added: (out, R)."""
-    if type(layer) is not nn.Linear:  # peft's, with an adapter
-        return _adapted(layer)
-    return _plain(layer.weight, layer.bias)
+    if type(layer) is nn.Linear:
+        return _plain(layer.weight, layer.bias)
+    if not hasattr(layer, "base_layer"):  # else peft's, with an adapter
+        raise NotImplementedError(f"it has a {type(layer).__name__}")  # a weight in fewer bits, say
+    return _adapted(layer)
 
 
 def _plain(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor | None], Tensor]:

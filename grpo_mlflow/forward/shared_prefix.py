@@ -11,12 +11,13 @@ logits are what its output layer gives, or a multiple. `ways` finds out by tryin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from grpo_mlflow.forward import llama_pass, long_rows
+from grpo_mlflow.forward import layers, llama_pass, long_rows
 from grpo_mlflow.forward.attention import Packed, packed_forward
 from grpo_mlflow.forward.long_rows import Continued
 from grpo_mlflow.forward.prefix_tree import Ids, Level, Tree, in_a_row, prompt_levels
@@ -109,7 +110,13 @@ def logprobs(
         hidden = llama_pass.hidden_states(model, batch.ids, batch.positions, batch, batch.picks)
     else:
         hidden = _hidden_states(model, batch, layer)
-    found = token_logprobs(hidden, layer.weight, layer.bias, batch.targets, temperature, entropy_gradient, sampled, cap)
+    exactly: AbstractContextManager[None] = nullcontext()
+    if isinstance(layer, layers.Float32Linear):
+        hidden, exactly = hidden.float(), torch.autocast(hidden.device.type, enabled=False)
+    with exactly:
+        found = token_logprobs(
+            hidden, layer.weight, layer.bias, batch.targets, temperature, entropy_gradient, sampled, cap
+        )
     chosen, entropy = (
         torch.zeros(batch.mask.shape, device=value.device).masked_scatter(batch.mask, value) for value in found
     )
@@ -126,7 +133,7 @@ def _hidden_states(model: Any, batch: Prefixes, layer: nn.Linear) -> Tensor:
 
 def output_layer(model: Any) -> nn.Linear:
     """Return the layer that makes logits of hidden states; raise NotImplementedError if it is no plain one."""
-    layer = getattr(model, "module", model).get_output_embeddings()
-    if type(layer) is not nn.Linear:
+    layer: nn.Linear = getattr(model, "module", model).get_output_embeddings()
+    if not layers.is_plain(layer):
         raise NotImplementedError(f"its output layer is a {type(layer).__name__}")
     return layer

@@ -40,6 +40,7 @@ LONG_ROWS: Mapping[str, float] = {
 }
 LONG_COMPLETIONS: Mapping[str, float] = {**LONG_ROWS, "ALONE_FROM_TOKENS": 0, "ALONE_LONGEST_PROMPT": math.inf}
 MANY_ROWS: Mapping[str, float] = {**LONG_ROWS, "COPIED_TOKENS": 0}
+_DIFFERENTIATED = (torch.float32, torch.float64)  # weights in fewer bits are never trained
 _LAYER = re.compile(r".*?\.\d+(?=\.)")  # what the names of a layer's tensors begin with
 _PREFIX = 8  # tokens that the prompts of `few` begin alike with: enough to be computed once
 
@@ -185,7 +186,7 @@ def _felt(model: Any) -> dict[str, Tensor]:
     """Return the small tensors of a model, and of layers without any the smallest."""
     layers: dict[str, list[tuple[str, Tensor]]] = {}
     for name, each in model.named_parameters():
-        if each.is_floating_point():
+        if each.dtype in _DIFFERENTIATED:
             layer = _LAYER.match(name)
             layers.setdefault(layer.group() if layer else "", []).append((name, each))
     found: dict[str, Tensor] = {}

@@ -142,7 +142,7 @@ class Generators:
     def _load_initial(self) -> Policy:
         if self._policy.has_adapter and lora.base_of(self._initial) is None:
             return self._policy.base()  # training started from it, with an adapter that changed nothing yet
-        found = load_as(self._config.model, self._initial, self._policy.device)
+        found = load_as(self._config.model, self._initial, self._policy.device, frozen=True)
         found.model.requires_grad_(False)
         return found
 

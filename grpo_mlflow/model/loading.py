@@ -26,7 +26,8 @@ def trained(config: Config, source: str | Path, device: torch.device) -> Policy:
         ModelError: it cannot be loaded.
         ConfigError: it cannot have such an adapter, or completions so long.
     """
-    found, settings = policy.load_as(config.model, source, device), config.model.lora
+    settings = config.model.lora
+    found = policy.load_as(config.model, source, device, frozen=bool(settings.rank))
     _require_room(config.generation.max_new_tokens, "generation.max_new_tokens", found)
     if config.eval.enabled:
         _require_room_of_evaluation(config, found)
@@ -48,7 +49,7 @@ def measured(config: Config, source: str | Path, device: torch.device) -> Policy
         ModelError: it cannot be loaded.
         ConfigError: it cannot have completions so long.
     """
-    found = policy.load_as(config.model, source, device)
+    found = policy.load_as(config.model, source, device, frozen=lora.base_of(source) is not None)
     _require_room_of_evaluation(config, found)
     return found
 
@@ -80,7 +81,7 @@ def reference(config: Config, actor: Policy, initial: Callable[[], str | Path]) 
     if actor.has_adapter and lora.base_of(named) is None:
         return actor.base()
     device = policy.device_of(model.ref_device, "model.ref_device") if model.ref_device else actor.device
-    found = policy.load_as(model, named, device)
+    found = policy.load_as(model, named, device, frozen=True)
     found.model.requires_grad_(False)
     return found
 
@@ -107,7 +108,7 @@ def merge(
         raise ConfigError(f"output = {str(output)!r}: exists already; allowed: a new folder")
     if lora.base_of(source) is None:
         raise ConfigError(f"model = {str(source)!r}: is no LoRA adapter, so there is nothing to merge")
-    found = policy.load_as(settings, source, torch.device("cpu"))
+    found = policy.load_as(settings, source, torch.device("cpu"), frozen=True)
     require(found)
     try:
         found.save_plain(folder)

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from grpo_mlflow import seeding
 from grpo_mlflow.config import LoraConfig
 from grpo_mlflow.errors import ConfigError, ModelError, one_line
+from grpo_mlflow.forward import layers
 from grpo_mlflow.model import folder, lora_settings, reading
 from grpo_mlflow.program import program
 
@@ -160,7 +161,8 @@ def save(model: Any, path: Path) -> None:
 
 
 def _inject(model: Any, config: Any) -> None:
-    importlib.import_module("peft").inject_adapter_in_model(config, model, _NAME)
+    with layers.shown_in_float32(model):  # peft gives an adapter the type of the weight that it is for
+        importlib.import_module("peft").inject_adapter_in_model(config, model, _NAME)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_MARK in name)
     model.eval()
@@ -247,10 +249,10 @@ def _layers(model: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def merged(model: Any, device: torch.device | str | None = None) -> Any:
-    """Return a plain model with the adapter added into its weights, on `device` (null: where they are).
+    """Return a plain float32 model with the adapter added into its weights, on `device` (null: where they are).
 
-    Weights without an adapter are shared with `model`, which stays as it is. Each merged layer is compared with the one
-    that it replaces; as all else is shared, the models are then equal.
+    Weights without an adapter are shared with `model`, which stays as it is; those in fewer bits are converted. Each
+    merged layer is compared with the one that it replaces; as all else is the same, the models are then equal.
 
     Raises:
         ModelError: a merged layer computes something else than the layer with its adapter.
@@ -261,6 +263,8 @@ def merged(model: Any, device: torch.device | str | None = None) -> Any:
         linear = layer.get_base_layer()
         tokens = _hidden_states(layer)
         before, expected = linear(tokens), layer(tokens)
+        if isinstance(linear, layers.StoredLinear):
+            linear = linear.dense()
         weight = linear.weight + layer.get_delta_weight(_NAME).to(linear.weight.dtype)
         linear.weight = nn.Parameter(weight)
         scale = max(float(before.abs().max()), float((expected - before).abs().max()))
@@ -273,6 +277,7 @@ def merged(model: Any, device: torch.device | str | None = None) -> Any:
         linear.weight.data = weight.to(device or weight.device)
         parent, _, attribute = name.rpartition(".")
         setattr(plain.get_submodule(parent), attribute, linear)
+    layers.unstore(plain, device)
     del plain.peft_config
     return plain
 
@@ -280,6 +285,5 @@ def merged(model: Any, device: torch.device | str | None = None) -> Any:
 def _hidden_states(layer: Any) -> Tensor:
     """Return what a layer takes for a few tokens, drawn the same each time: (tokens, in features)."""
     generator = torch.Generator().manual_seed(0)
-    weight = layer.get_base_layer().weight
     drawn = torch.randn(_TOKENS, layer.in_features, generator=generator)
-    return drawn.to(weight.device, weight.dtype)
+    return drawn.to(layer.get_base_layer().weight.device)

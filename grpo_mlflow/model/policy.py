@@ -24,7 +24,8 @@ from transformers.utils import logging as transformers_logging
 
 from grpo_mlflow.config import ModelConfig
 from grpo_mlflow.errors import ConfigError, UserError
-from grpo_mlflow.model import lora, reading
+from grpo_mlflow.forward import layers
+from grpo_mlflow.model import lora, quantized, reading
 from grpo_mlflow.types import Problem, Prompt
 
 
@@ -163,8 +164,24 @@ def device_of(device: str, key: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def load_as(settings: ModelConfig, source: str | Path, device: torch.device) -> Policy:
-    """Load a model the way the config says; see `load`."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How a model's own weights are stored. An adapter is float32 anyway.
+
+    `dtype`: the type of the matrices. `in_4_bits`: those of linear layers as NF4. Both are for models that are not
+    trained. `float32_head`: the output layer computes in float32, whatever the others do.
+    """
+
+    dtype: torch.dtype = torch.float32
+    in_4_bits: bool = False
+    float32_head: bool = False
+
+
+FLOAT32 = Stored()
+
+
+def load_as(settings: ModelConfig, source: str | Path, device: torch.device, *, frozen: bool = False) -> Policy:
+    """Load a model the way the config says; see `load`. `frozen`: none of its own weights will be trained."""
     return load(
         source,
         device,
@@ -174,6 +191,11 @@ def load_as(settings: ModelConfig, source: str | Path, device: torch.device) -> 
         chat=settings.chat_template == "auto",
         template_settings=settings.chat_template_kwargs,
         written_out=settings.forward_pass == "auto",
+        stored=Stored(
+            getattr(torch, settings.frozen_dtype) if frozen else torch.float32,
+            in_4_bits=frozen and settings.quantization == "nf4",
+            float32_head=settings.cast_lm_head_to_fp32,
+        ),
     )
 
 
@@ -187,6 +209,7 @@ def load(
     chat: bool = True,
     template_settings: Mapping[str, Any] = MappingProxyType({}),
     written_out: bool = True,
+    stored: Stored = FLOAT32,
 ) -> Policy:
     """Load a hub id or a folder with float32 weights; `dtype` is that of the computation.
 
@@ -203,9 +226,9 @@ def load(
     name = base or source
     config = reading.read_config(name, trust_remote_code=trust_remote_code)
     tokenizer = reading.read_tokenizer(source, trust_remote_code=trust_remote_code)
-    model = reading.read_model(
-        name, config, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
-    )
+    others = {"attn_implementation": attn_implementation, **quantized.arguments(stored.in_4_bits, device)}
+    model = reading.read_model(name, config, trust_remote_code=trust_remote_code, **others)
+    _store(model, stored, name, dtype)  # before it is moved: a GPU never holds what is too large for it
     model.to(device).eval()
     reading.require_finite(name, dict(model.named_parameters()))
     if base is not None:
@@ -226,6 +249,28 @@ def load(
     with found.autocast() if low else nullcontext():
         reading.require_causal(source, model)
     return found
+
+
+def _store(model: Any, stored: Stored, name: str | Path, dtype: str) -> None:
+    """Let a model that was just read store its weights so.
+
+    Raises:
+        ConfigError: its output layer cannot compute in float32.
+    """
+    if stored.in_4_bits:
+        quantized.take_over(model)
+    if stored.dtype != torch.float32:
+        layers.store(model, stored.dtype)
+    if stored.in_4_bits or stored.dtype != torch.float32:
+        for parameter in model.parameters():
+            if parameter.dtype == torch.float32:  # it may be a view of the file, all of which would stay in memory
+                parameter.data = parameter.data.clone()
+    if not stored.float32_head or dtype == "float32":
+        return
+    try:
+        layers.use_float32(model)
+    except NotImplementedError as error:
+        raise ConfigError(f"model.cast_lm_head_to_fp32 = true: of {str(name)!r}, {error}; allowed: false") from error
 
 
 def recompute_activations(model: Any) -> None:

@@ -137,8 +137,13 @@ def pad_id(tokenizer: Any, model: Any, ends: Collection[int]) -> int:
     return int(named) if inside else min(ends)
 
 
-def read_model(name: str | Path, config: Any, *, trust_remote_code: bool, attn_implementation: str | None) -> Any:
+def read_model(
+    name: str | Path, config: Any, *, trust_remote_code: bool, attn_implementation: str | None, **others: Any
+) -> Any:
     """Return the model of a folder or hub id with float32 weights, all of them from its files.
+
+    Args:
+        others: further arguments of `from_pretrained`.
 
     Raises:
         ModelError: its files are damaged or not those of the model that `config` describes.
@@ -154,6 +159,7 @@ def read_model(name: str | Path, config: Any, *, trust_remote_code: bool, attn_i
             attn_implementation=attn_implementation,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told below, with their names
+            **others,
         )
     _require_all(found, name)
     return model

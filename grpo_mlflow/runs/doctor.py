@@ -20,21 +20,22 @@ import torch
 from grpo_mlflow import tasks, tracking
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ConfigError, StoreAway, UserError, one_line, redact
-from grpo_mlflow.forward import ways
+from grpo_mlflow.forward import layers, ways
 from grpo_mlflow.generation import Generator, Generators
 from grpo_mlflow.generation.local.generator import LocalGenerator
 from grpo_mlflow.generation.server.fleet import Fleet
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.sync import SYNCS
-from grpo_mlflow.model import loading, policy
+from grpo_mlflow.model import loading, memory, policy
+from grpo_mlflow.model.memory import Shape, Workload
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.runs import messages, models, preflight, samples
+from grpo_mlflow.runs import messages, models, plan, preflight, samples
 from grpo_mlflow.runs.server_checks import Caution, ServerCheckup, Trouble
 from grpo_mlflow.types import Prompt
 
 _PACKAGES = ("torch", "transformers", "accelerate", "mlflow", "optuna", "openai")
 _A_MODEL = "set model.train_id to a folder with config.json, tokenizer and safetensors weights, or a hub id"
-_WEIGHT_BYTES = 4  # float32
+_LIKE = 0.01  # of the weights: by so much a shape may be off; one of experts, say, is much more
 _STATE_BYTES = 12  # per trained parameter: gradient, two moments of AdamW
 
 
@@ -172,28 +173,32 @@ class Doctor:
                 remedy = f"set {line.partition(' = ')[0]} to what the line allows"
             raise Trouble(line, remedy or _A_MODEL) from error
         task = tasks.of(self.config)
-        size, way = sum(p.numel() for p in found.model.parameters()), ways.scoring(found.model)
+        size, way = sum(layers.numbers(p) for p in found.model.parameters()), ways.scoring(found.model)
         slower = "" if way.reason is None else f", each completion with its prompt: {way.reason}"
         told = (messages.sampled_how(self.config, found), preflight.idle_arguments(self.config, task, found))
         proven = f"{model.train_id}, {size / 1e6:.1f} M parameters, proven in {seconds:.1f}s{slower}"
         return "; ".join([proven, *(line for line in told if line)])
 
     def _memory(self, actor: Policy) -> str:
-        size = sum(p.numel() for p in actor.model.parameters())
-        trained = sum(p.numel() for p in actor.model.parameters() if p.requires_grad)
-        needed = size * _WEIGHT_BYTES + trained * _STATE_BYTES
-        if self.config.train.kl_coef > 0 and not actor.has_adapter:  # without its adapter it is the reference
-            needed += size * _WEIGHT_BYTES
-        generation = self.config.generation
-        frozen = generation.sync == "none" and generation.behaviour_logprobs == "recompute"
-        if frozen and generation.backend != "local" and not actor.has_adapter:  # the weights that the server keeps
-            needed += size * _WEIGHT_BYTES
-        held = size * _WEIGHT_BYTES  # the model is loaded already
-        if actor.device.type == "cuda":
+        config, on_gpu = self.config, actor.device.type == "cuda"
+        if on_gpu:
             free, where = torch.cuda.mem_get_info(actor.device)[0], str(actor.device)
         else:
             free, where = psutil.virtual_memory().available, "this machine"
-        return enough("memory", needed - held, free, where, "a smaller model, another model.device, train.kl_coef=0")
+        held = sum(memory.held(p) for p in actor.model.parameters())  # the model is loaded already
+        shape = _shape(actor)
+        if shape is None:  # of another architecture: no more is known than what its weights need
+            return enough("memory", _of_weights(config, actor) - held, free, where, "a smaller model, train.kl_coef=0")
+        work = plan.workload(config, len(self._prompt(actor).token_ids))
+
+        def size(changed: Workload) -> float:
+            found = plan.need(shape, changed, config)
+            return found.total if on_gpu else found.total + sum(found.host.values())
+
+        chosen, fits = plan.to_fit(work, size, free + held, plan.STEPS if on_gpu else plan.ON_HOST)
+        remedy = " ".join(chosen) if fits else f"a smaller model, or several GPUs; {' '.join(chosen)} is not enough"
+        line = enough("memory", size(work) - held, free, where, remedy)
+        return f"{line}; GiB by part: {plan.told(plan.need(shape, work, config))}"
 
     def _disk(self, actor: Policy) -> str:
         size = sum(p.numel() for p in actor.model.parameters() if p.requires_grad)
@@ -251,6 +256,24 @@ class Doctor:
     def _prompt(self, actor: Policy) -> Prompt:
         task = tasks.of(self.config)
         return actor.prompt(task.problem("train", self.config.data.train_seed_start))
+
+
+def _shape(actor: Policy) -> Shape | None:
+    """Return the shape of a model; None if it is none of those that `Shape` describes."""
+    own = sum(layers.numbers(p) for name, p in actor.model.named_parameters() if ".lora_" not in name)
+    try:
+        found = Shape.of(actor.model.config.get_text_config().to_dict())
+        return found if abs(found.parameters - own) <= _LIKE * own else None
+    except (KeyError, TypeError):
+        return None
+
+
+def _of_weights(config: Config, actor: Policy) -> float:
+    """Return the bytes of weights, gradients and AdamW, and of a reference."""
+    own = sum(memory.held(p) for p in actor.model.parameters())
+    trained = sum(p.numel() for p in actor.model.parameters() if p.requires_grad)
+    second = config.train.kl_coef > 0 and not actor.has_adapter  # without its adapter it is the reference
+    return float(own * (1 + second) + trained * _STATE_BYTES)
 
 
 def enough(what: str, needed: float, free: float, where: str, remedy: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from grpo_mlflow import errors
 from grpo_mlflow.algorithm import statistics
 from grpo_mlflow.config import Config, checks, remedies
+from grpo_mlflow.forward import layers
 from grpo_mlflow.generation.local import ways
 from grpo_mlflow.model import policy, tiny
 from grpo_mlflow.program import program
@@ -41,7 +42,7 @@ def loading(model: str) -> str:
 
 
 def introduce(config: Config, actor: policy.Policy, seconds: float) -> str:
-    size = sum(p.numel() for p in actor.model.parameters())
+    size = sum(layers.numbers(p) for p in actor.model.parameters())
     trained = sum(p.numel() for p in actor.model.parameters() if p.requires_grad)
     of_these = f", {trained / 1e6:.2f} M of them trained" if trained < size else ""
     data = config.data

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from grpo_mlflow.errors import ModelError, UserError, one_line
-from grpo_mlflow.forward import attention, llama_pass, trial, ways
+from grpo_mlflow.forward import attention, layers, llama_pass, trial, ways
 from grpo_mlflow.generation.local import ways as sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.files import cache_root, write_whole
@@ -40,7 +40,16 @@ _NAMED = re.compile(
 )
 _SPLIT = re.compile("chunk_size")
 _STRETCHED = ("longrope", "dynamic", "'su'", "llama_4_scaling")  # angles or scores that go by the length of a text
-_KERNELS = ("flash-attn", "causal-conv1d", "mamba-ssm", "flash-linear-attention", "kernels", "xformers", "peft")
+_KERNELS = (
+    "bitsandbytes",
+    "flash-attn",
+    "causal-conv1d",
+    "mamba-ssm",
+    "flash-linear-attention",
+    "kernels",
+    "xformers",
+    "peft",
+)
 
 
 def prove(policy: Policy, most: int) -> tuple[Policy, float]:
@@ -126,7 +135,7 @@ def _lengths(policy: Policy, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _size(policy: Policy) -> int:
-    return sum(parameter.numel() for parameter in policy.model.parameters())
+    return sum(layers.numbers(parameter) for parameter in policy.model.parameters())
 
 
 def _next_switch(policy: Policy, most: int) -> int | None:
@@ -165,7 +174,8 @@ def _key(policy: Policy, most: int) -> str:
         _source(type(policy.model)),
         f"{_processor(policy.device)} {policy.dtype} {policy.written_out}",
         f"{most} {policy.vocabulary} {policy.has_adapter} {policy.pad_id} {llama_pass.serves(policy.model)}",
-        *(f"{name} {tuple(each.shape)} {_few(each)}" for name, each in _tensors(policy.model)),
+        f"{type(policy.model.get_output_embeddings()).__name__}",  # one in float32 computes something else
+        *(f"{name} {tuple(each.shape)} {each.dtype} {_few(each)}" for name, each in _tensors(policy.model)),
     ]
     return _digest("\n".join(parts).encode())
 

@@ -22,6 +22,7 @@ import psutil
 import torch
 
 from grpo_mlflow.config import Config
+from grpo_mlflow.forward import layers
 from grpo_mlflow.forward.prefix_tree import common_prefix
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.types import Group
@@ -45,7 +46,7 @@ class Costs:
         """Read them off a model's weights; experts that a token does not pass count as well."""
         head = model.get_output_embeddings().weight
         outer = {id(head), id(model.get_input_embeddings().weight)}
-        body = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in outer)
+        body = sum(layers.numbers(p) for p in model.parameters() if p.ndim >= 2 and id(p) not in outer)
         config = model.config
         return cls(2.0 * body, 2.0 * head.numel(), 4.0 * config.hidden_size * config.num_hidden_layers)
 

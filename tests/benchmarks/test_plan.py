@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.plan import GSM8K, H100, QWEN, Machine, Shape, Workload, forward_flops, plan, tables
+from benchmarks.plan import GSM8K, H100, QWEN, Machine, forward_flops, plan, tables
+from grpo_mlflow.model.memory import Shape, Workload
 from grpo_mlflow.training.throughput import Costs
 from tests.support.groups import make_groups
 from tests.support.paths import ROOT
@@ -60,7 +61,7 @@ def test_memory_is_the_sum_of_its_parts() -> None:
     """By hand: N weights at 4 + 4 + 8 bytes, 4 for the reference, 2 for the copies, 4 for the buckets of DDP."""
     number = LLAMA.parameters
     alone, among = (plan(LLAMA, GSM8K, H100, count).training for count in (1, 8))
-    fixed = ("weights", "gradients", "AdamW", "reference", "bfloat16 copies")
+    fixed = ("weights", "gradients", "optimizer state", "reference", "bfloat16 copies")
     assert sum(alone[name] for name in fixed) == 22 * number
     assert (alone["buckets of DDP"], among["buckets of DDP"]) == (0, 4 * number)
     full = plan(LLAMA, replace(GSM8K, bfloat16=False, reference=False), H100).training

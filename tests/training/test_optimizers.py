@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from grpo_mlflow import runs
 from grpo_mlflow.config import TrainConfig
 from grpo_mlflow.config.optimizers import OPTIMIZERS
+from grpo_mlflow.errors import ModelError
 from grpo_mlflow.training.checkpoint import load_optimizer, save_optimizer
 from grpo_mlflow.training.optimizers import create
 from tests.support.groups import fresh, make_groups
@@ -28,11 +31,11 @@ def made(name: str = "adamw", options: dict[str, Any] | None = None, **settings:
     return create([parameter], TrainConfig(optimizer=name, optimizer_options=options or {}, **settings))
 
 
-def steps(optimizer: torch.optim.Optimizer, gradients: list[list[float]]) -> torch.Tensor:
+def steps(optimizer: torch.optim.Optimizer, gradients: Sequence[list[float] | Tensor]) -> torch.Tensor:
     """Take a step with each gradient and return the parameter."""
     (parameter,) = optimizer.param_groups[0]["params"]
     for gradient in gradients:
-        parameter.grad = torch.tensor(gradient)
+        parameter.grad = torch.as_tensor(gradient).clone()
         optimizer.step()
     result: torch.Tensor = parameter.detach().clone()
     return result
@@ -76,8 +79,82 @@ def test_an_update_changes_the_weights(name: str, options: dict[str, Any]) -> No
     assert not all(torch.equal(value, before[key]) for key, value in policy.model.state_dict().items())
 
 
-def test_a_resumed_run_has_the_momentum_of_sgd(shared_store: str) -> None:
-    sgd = ("train.optimizer=sgd", "train.lr=0.05", "eval.enabled=false", "train.lr_schedule=constant")
-    whole = runs.train(small(shared_store, *sgd))
-    part = runs.train(small(shared_store, *sgd, "train.iterations=2"))
+@pytest.mark.parametrize(
+    ("name", "lr", "offload"), [("sgd", 0.05, "none"), ("adamw8bit", 0.003, "none"), ("adamw8bit", 0.003, "cpu")]
+)
+def test_a_resumed_run_has_the_state_of_its_optimizer(name: str, lr: float, offload: str, shared_store: str) -> None:
+    own = (f"train.optimizer={name}", f"train.lr={lr}", "eval.enabled=false", "train.lr_schedule=constant")
+    whole = runs.train(small(shared_store, *own))
+    part = runs.train(small(shared_store, *own, "train.iterations=2", f"train.optimizer_offload={offload}"))
     same(whole, resume(shared_store, part.run_id, "train.iterations=4"), shared_store)
+
+
+# In 8 bits
+
+SHAPE = (61, 85)  # 5185 numbers: blocks of 256, and one that is not full; below 4096 all is float32
+
+
+def wide(name: str) -> torch.optim.Optimizer:
+    draw = torch.Generator().manual_seed(0)
+    return create([torch.nn.Parameter(torch.randn(SHAPE, generator=draw))], TrainConfig(optimizer=name, lr=0.1))
+
+
+def drawn(count: int) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randn(SHAPE, generator=draw) for _ in range(count)]
+
+
+def test_a_state_in_8_bits_goes_on_exactly_and_weighs_a_quarter(tmp_path: Path) -> None:
+    gradients = drawn(5)
+    whole, before, after = (wide("adamw8bit") for _ in range(3))
+    expected = steps(whole, gradients)
+    reached = steps(before, gradients[:3])
+    save_optimizer(before, tmp_path / "optimizer.safetensors")
+    after.param_groups[0]["params"][0].data.copy_(reached)
+    load_optimizer(after, tmp_path / "optimizer.safetensors")
+    assert torch.equal(steps(after, gradients[3:]), expected)
+    (state,) = after.state.values()
+    held = {key: value.nbytes for key, value in state.items() if isinstance(value, torch.Tensor)}
+    assert held["state1"] == held["state2"] == 5185
+    assert held["absmax1"] == held["absmax2"] == 4 * 21  # a scale per 256 numbers
+    assert sum(held.values()) == 2 * (5185 + 4 * 21 + 4 * 256)  # and what each of the 256 codes means
+
+
+def test_adamw_in_8_bits_begins_as_adamw_and_stays_near() -> None:
+    """A step is taken with moments in float32; what the next one begins with is rounded."""
+    given = wide("adamw").param_groups[0]["params"][0].detach().clone()
+    for count, allowed in ((1, 1e-6), (5, 0.1)):
+        exact, rough = (steps(wide(name), drawn(count)) - given for name in ("adamw", "adamw8bit"))
+        assert (rough - exact).norm() < allowed * exact.norm()
+
+
+def test_a_damaged_state_in_8_bits_is_refused(tmp_path: Path) -> None:
+    before = wide("adamw8bit")
+    steps(before, drawn(1))
+    (state,) = before.state.values()
+    state["absmax1"] = state["absmax1"][:-1]
+    save_optimizer(before, tmp_path / "optimizer.safetensors")
+    with pytest.raises(ModelError, match=r"0\.absmax1 is \(20,\)"):
+        load_optimizer(wide("adamw8bit"), tmp_path / "optimizer.safetensors")
+
+
+# Offloaded
+
+
+@EVERY
+def test_an_offloaded_optimizer_gives_the_same_numbers(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    results = []
+    for offload in ("none", "cpu"):
+        policy = fresh()
+        own: dict[str, Any] = {"optimizer": name, "optimizer_options": options, "optimizer_offload": offload}
+        made = learner(policy, 8, epochs=2, lr=0.05, lr_warmup_steps=2, **own)  # several steps, at several rates
+        metrics = [made.update(make_groups(4), 0, 0)]
+        made.save(tmp_path / offload)
+        again = learner(policy, 8, epochs=2, lr=0.05, lr_warmup_steps=2, **own)
+        again.restore(tmp_path / offload, made.step, made.kl_coef)
+        metrics += [again.update(make_groups(4, seed=1), 0, 1)]
+        results.append((metrics, list(policy.model.parameters()), (tmp_path / offload).read_bytes()))
+    (metrics, weights, state), (others, same_weights, same_state) = results
+    assert metrics == others
+    assert all(torch.equal(one, other) for one, other in zip(weights, same_weights, strict=True))
+    assert state == same_state

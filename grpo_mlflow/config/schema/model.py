@@ -65,6 +65,16 @@ class ModelConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "number type of the computation; weights and optimizer state stay float32"
     )
+    frozen_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "number type in which weights that are not trained are stored: the base of an adapter, the reference model",
+    )
+    quantization: Literal["none", "nf4"] = setting(
+        "none", "nf4: linear layers of an adapter's base model are stored in 4 bits (needs bitsandbytes)"
+    )
+    cast_lm_head_to_fp32: bool = setting(
+        False, "compute the output layer in float32 where model.dtype is bfloat16, in training and sampling alike"
+    )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
         setting(
             None,

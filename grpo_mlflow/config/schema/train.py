@@ -33,10 +33,18 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     )
     epochs: Positive = setting(1, "passes over the rollouts of an iteration")
     optimizer: Annotated[str, OneOf(OPTIMIZERS)] = setting(
-        "adamw", "optimizer; adamw, or sgd with momentum, which needs half the memory and a learning rate of its own"
+        "adamw",
+        "optimizer; adamw, adamw8bit (its state takes a quarter of the memory; needs bitsandbytes), or sgd with "
+        "momentum, which needs half the memory and a learning rate of its own",
     )
     optimizer_options: dict[str, JsonValue] = setting(
-        {}, "options of the optimizer: betas and eps of adamw, momentum of sgd"
+        {}, "options of the optimizer: betas and eps of adamw and adamw8bit, momentum of sgd"
+    )
+    optimizer_offload: Literal["none", "cpu"] = setting(
+        "none",
+        "cpu: the optimizer's state and a copy of the trained weights live in host memory, and its step runs there",
+        resume=True,
+        compared=False,
     )
     lr: PositiveFloat = setting(
         1e-5,

@@ -177,7 +177,8 @@ class LocalGenerator:
 @contextmanager
 def _casts_kept(model: Any) -> Iterator[None]:
     """Autocast keeps the cast of a weight only if it can have a gradient: where none is taken, let all look so."""
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    # not those in 4 bits, which are no floating-point numbers and are never cast
+    frozen = [each for each in model.parameters() if not each.requires_grad and each.is_floating_point()]
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
