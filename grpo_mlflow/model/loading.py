@@ -68,6 +68,15 @@ def _require_room(new: int, key: str, found: Policy) -> None:
         )
 
 
+def is_own_reference(config: Config, actor: Policy, initial: Callable[[], str | Path]) -> bool:
+    """Return whether the reference is the trained model without its adapter; arguments as of `reference`."""
+    return actor.has_adapter and lora.base_of(_named_reference(config, initial)) is None
+
+
+def _named_reference(config: Config, initial: Callable[[], str | Path]) -> str | Path:
+    return initial() if config.model.ref_id is None else model_source(config.model.ref_id, config)
+
+
 def reference(config: Config, actor: Policy, initial: Callable[[], str | Path]) -> Policy | None:
     """Return the reference model of the KL term, None where that has no weight; `initial` names model.train_id.
 
@@ -76,9 +85,9 @@ def reference(config: Config, actor: Policy, initial: Callable[[], str | Path]) 
     if config.train.kl_coef == 0:
         return None
     model = config.model
-    named = initial() if model.ref_id is None else model_source(model.ref_id, config)
-    if actor.has_adapter and lora.base_of(named) is None:
+    if is_own_reference(config, actor, initial):
         return actor.base()
+    named = _named_reference(config, initial)
     device = policy.device_of(model.ref_device, "model.ref_device") if model.ref_device else actor.device
     found = policy.load_as(model, named, device)
     found.model.requires_grad_(False)

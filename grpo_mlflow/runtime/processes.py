@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -227,6 +227,14 @@ class Processes:
         finally:
             self._blocked = False
         self._require_all()
+
+    @contextmanager
+    def inside(self, block: AbstractContextManager[None]) -> Iterator[None]:
+        """Enter a block whose beginning, not its end, exchanges something with the others."""
+        with ExitStack() as stack:
+            with self.collective():
+                stack.enter_context(block)
+            yield
 
     def _require_all(self) -> None:
         assert self._heartbeat is not None

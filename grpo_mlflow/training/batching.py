@@ -71,6 +71,14 @@ def micro_batches(rows: Sequence[Row], indices: Sequence[int], size: int) -> lis
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
+def alike_batches(rows: Sequence[Row], indices: Sequence[int], size: int) -> list[list[int]]:
+    """Split indices into micro-batches of at most `size` rows of the same width."""
+    widths: dict[int, list[int]] = {}
+    for i in indices:
+        widths.setdefault(rows[i].width, []).append(i)
+    return [widths[w][start : start + size] for w in sorted(widths) for start in range(0, len(widths[w]), size)]
+
+
 def prompt_batches(rows: Sequence[Row], indices: Sequence[int], size: int) -> list[list[int]]:
     """Split indices into micro-batches of at most `size` rows that keep rows of one prompt together.
 

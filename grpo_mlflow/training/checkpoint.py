@@ -23,9 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from grpo_mlflow.errors import ModelError, one_line
 from grpo_mlflow.runtime.files import write_whole
@@ -198,31 +196,6 @@ class CheckpointStore:
         """Delete a checkpoint."""
         (self.root / name / "manifest.json").unlink()  # first, or a kill would leave one that looks whole
         shutil.rmtree(self.root / name)
-
-
-def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Write the per-parameter state as safetensors: `<parameter index>.<name>`."""
-    state = optimizer.state_dict()["state"]
-    tensors = {f"{i}.{name}": torch.as_tensor(value) for i, entry in state.items() for name, value in entry.items()}
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Restore what `save_optimizer` wrote into an optimizer over the same parameters.
-
-    Raises:
-        ModelError: it is of another model, or damaged.
-    """
-    state: dict[int, dict[str, Any]] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    with reading(path):
-        for name, tensor in load_file(path).items():
-            index, _, field = name.partition(".")
-            shape = parameters[int(index)].shape
-            if tensor.ndim and tensor.shape != shape:
-                raise ValueError(f"{name} is {tuple(tensor.shape)}, its parameter {tuple(shape)}")
-            state.setdefault(int(index), {})[field] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import torch
 from grpo_mlflow import runs
 from grpo_mlflow.config import TrainConfig
 from grpo_mlflow.config.optimizers import OPTIMIZERS
-from grpo_mlflow.training.checkpoint import load_optimizer, save_optimizer
+from grpo_mlflow.training import optimizer_files
 from grpo_mlflow.training.optimizers import create
 from tests.support.groups import fresh, make_groups
 from tests.support.small_runs import resume, same, small
@@ -63,9 +63,9 @@ def test_a_saved_state_goes_on_exactly(name: str, options: dict[str, Any], tmp_p
     whole, before, after = (made(name, options, lr=0.1) for _ in range(3))
     expected = steps(whole, first + second)
     reached = steps(before, first)
-    save_optimizer(before, tmp_path / "optimizer.safetensors")
+    optimizer_files.save(before, tmp_path / "optimizer.safetensors")
     after.param_groups[0]["params"][0].data.copy_(reached)
-    load_optimizer(after, tmp_path / "optimizer.safetensors")
+    optimizer_files.load(after, tmp_path / "optimizer.safetensors")
     assert torch.equal(steps(after, second), expected)
 
 

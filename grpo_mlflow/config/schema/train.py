@@ -31,6 +31,14 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     optimizer_options: dict[str, JsonValue] = setting(
         {}, "options of the optimizer: betas and eps of adamw, momentum of sgd"
     )
+    sharding: Literal["none", "full"] = setting(
+        "none",
+        "with several processes: each holds all weights (none), or 1/N of weights, gradients and optimizer state "
+        "(full, FSDP)",
+        resume=True,
+        compared=False,
+        varies=False,
+    )
     lr: PositiveFloat = setting(
         1e-5,
         "peak learning rate; usual: 1e-6 to 1e-5 for hub models, ten times that for adapters, 1e-4 to "

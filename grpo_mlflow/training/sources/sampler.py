@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from grpo_mlflow.config import Config
-from grpo_mlflow.generation import Begun, Generator, Overlapping, training_sampling
+from grpo_mlflow.generation import Begun, Generator, Overlapping, training_sampling, weights
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Task
@@ -64,7 +64,9 @@ class Sampler:
                 key=key,
             )
 
-        return self.form(problems, self._processes.together(self._processes.agreed(own_share)))
+        with self._processes.inside(weights(self.generator)):
+            judged = self._processes.agreed(own_share)
+        return self.form(problems, self._processes.together(judged))
 
     def begin(self, prompts: Sequence[Prompt], key: tuple[str | int, ...]) -> Begun:
         """Begin to sample what `sample` would, in this process's generator, and return at once."""

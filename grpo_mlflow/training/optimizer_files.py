@@ -1,0 +1,68 @@
+"""An optimizer's state on disk: `<parameter index>.<name>` in a safetensors file, also of a model in shards.
+
+A sharded one is gathered, and read, tensor by tensor: each process reads the rows that are its own, whatever number of
+processes wrote the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from grpo_mlflow.model import sharding, tensor_files
+from grpo_mlflow.training.checkpoint import reading
+
+
+def save(optimizer: torch.optim.Optimizer, path: Path, model: Any = None) -> None:
+    """Write the per-parameter state; of a model in shards the first process does it, in `sharding.leading`."""
+    tensors = states(optimizer)
+    if model is None or not sharding.is_sharded(model):
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        return
+    numbers = {name: number for number, name in enumerate(tensors)}
+    tensor_files.write(path, tensors, lambda name: sharding.full(model, sharding.STATE, numbers[name]), of_torch=False)
+
+
+def states(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the tensors of the state by name, in the same order in all processes."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": torch.as_tensor(value) for i, entry in state.items() for name, value in entry.items()}
+
+
+def load(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Restore what `save` wrote into an optimizer over the same parameters.
+
+    Raises:
+        ModelError: it is of another model, or damaged.
+    """
+    state: dict[int, dict[str, Any]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    with reading(path):
+        for name, tensor in _read(path, parameters).items():
+            index, _, field = name.partition(".")
+            shape = parameters[int(index)].shape
+            if tensor.ndim and tensor.shape != shape:
+                raise ValueError(f"{name} is {tuple(tensor.shape)}, its parameter {tuple(shape)}")
+            state.setdefault(int(index), {})[field] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _read(path: Path, parameters: list[Any]) -> Mapping[str, Tensor]:
+    if not any(sharding.is_shard(parameter) for parameter in parameters):
+        whole: dict[str, Tensor] = load_file(path)
+        return whole
+    found: dict[str, Tensor] = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            like, part = parameters[int(name.partition(".")[0])], file.get_slice(name)
+            if tuple(part.get_shape()) == tuple(like.shape):
+                found[name] = sharding.slice_of(like, lambda rows: part[rows].to(like.device))  # noqa: B023 - at once
+            else:  # a number of its own, or what is refused
+                found[name] = file.get_tensor(name)
+    return found
