@@ -12,7 +12,7 @@ Inside `leading` no other exchange may take place, and an error of the first pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -211,10 +211,10 @@ def rest(model: Any) -> None:
         _KNOWN[model].rest()
 
 
-def hold_states(model: Any, states: Sequence[Tensor]) -> None:
+def hold_states(model: Any, states: Callable[[], Sequence[Tensor]]) -> None:
     """Name the tensors of the optimizer that `full` may be asked for next, in all processes."""
     if is_sharded(model):
-        _KNOWN[model].states = states
+        _KNOWN[model].states = states()
 
 
 @contextmanager

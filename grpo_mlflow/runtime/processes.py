@@ -24,7 +24,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gath
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ConfigError, PeerLost, Pruned, UserError, one_line
-from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.runtime import interrupts, meeting
 from grpo_mlflow.runtime.heartbeat import Heartbeat, Meeting, connect
 
 T = TypeVar("T")
@@ -227,6 +227,11 @@ class Processes:
         finally:
             self._blocked = False
         self._require_all()
+
+    def meet(self) -> bool:
+        """Return whether all processes come here and can exchange something; see `meeting.all_come`."""
+        beat = self._heartbeat
+        return beat is None or meeting.all_come(self.rank, self.count, lambda: beat.loss is not None)
 
     @contextmanager
     def inside(self, block: AbstractContextManager[None]) -> Iterator[None]:

@@ -11,7 +11,7 @@ from grpo_mlflow.config.keys import KEYS
 from grpo_mlflow.errors import ConfigError
 
 RESUME = (
-    *("resume", "train.iterations", "eval.interval", "model.device", "model.ref_device", "checkpoint.", "tracking."),
+    *("resume", "train.iterations", "train.sharding", "eval.interval", "model.device", "model.ref_device", "checkpoint.", "tracking."),
     *("generation.base_url", "generation.sync_dir", "generation.server.", "eval.base_url"),
     *("generation.timeout", "generation.retry_seconds", "data.reward_timeout"),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def make(case: Case, seed: int = 3) -> Policy:
         model = LlamaForCausalLM(LlamaConfig(**{**small_models.SIZES, "vocab_size": made.vocabulary})).eval()
         made = Policy(model, made.tokenizer, made.device, made.dtype, made.eos_ids, made.pad_id)
     if case.adapter:
-        lora.add(made.model, LoraConfig(rank=4), 0)
+        lora.add(made.model, LoraConfig(rank=12), 0)
     if case.recomputes:
         policy.recompute_activations(made.model)
     if case.way == "padded":
@@ -111,13 +110,13 @@ def _train(path: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     _train(str(folder / "x"))
     started = [ranks.start(_train, (str(folder / "x"),), folder / str(count), count) for count in (2, 3)]
     for each in started:
         assert set(each.end(240)) == {0}, each.everything()
-    yield folder
+    return folder
 
 
 @pytest.mark.parametrize("name", CASES)
