@@ -11,14 +11,15 @@ from grpo_mlflow.config.keys import KEYS
 from grpo_mlflow.errors import ConfigError
 
 RESUME = (
-    *("resume", "train.iterations", "train.sharding", "eval.interval", "model.device", "model.ref_device", "checkpoint.", "tracking."),
+    *("resume", "train.iterations", "eval.interval", "model.device", "model.ref_device", "checkpoint.", "tracking."),
+    "train.sharding",
     *("generation.base_url", "generation.sync_dir", "generation.server.", "eval.base_url"),
     *("generation.timeout", "generation.retry_seconds", "data.reward_timeout"),
 )
 NOT_COMPARED = (
     *("search.", "tracking.", "checkpoint.", "resume", "model.device", "eval.base_url", "generation.base_url"),
     *("generation.server.", "generation.sync_dir", "generation.timeout", "generation.retry_seconds"),
-    "data.reward_timeout",
+    *("data.reward_timeout", "train.sharding"),
 )
 MEASURING = ("search.k", "search.objective", "search.objective_window", "search.cost")
 VARIES = ("seed", "model.", "generation.", "train.", "data.")
@@ -54,7 +55,8 @@ def test_every_setting_declares_every_trait() -> None:
             {
                 key
                 for key in KEYS
-                if key.startswith(VARIES) and not key.startswith((*MEASURED, *SERVED, "data.reward_timeout"))
+                if key.startswith(VARIES)
+                and not key.startswith((*MEASURED, *SERVED, "data.reward_timeout", "train.sharding"))
             },
         ),
         ("secret", set(SECRET)),
