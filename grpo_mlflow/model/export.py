@@ -38,15 +38,13 @@ def save(model: Any, folder: Path) -> None:
     if not sharding.is_sharded(model):
         model.save_pretrained(folder)
         return
-    numbers = _numbers(model)
     held = _tensors(model)
-    _write(model, folder, held, lambda name: _full(model, numbers, held[name]))
+    _write(model, folder, held, lambda name: sharding.gathered(model, held[name]))
 
 
 def save_adapter(model: Any, folder: Path) -> None:
     """Write the adapter of a model alone."""
-    numbers = _numbers(model)
-    lora.save(model, folder, lambda each: _full(model, numbers, each))
+    lora.save(model, folder, lambda each: sharding.gathered(model, each))
 
 
 def save_merged(model: Any, folder: Path) -> None:
@@ -54,17 +52,18 @@ def save_merged(model: Any, folder: Path) -> None:
     if not sharding.is_sharded(model):
         merging.merged(model, "cpu").save_pretrained(folder)
         return
-    numbers = _numbers(model)
     held = {_plain(name): each for name, each in _tensors(model).items() if not lora.is_adapters(name)}
     layers = lora.layers(model)
 
     def value(name: str) -> Tensor:
         parent, _, leaf = name.rpartition(".")
         if leaf != "weight" or parent not in layers:
-            return _full(model, numbers, held[name])
+            return sharding.gathered(model, held[name])
         layer = layers[parent]
         # the layer's own copies of its tensors are replaced by whole ones, which the layer itself never holds
-        memo = {id(each): nn.Parameter(_full(model, numbers, each), requires_grad=False) for each in layer.parameters()}
+        memo = {
+            id(each): nn.Parameter(sharding.gathered(model, each), requires_grad=False) for each in layer.parameters()
+        }
         merged: Tensor = merging.merged_layer(parent, copy.deepcopy(layer, memo)).weight
         return merged
 
@@ -81,19 +80,6 @@ def _tensors(model: Any) -> dict[str, Tensor]:
     kept = dict(model.named_parameters())
     saved = model.state_dict()
     return kept | {name: each for name, each in model.named_buffers() if name in saved}
-
-
-def _numbers(model: Any) -> dict[int, int]:
-    """Return the places of the parameters that are in shards."""
-    if not sharding.is_sharded(model):
-        return {}
-    return {id(each): number for number, each in enumerate(model.parameters())}
-
-
-def _full(model: Any, numbers: dict[int, int], tensor: Tensor) -> Tensor:
-    """Return a tensor of the model in full; one that has no place among `numbers` is."""
-    number = numbers.get(id(tensor))
-    return tensor.detach() if number is None else sharding.full(model, sharding.WEIGHT, number)
 
 
 def _plain(name: str) -> str:

@@ -4,7 +4,7 @@ A layer's weights are gathered when it computes, and let go afterwards; their gr
 shards. So all processes must compute together, equally often. What one process does by itself needs more:
 
     whole(model)        all weights in every process inside the block, for any number of passes of each
-    leading(model)      the first process works alone, and asks for single tensors (`full`), or all (`whole`)
+    leading(model)      the first process works alone, and asks for single tensors (`gathered`), or all (`whole`)
     take_part(model)    what the others do meanwhile: they give their shards for what the first asks for
 
 Inside `leading` no other exchange may take place, and an error of the first process lets the others go.
@@ -27,16 +27,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo_mlflow.errors import ConfigError, ModelError
 
-WEIGHT, STATE = 0, 1  # lists of tensors that the first process may ask for
 _END, _TENSOR, _WHOLE, _SHARDED = range(4)  # words of the first process
 
 
 class _Shards:
-    """What this process knows of a model in shards. `states` are tensors of its optimizer, the same in all."""
+    """What this process knows of a model in shards, and of its optimizer's state (`states`)."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
         self._model, self._device = model, device
-        self._weights: list[Tensor] = []
+        self._known: list[Tensor] = []  # what the first process may ask for, by number
+        self._numbers: dict[int, int] = {}
         self.states: Sequence[Tensor] = ()
         self.leads = self.is_whole = False
 
@@ -47,20 +47,27 @@ class _Shards:
 
     def begin(self) -> None:
         self.rest()
-        self._weights = list(self._model.parameters())
+        self._known = [*self._model.parameters(), *self.states]
+        self._numbers = {id(each): number for number, each in enumerate(self._known)}
 
-    def tell(self, *words: int) -> None:
-        dist.broadcast(torch.tensor([*words, 0, 0][:3], device=self._device), 0)
+    def tell(self, word: int, number: int = 0) -> None:
+        dist.broadcast(torch.tensor([word, number], device=self._device), 0)
 
-    def heard(self) -> list[int]:
-        words = torch.zeros(3, dtype=torch.long, device=self._device)
+    def heard(self) -> tuple[int, int]:
+        words = torch.zeros(2, dtype=torch.long, device=self._device)
         dist.broadcast(words, 0)
-        return [int(word) for word in words.tolist()]
+        word, number = words.tolist()
+        return word, number
 
-    def gather(self, kind: int, number: int) -> Tensor:
-        """Return a tensor in full; a part of it is another process's, which has to call this, too."""
-        tensor = (self._weights if kind == WEIGHT else self.states)[number]
-        found = tensor.detach()
+    def ask(self, tensor: DTensor) -> Tensor:
+        assert self.leads, "only the first process asks, inside `leading`"
+        number = self._numbers[id(tensor)]
+        self.tell(_TENSOR, number)
+        return self.gather(number)
+
+    def gather(self, number: int) -> Tensor:
+        """Return a tensor in full; every process has to call this."""
+        found = self._known[number].detach()
         return found.full_tensor() if isinstance(found, DTensor) else found
 
     def unshard(self) -> None:
@@ -212,7 +219,7 @@ def rest(model: Any) -> None:
 
 
 def hold_states(model: Any, states: Callable[[], Sequence[Tensor]]) -> None:
-    """Name the tensors of the optimizer that `full` may be asked for next, in all processes."""
+    """Name the tensors of the optimizer's state that may be asked for next, in all processes in the same order."""
     if is_sharded(model):
         _KNOWN[model].states = states()
 
@@ -270,10 +277,13 @@ def take_part(model: Any) -> None:
         return
     shards = _KNOWN[model]
     shards.begin()
-    while (words := shards.heard())[0] != _END:
-        if words[0] == _TENSOR:
-            shards.gather(words[1], words[2])
-        elif words[0] == _WHOLE:
+    while True:
+        word, number = shards.heard()
+        if word == _END:
+            return
+        if word == _TENSOR:
+            shards.gather(number)
+        elif word == _WHOLE:
             shards.unshard()
         else:
             shards.reshard()
@@ -284,9 +294,11 @@ def is_first(model: Any) -> bool:
     return not is_sharded(model) or dist.get_rank() == 0
 
 
-def full(model: Any, kind: int, number: int) -> Tensor:
-    """Return in full the parameter of this number in `model.parameters()`, or of `hold_states`; inside `leading`."""
-    shards = _KNOWN[model]
-    assert shards.leads, "only the first process asks, inside `leading`"
-    shards.tell(_TENSOR, kind, number)
-    return shards.gather(kind, number)
+def gathered(model: Any, tensor: Tensor) -> Tensor:
+    """Return a parameter of the model, or one of `hold_states`, in full: of one in shards inside `leading` only."""
+    return _KNOWN[model].ask(tensor) if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def may_ask(model: Any) -> bool:
+    """Return whether `gathered` and `whole` can be used by this process alone now."""
+    return not is_sharded(model) or _KNOWN[model].leads

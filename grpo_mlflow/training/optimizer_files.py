@@ -25,8 +25,7 @@ def save(optimizer: torch.optim.Optimizer, path: Path, model: Any = None) -> Non
     if model is None or not sharding.is_sharded(model):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
         return
-    numbers = {name: number for number, name in enumerate(tensors)}
-    tensor_files.write(path, tensors, lambda name: sharding.full(model, sharding.STATE, numbers[name]), of_torch=False)
+    tensor_files.write(path, tensors, lambda name: sharding.gathered(model, tensors[name]), of_torch=False)
 
 
 def states(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
