@@ -21,6 +21,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from grpo_mlflow.config import LoraConfig, TrainConfig
+from grpo_mlflow.forward import ways
+from grpo_mlflow.generation import LocalGenerator, Sampling, weights
+from grpo_mlflow.generation.local import ways as sampling
+from grpo_mlflow.model import lora, reading, sharding, shards, tiny
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.training.learner import Learner, Sizes
+from grpo_mlflow.types import Prompt
+from tests.support.groups import K, make_groups
+
 # glibc keeps what is freed, which makes peaks of later phases invisible; set before Python starts
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
 MB = 2**20
@@ -41,9 +56,8 @@ class Peaks:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure what the block takes."""
-        import torch.distributed as dist
-
-        dist.barrier()
+        if dist.is_initialized():
+            dist.barrier()
         start = most = held()
         over = threading.Event()
 
@@ -63,26 +77,8 @@ class Peaks:
         self.found[name] = most - start, held() - start
 
 
-def work(given: argparse.Namespace, folder: Path) -> None:
-    """Measure all phases in one of the processes; the first prints."""
-    import torch
-    import torch.distributed as dist
-    from accelerate import Accelerator
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from grpo_mlflow.config import LoraConfig, TrainConfig
-    from grpo_mlflow.forward import ways
-    from grpo_mlflow.generation import LocalGenerator, Sampling
-    from grpo_mlflow.generation.base import weights
-    from grpo_mlflow.generation.local import ways as sampling
-    from grpo_mlflow.model import lora, reading, sharding, tiny
-    from grpo_mlflow.model.policy import Policy
-    from grpo_mlflow.training.learner import Learner, Sizes
-    from grpo_mlflow.types import Prompt
-    from tests.support.groups import K, make_groups
-
-    torch.set_num_threads(1)
-    accelerator, peaks = Accelerator(cpu=True), Peaks()
+def make(given: argparse.Namespace) -> Policy:
+    """Return a random model, whole in the first process and without numbers in the others."""
     config = LlamaConfig(
         vocab_size=given.vocabulary,
         hidden_size=given.hidden,
@@ -92,36 +88,35 @@ def work(given: argparse.Namespace, folder: Path) -> None:
         num_key_value_heads=given.hidden // 64,
         tie_word_embeddings=False,
     )
-    tokenizer = tiny.make_tokenizer()
+    if dist.get_rank():
+        model = reading.empty_model("", config, trust_remote_code=False, attn_implementation=None).eval()
+    else:
+        model = LlamaForCausalLM(config).eval()
+    if given.adapter:
+        lora.add(model, LoraConfig(rank=16), 0)
+    found = Policy(model, tiny.make_tokenizer(), torch.device("cpu"), torch.float32, (1,), 0)
+    ways.know(model, ways.Scoring("packed"))
+    sampling.know(found, sampling.Sampler("packed", written_out=True))
+    return found
 
-    def make() -> Policy:
-        if dist.get_rank():
-            model = reading.empty_model("", config, trust_remote_code=False, attn_implementation=None).eval()
-        else:
-            model = LlamaForCausalLM(config).eval()
-        ways.know(model, ways.Scoring("packed"))
-        found = Policy(model, tokenizer, torch.device("cpu"), torch.float32, (1,), 0)
-        sampling.know(found, sampling.Sampler("packed", written_out=True))
-        return found
 
-    adapted = given.adapter
+def measure(given: argparse.Namespace, folder: Path, peaks: Peaks) -> str:
+    """Go through all phases in one of the processes; return what the model is."""
+    accelerator = Accelerator(cpu=True)
     with peaks.phase("load"):
-        policy = make()
-        if adapted:
-            lora.add(policy.model, LoraConfig(rank=16), 0)
-        size = sum(each.numel() for each in policy.model.parameters()) * 4 / MB
-        layer = max(sum(each.numel() for each in part.parameters()) for part in sharding.layers_of(policy.model))
-        outer = 2 * given.vocabulary * given.hidden * 4 / MB
-        sharding.spread(policy.model, policy.device, policy.dtype)
-    settings: dict[str, Any] = {"batch_size": 4, "grad_accum_steps": "auto", "kl_coef": 0.0}
-    learner = Learner(policy, None, accelerator, TrainConfig(**settings), Sizes(1.0, 16, 2 * K, 10))
+        policy = make(given)
+        size = sum(each.numel() for each in policy.model.parameters())
+        layer = max(sum(each.numel() for each in part.parameters()) for part in shards.layers_of(policy.model))
+        shards.spread(policy.model, policy.device, policy.dtype)
+    settings = TrainConfig(batch_size=4, grad_accum_steps="auto", kl_coef=0.0)
+    learner = Learner(policy, None, accelerator, settings, Sizes(1.0, 16, 2 * K, 10))
     with peaks.phase("update"):
         learner.update(make_groups(2), 0, 0)
     with peaks.phase("save"):
         policy.save(folder / "saved")
     with peaks.phase("save for a server"):
         policy.save_plain(folder / "plain")
-    with peaks.phase("save optimizer"):
+    with peaks.phase("save the optimizer's state"):
         learner.offer()
         if dist.get_rank():
             sharding.take_part(policy.model)
@@ -130,17 +125,23 @@ def work(given: argparse.Namespace, folder: Path) -> None:
                 learner.save(folder / "optimizer.safetensors")
     generator = LocalGenerator(policy, 4)
     prompts = [Prompt(f"p{number}", (), (5, 6, 7 + number)) for number in range(4)]
-    with peaks.phase("gather all"), weights(generator):
+    with peaks.phase("gather all weights"), weights(generator):
         pass
-    with peaks.phase("gather all and sample"), weights(generator):
+    with peaks.phase("gather all weights and sample"), weights(generator):
         generator.generate(prompts, 4, Sampling(8), 0, ("train", 0))
+    outer = 8 * given.vocabulary * given.hidden / MB
+    return f"model {4 * size / MB:.0f} MB, a layer {4 * layer / MB:.0f} MB, outside of layers {outer:.0f} MB, float32"
+
+
+def work(given: argparse.Namespace, folder: Path) -> None:
+    """Measure in one of the processes; the first prints."""
+    torch.set_num_threads(1)
+    peaks = Peaks()
+    what = measure(given, folder, peaks)
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, peaks.found)
     if dist.get_rank() == 0:
-        print(
-            f"model {size:.0f} MB, a layer {layer * 4 / MB:.0f} MB, outside of layers {outer:.0f} MB"
-            f"{', with an adapter' if adapted else ''}; {dist.get_world_size()} processes, float32"
-        )
+        print(what)
         print("| phase | " + " | ".join(f"process {rank}: peak (kept), MB" for rank in range(len(every))) + " |")
         print("| --- " * (len(every) + 1) + "|")
         for name in peaks.found:

@@ -25,6 +25,22 @@ def errors(config: Config) -> Iterator[str]:
             "allowed: arguments that the template itself asks for, such as enable_thinking"
         )
     yield from _adapter(config)
+    yield from _sharding(config)
+
+
+def _sharding(config: Config) -> Iterator[str]:
+    if config.train.sharding == "none":
+        return
+    if config.model.ref_device is not None:
+        yield (
+            f"model.ref_device = {config.model.ref_device!r}: with train.sharding = {config.train.sharding!r} the "
+            "reference is in shards, too, on the devices of the trained model; allowed: null"
+        )
+    if config.generation.behaviour_logprobs == "recompute":
+        yield (
+            "generation.behaviour_logprobs = 'recompute': with train.sharding = 'full' no process has all weights "
+            "while a server samples; allowed: server"
+        )
 
 
 def _adapter(config: Config) -> Iterator[str]:

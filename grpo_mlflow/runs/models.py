@@ -67,14 +67,12 @@ def load(
         return _prove(config, found, turn, console, begun, recording)
 
     with told_if_slow(console.say, messages.loading(config.model.train_id)):
-        actor, most = loads(load_actor)
-        is_loaded = not config.train.kl_coef or processes.one_after_first(
-            lambda: loading.is_own_reference(config, actor, initial)
-        )
+        actor, most = loads(load_actor, source)
+        named = processes.one_after_first(lambda: loading.other_reference(config, actor, initial))
         reference = (
             loading.reference(config, actor, initial)
-            if is_loaded
-            else loads(lambda turn: (turn(lambda: _other_reference(config, actor, initial, most)), most))[0]
+            if named is None
+            else loads(lambda turn: (turn(lambda: _other_reference(config, actor, initial, most)), most), named)[0]
         )
     console.say(messages.introduce(config, actor, time.perf_counter() - start))
     return Models(actor, reference, source, initial)
@@ -165,6 +163,6 @@ def check(config: Config, source: str | Path) -> tuple[Policy, float]:
     actor = loading.trained(config, source, choose_device(config.model.device))
     most = meet(config, tasks.of(config), actor, 0, recording)
     actor, seconds = self_check.prove(actor, most)
-    if config.train.kl_coef and not loading.is_own_reference(config, actor, lambda: source):
+    if loading.other_reference(config, actor, lambda: source) is not None:
         _other_reference(config, actor, lambda: source, most)
     return actor, seconds

@@ -18,7 +18,7 @@ from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.forward import ways
 from grpo_mlflow.generation.local import ways as sampling
-from grpo_mlflow.model import export, lora, policy, sharding
+from grpo_mlflow.model import export, lora, policy, shards
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.processes import Processes
 
@@ -48,22 +48,26 @@ Make = Callable[[Turn], tuple[Policy, int]]
 """Loads a model; also returns the most tokens that a row will have."""
 
 
-def loads(config: Config, processes: Processes, source: str | Path) -> Callable[[Make], tuple[Policy, int]]:
-    """Return what loads models in all processes: the first of them from `source`, all alike.
+Load = Callable[[Make, str | Path], tuple[Policy, int]]
+"""Loads a model in all processes; also takes what it is loaded from in this one."""
+
+
+def loads(config: Config, processes: Processes, source: str | Path) -> Load:
+    """Return what loads the models of a run, the trained one from `source`.
 
     Raises:
         ConfigError: models are to be in shards, and this one cannot be.
     """
     if config.train.sharding == "none" or processes.count == 1:  # who is alone has nothing to share
-        return lambda make: make(processes.one_after_first)
+        return lambda make, _: make(processes.one_after_first)
     processes.agreed((lambda: _require_shardable(config, processes, source)) if processes.is_first else lambda: None)
-    return lambda make: _spread(config, processes, make)
+    return lambda make, named: _spread(config, processes, make, named)
 
 
 def _require_shardable(config: Config, processes: Processes, source: str | Path) -> None:
     """Refuse before any weights are read."""
     empty = policy.empty_model(config.model, source)
-    sharding.layers_of(empty)
+    shards.layers_of(empty)
     export.require_plain_names(empty)
     if {config.generation.backend, config.eval.backend or config.generation.backend} == {"local"}:
         _require_room(config, processes, sum(each.numel() for each in empty.parameters()))
@@ -85,7 +89,7 @@ def _require_room(config: Config, processes: Processes, weights: int) -> None:
         )
 
 
-def _spread(config: Config, processes: Processes, make: Make) -> tuple[Policy, int]:
+def _spread(config: Config, processes: Processes, make: Make, source: str | Path) -> tuple[Policy, int]:
     """Load a model in the first process, and return it in shards.
 
     Raises:
@@ -94,11 +98,12 @@ def _spread(config: Config, processes: Processes, make: Make) -> tuple[Policy, i
     found = processes.agreed((lambda: make(lambda work: work())) if processes.is_first else lambda: None)
     told = processes.broadcast(_tell(*found) if found else None)
     assert told is not None, "the first process tells"
-    heard = processes.agreed((lambda: None) if found else lambda: _heard(config, told, processes.accelerator.device))
+    like = replace(told.policy, name=str(source), device=processes.accelerator.device)
+    heard = processes.agreed((lambda: None) if found else lambda: _heard(config, told, like))
     own = found[0] if found else heard
     assert own is not None
     with processes.collective():
-        sharding.spread(own.model, own.device, own.dtype)
+        shards.spread(own.model, own.device, own.dtype)
     return own, told.most
 
 
@@ -108,16 +113,16 @@ def _tell(found: Policy, most: int) -> _Told:
         replace(found, model=None, tokenizer=None),
         most,
         lora.settings_of(found.model),
-        sharding.described(found.model),
+        shards.described(found.model),
         trained,
         ways.scoring(found.model),
         sampling.sampler(found),
     )
 
 
-def _heard(config: Config, told: _Told, device: torch.device) -> Policy:
-    found = policy.load_empty(config.model, replace(told.policy, device=device), told.adapter)
-    sharding.conform(found.model, told.parameters)
+def _heard(config: Config, told: _Told, like: Policy) -> Policy:
+    found = policy.load_empty(config.model, like, told.adapter)
+    shards.conform(found.model, told.parameters)
     if not told.is_trained:
         found.model.requires_grad_(False)
     elif config.model.gradient_checkpointing:

@@ -50,7 +50,7 @@ def join(config: Config, device: torch.device) -> Processes:
         )
     for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):  # accelerate ignores some of them on a CPU
         if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true":
-            raise ConfigError(f"ACCELERATE_USE_{way} = true: allowed: plain data parallel (docs/scaling.md says why)")
+            raise ConfigError(f"ACCELERATE_USE_{way} = true: allowed: plain data parallel, or train.sharding=full")
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",  # `model.dtype` decides, not a launcher

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grpo_mlflow.model import sharding, tensor_files
+from grpo_mlflow.model import sharding, shards, tensor_files
 from grpo_mlflow.training.checkpoint import reading
 
 
@@ -61,7 +61,7 @@ def _read(path: Path, parameters: list[Any]) -> Mapping[str, Tensor]:
         for name in file.keys():  # noqa: SIM118 - it is no mapping
             like, part = parameters[int(name.partition(".")[0])], file.get_slice(name)
             if tuple(part.get_shape()) == tuple(like.shape):
-                found[name] = sharding.slice_of(like, lambda rows: part[rows].to(like.device))  # noqa: B023 - at once
+                found[name] = shards.slice_of(like, lambda rows: part[rows].to(like.device))  # noqa: B023 - at once
             else:  # a number of its own, or what is refused
                 found[name] = file.get_tensor(name)
     return found

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from grpo_mlflow.config import LoraConfig, TrainConfig
 from grpo_mlflow.forward import ways
-from grpo_mlflow.model import lora, policy, sharding
+from grpo_mlflow.model import lora, policy, shards
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.training.learner import Learner, Sizes
 from tests.support import ranks, small_models
@@ -70,9 +70,9 @@ def spread(made: Policy) -> Policy:
         if dist.get_rank():
             for name, parameter in list(made.model.named_parameters()):
                 empty = torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-                sharding._set(made.model, name, empty)
+                shards._set(made.model, name, empty)
             made.model.tie_weights()
-        sharding.spread(made.model, made.device, made.dtype)
+        shards.spread(made.model, made.device, made.dtype)
     return made
 
 
