@@ -48,7 +48,7 @@ def lack(parts: Parts) -> str | None:
     """Return why `save` cannot be called now, when the run may have lost a process; None: it can."""
     if not sharding.is_sharded(parts.policy.model) or parts.processes.meet():
         return None
-    return "a process is gone, and its share of the weights with it; the last checkpoint counts"
+    return "a process is gone or has failed, and its share of the weights with it; the last checkpoint counts"
 
 
 def write(folder: Path, parts: Parts, progress: Progress) -> None:

@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from grpo_mlflow.config import LoraConfig, TrainConfig
 from grpo_mlflow.forward import ways
-from grpo_mlflow.model import lora, policy, shards
+from grpo_mlflow.generation.server import canary
+from grpo_mlflow.model import lora, policy, sharding, shards
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.training.learner import Learner, Sizes
 from tests.support import ranks, small_models
@@ -91,7 +92,7 @@ def updates(case: Case) -> tuple[list[dict[str, float | None]], Policy, Learner]
 
 def _train(path: str) -> None:
     """Save what each case measures, the weights that it leaves, and the numbers that this process held of them."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, case in CASES.items():
         metrics, trained, made = updates(case)
         folder = Path(f"{path}-{os.environ.get('WORLD_SIZE', 1)}-{name}")
@@ -106,7 +107,23 @@ def _train(path: str) -> None:
             if (part := getattr(tensor, "to_local", lambda tensor=tensor: tensor)()).ndim
         ]
         found[name] = (metrics, sum(each.numel() for each in held), sum(states))
+    found["led"] = _led()
     torch.save(found, f"{path}-{os.environ.get('WORLD_SIZE', 1)}-{os.environ.get('RANK', 0)}")
+
+
+def _led() -> list[float]:
+    """Let the first process score a text alone, and fail alone; return the scores, of which the others have none."""
+    made = spread(make(CASES["full, tied, packed"]))
+    scores: list[float] = []
+    if not sharding.is_first(made.model):
+        sharding.take_part(made.model)
+        sharding.take_part(made.model)  # returns when the first has failed
+        return []
+    with sharding.leading(made.model):
+        scores += canary.expected(made, canary.tokens(made)).scores
+    with pytest.raises(ValueError, match="of its own"), sharding.leading(made.model):
+        raise ValueError("of its own")
+    return scores
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +163,10 @@ def test_a_model_in_shards_is_written_as_a_whole_one(trained: Path, name: str) -
             if file.name == "adapter_config.json":  # it names the working directory, and sets in any order
                 continue
             assert (other / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_the_first_process_computes_and_fails_alone(trained: Path) -> None:
+    whole = torch.load(trained / "x-1-0")["led"]
+    for count in (2, 3):
+        assert torch.load(trained / f"x-{count}-0")["led"] == pytest.approx(whole, rel=1e-5)
+        assert torch.load(trained / f"x-{count}-1")["led"] == []
