@@ -29,7 +29,7 @@ def require_plain_names(model: Any) -> None:
     if {name: each.shape for name, each in written.items()} != {name: each.shape for name, each in held.items()}:
         raise ConfigError(
             f"train.sharding = 'full': the files of {type(model).__name__} hold its weights in another form than it "
-            "computes with (fused layers or experts); allowed: none"
+            "computes with (other names, fused layers, experts); allowed: none"
         )
 
 

@@ -110,7 +110,7 @@ def _spread(config: Config, processes: Processes, make: Make, source: str | Path
 def _tell(found: Policy, most: int) -> _Told:
     trained = any(each.requires_grad for each in found.model.parameters())
     return _Told(
-        replace(found, model=None, tokenizer=None),
+        replace(found, model=None, tokenizer=None, template_settings=dict(found.template_settings)),
         most,
         lora.settings_of(found.model),
         shards.described(found.model),
