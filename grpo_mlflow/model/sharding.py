@@ -14,6 +14,7 @@ Inside `leading` no other exchange may take place, and an error of the first pro
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
@@ -25,7 +26,13 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from grpo_mlflow.runtime import interrupts
+
 _END, _TENSOR, _WHOLE, _SHARDED = range(4)  # words of the first process
+
+
+class NotLeading(Exception):
+    """A tensor in shards was asked for outside of `leading`."""
 
 
 class _Shards:
@@ -37,6 +44,7 @@ class _Shards:
         self._numbers: dict[int, int] = {}
         self.states: Sequence[Tensor] = ()
         self.leads = self.is_whole = False
+        self._asking = threading.RLock()  # several threads of the first process may ask
 
     def rest(self) -> None:
         """Let go of weights that a pass without gradients has left gathered, those outside of the layers."""
@@ -58,10 +66,18 @@ class _Shards:
         return word, number
 
     def ask(self, tensor: DTensor) -> Tensor:
-        assert self.leads, "only the first process asks, inside `leading`"
-        number = self._numbers[id(tensor)]
-        self.tell(_TENSOR, number)
-        return self.gather(number)
+        with self.uninterrupted():
+            if not self.leads:
+                raise NotLeading("the other processes are busy with something else than giving their shards")
+            number = self._numbers[id(tensor)]
+            self.tell(_TENSOR, number)
+            return self.gather(number)
+
+    @contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """Tell the others a word and do the same: a signal between the two would leave them waiting."""
+        with self._asking, interrupts.deferred():
+            yield
 
     def gather(self, number: int) -> Tensor:
         """Return a tensor in full; every process has to call this."""
@@ -126,15 +142,17 @@ def whole(model: Any) -> Iterator[None]:
         yield
         return
     shards = _KNOWN[model]
-    if shards.leads:
-        shards.tell(_WHOLE)
-    shards.unshard()
     try:
+        with shards.uninterrupted():
+            if shards.leads:
+                shards.tell(_WHOLE)
+            shards.unshard()
         yield
     finally:
-        shards.reshard()
-        if shards.leads:
-            shards.tell(_SHARDED)
+        with shards.uninterrupted():
+            shards.reshard()
+            if shards.leads:
+                shards.tell(_SHARDED)
 
 
 def require_whole(model: Any) -> None:
@@ -154,13 +172,13 @@ def _led(shards: _Shards) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(RuntimeError):  # another process may be what is gone
+        with suppress(RuntimeError), shards.uninterrupted():  # another process may be what is gone
+            shards.leads = False
             shards.tell(_END)
         raise
-    else:
-        shards.tell(_END)
-    finally:
+    with shards.uninterrupted():
         shards.leads = False
+        shards.tell(_END)
 
 
 def take_part(model: Any) -> None:
@@ -168,17 +186,16 @@ def take_part(model: Any) -> None:
     if not is_sharded(model):
         return
     shards = _KNOWN[model]
-    shards.begin()
-    while True:
-        word, number = shards.heard()
-        if word == _END:
-            return
-        if word == _TENSOR:
-            shards.gather(number)
-        elif word == _WHOLE:
-            shards.unshard()
-        else:
-            shards.reshard()
+    with interrupts.deferred():  # who leaves between a word and the deed lets the first wait for ever
+        shards.begin()
+        while (heard := shards.heard())[0] != _END:
+            word, number = heard
+            if word == _TENSOR:
+                shards.gather(number)
+            elif word == _WHOLE:
+                shards.unshard()
+            else:
+                shards.reshard()
 
 
 def is_first(model: Any) -> bool:
@@ -187,10 +204,9 @@ def is_first(model: Any) -> bool:
 
 
 def gathered(model: Any, tensor: Tensor) -> Tensor:
-    """Return a parameter of the model, or one of `hold_states`, in full: of one in shards inside `leading` only."""
+    """Return a parameter of the model, or one of `hold_states`, in full.
+
+    Raises:
+        NotLeading: it is in shards, and this is no `leading` block.
+    """
     return _KNOWN[model].ask(tensor) if isinstance(tensor, DTensor) else tensor.detach()
-
-
-def may_ask(model: Any) -> bool:
-    """Return whether `gathered` and `whole` can be used by this process alone now."""
-    return not is_sharded(model) or _KNOWN[model].leads

@@ -69,10 +69,11 @@ class Comparison:
             return self._strangers_left_out(self._compare(sent, sums))
 
     def wrong_base(self, model: Any, sums: WeightSums) -> list[str] | None:
-        """As `wrong`, for the base of a model with an adapter; not compared while other processes hold parts of it."""
-        if not sharding.may_ask(model):
+        """As `wrong`, for the base of a model with an adapter; not compared while other processes keep their shards."""
+        try:
+            return self._strangers_left_out(self._compare(_Base(model), sums))
+        except sharding.NotLeading:
             return None
-        return self._strangers_left_out(self._compare(_Base(model), sums))
 
     def wrong_adapter(self, folder: Path, sums: WeightSums) -> list[str] | None:
         """As `wrong`, for an adapter's folder. An adapter has one layout only, so that nothing is left out."""
