@@ -26,6 +26,7 @@ def errors(config: Config) -> Iterator[str]:
         )
     yield from _adapter(config)
     yield from _quantized(config)
+    yield from _sharding(config)
 
 
 def _quantized(config: Config) -> Iterator[str]:
@@ -48,6 +49,21 @@ def _quantized(config: Config) -> Iterator[str]:
         yield (
             f"generation.sync = {sync!r}: the server would compute with the base model in {model.dtype}, and training "
             f"with {fewer}; allowed: reload, which sends it those weights"
+        )
+
+
+def _sharding(config: Config) -> Iterator[str]:
+    if config.train.sharding == "none":
+        return
+    if config.model.ref_device is not None:
+        yield (
+            f"model.ref_device = {config.model.ref_device!r}: with train.sharding = {config.train.sharding!r} the "
+            "reference is in shards, too, on the devices of the trained model; allowed: null"
+        )
+    if config.generation.behaviour_logprobs == "recompute":
+        yield (
+            "generation.behaviour_logprobs = 'recompute': with train.sharding = 'full' no process has all weights "
+            "while a server samples; allowed: server"
         )
 
 

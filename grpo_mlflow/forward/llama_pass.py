@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from grpo_mlflow.forward.attention import Packed, require_reach
 from grpo_mlflow.forward.layers import Float32Linear, StoredEmbedding, StoredLinear
@@ -29,8 +30,10 @@ def serves(model: Any) -> bool:
 
     The model can be packed, and `ways` found that both agree. Not one that is wrapped for several processes, is in
     training mode (it may drop out), or has layers with another forward pass (`policy.recompute_activations`). Hooks on
-    modules larger than a projection are not called.
+    modules larger than a projection are not called, so not one in shards: they gather the weights.
     """
+    if isinstance(model, FSDPModule):
+        return False
     config, layers = getattr(model, "config", None), getattr(getattr(model, "model", None), "layers", None)
     kind, act = (getattr(config, name, None) for name in ("model_type", "hidden_act"))
     if layers is None or kind not in FAMILY or act != "silu":

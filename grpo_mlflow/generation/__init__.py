@@ -1,6 +1,15 @@
 """Where completions come from."""
 
-from grpo_mlflow.generation.base import Begun, Generator, Overlapping, Sampling, Streaming, Telling, training_sampling
+from grpo_mlflow.generation.base import (
+    Begun,
+    Generator,
+    Overlapping,
+    Sampling,
+    Streaming,
+    Telling,
+    training_sampling,
+    weights,
+)
 from grpo_mlflow.generation.factory import Generators
 from grpo_mlflow.generation.local.generator import LocalGenerator
 
@@ -14,4 +23,5 @@ __all__ = [
     "Streaming",
     "Telling",
     "training_sampling",
+    "weights",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -92,6 +93,20 @@ class Telling(Protocol):
         What it tells may be drawn again: then it tells the prompt again.
         """
         ...
+
+
+@runtime_checkable
+class InProcess(Protocol):
+    """A generator that computes with the weights of this process."""
+
+    def weights(self) -> AbstractContextManager[None]:
+        """Hold all weights inside the block; processes that hold one model together enter it together."""
+        ...
+
+
+def weights(generator: Generator) -> AbstractContextManager[None]:
+    """Hold what a generator samples with inside the block; all processes enter it together."""
+    return generator.weights() if isinstance(generator, InProcess) else nullcontext()
 
 
 class Begun(Protocol):

@@ -69,17 +69,25 @@ def _require_room(new: int, key: str, found: Policy) -> None:
         )
 
 
+def other_reference(config: Config, actor: Policy, initial: Callable[[], str | Path]) -> str | Path | None:
+    """Return what the reference is loaded from where it is another model than the trained one; None: there is none.
+
+    `initial` names model.train_id.
+    """
+    if config.train.kl_coef == 0:
+        return None
+    named = initial() if config.model.ref_id is None else model_source(config.model.ref_id, config)
+    return None if actor.has_adapter and lora.base_of(named) is None else named
+
+
 def reference(config: Config, actor: Policy, initial: Callable[[], str | Path]) -> Policy | None:
     """Return the reference model of the KL term, None where that has no weight; `initial` names model.train_id.
 
     It is the trained model without its adapter, where that is what training started from: no second model.
     """
-    if config.train.kl_coef == 0:
-        return None
-    model = config.model
-    named = initial() if model.ref_id is None else model_source(model.ref_id, config)
-    if actor.has_adapter and lora.base_of(named) is None:
-        return actor.base()
+    named, model = other_reference(config, actor, initial), config.model
+    if named is None:
+        return actor.base() if config.train.kl_coef else None
     device = policy.device_of(model.ref_device, "model.ref_device") if model.ref_device else actor.device
     found = policy.load_as(model, named, device, frozen=True)
     found.model.requires_grad_(False)

@@ -13,7 +13,7 @@ import copy
 import importlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,10 +31,8 @@ from grpo_mlflow.forward import layers
 from grpo_mlflow.model import folder, lora_settings, reading
 from grpo_mlflow.program import program
 
-_NAME, _PREFIX, _MARK = "default", "base_model.model.", ".lora_"  # peft's own words, of adapter, file and layers
+NAME, _PREFIX, _MARK = "default", "base_model.model.", ".lora_"  # peft's own words, of adapter, file and layers
 _FILE = "adapter_model.safetensors"
-_TOKENS = 8  # on which a merged layer is compared with the one that it replaces
-_NOISE = 256  # times the spacing of the weights' type: what sums of thousands of products may differ by
 
 
 def has_adapter(model: Any) -> bool:
@@ -124,7 +122,7 @@ def read(model: Any, source: Path) -> None:
 def _require_inside(model: Any, source: Path) -> None:
     """Refuse layers that passes of our own and merged models of tied weights would leave out."""
     outer = model.get_output_embeddings()
-    for name, layer in _layers(model).items():
+    for name, layer in adapted_layers(model).items():
         if layer is outer or not isinstance(layer.get_base_layer(), (nn.Linear, Conv1D)):
             raise ModelError(
                 f"model {str(source)!r}: its LoRA adapter has {name!r} as a target; allowed: linear layers inside the "
@@ -152,29 +150,46 @@ def _require_weights(model: Any, weights: Mapping[str, Tensor], source: Path) ->
     reading.require_finite(source, weights)
 
 
-def save(model: Any, path: Path) -> None:
-    """Write the adapter in the format of peft, which servers read."""
-    state = {name: tensor.cpu() for name, tensor in model.state_dict().items() if _MARK in name}
+def save(model: Any, path: Path, whole: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
+    """Write the adapter in the format of peft, which servers read; `whole` returns a parameter in full."""
+    state = {name: whole(each).detach().cpu() for name, each in model.named_parameters() if _MARK in name}
     path.mkdir(parents=True, exist_ok=True)
-    model.peft_config[_NAME].save_pretrained(str(path))
+    model.peft_config[NAME].save_pretrained(str(path))
     save_file({_in_file(name): t.contiguous() for name, t in state.items()}, path / _FILE)
+
+
+def put_in(model: Any, like: Any) -> None:
+    """Put an adapter like that of another model, whose settings these are, into a model, its weights of any value."""
+    settings = copy.copy(like)
+    settings.init_lora_weights = True
+    _inject(model, settings)
+
+
+def settings_of(model: Any) -> Any:
+    """Return the settings of a model's adapter, None where it has none."""
+    return model.peft_config[NAME] if has_adapter(model) else None
+
+
+def is_adapters(name: str) -> bool:
+    """Return whether a parameter of this name belongs to an adapter."""
+    return _MARK in name
 
 
 def _inject(model: Any, config: Any) -> None:
     with layers.shown_in_float32(model):  # peft gives an adapter the type of the weight that it is for
-        importlib.import_module("peft").inject_adapter_in_model(config, model, _NAME)
+        importlib.import_module("peft").inject_adapter_in_model(config, model, NAME)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_MARK in name)
     model.eval()
 
 
 def _in_file(name: str) -> str:
-    return f"{_PREFIX}{name.replace(f'.{_NAME}.', '.')}"
+    return f"{_PREFIX}{name.replace(f'.{NAME}.', '.')}"
 
 
 def _in_model(name: str) -> str:
     part, _, kind = name.removeprefix(_PREFIX).rpartition(".")
-    return f"{part}.{_NAME}.{kind}"
+    return f"{part}.{NAME}.{kind}"
 
 
 def _targets(model: Any, settings: LoraConfig) -> list[str]:
@@ -197,7 +212,7 @@ def _targets(model: Any, settings: LoraConfig) -> list[str]:
 def _possible(model: Any) -> set[str]:
     """Return the names of all layers that can have an adapter, those that have one included."""
     outer = {id(model.get_output_embeddings()), id(model.get_input_embeddings())}
-    adapted = _layers(model)
+    adapted = adapted_layers(model)
     return adapted.keys() | {
         name
         for name, layer in model.named_modules()
@@ -213,11 +228,11 @@ def _ends(name: str, target: str) -> bool:
 
 def require_same(model: Any, settings: LoraConfig) -> None:
     """Raise ConfigError unless the model's adapter is one that `settings` would have made."""
-    found = model.peft_config[_NAME]
+    found = model.peft_config[NAME]
     for key, wanted, actual in (("rank", settings.rank, found.r), ("alpha", settings.alpha, found.lora_alpha)):
         if wanted != actual:
             raise ConfigError(f"model.lora.{key} = {wanted}: the adapter to go on with has {actual}; allowed: {actual}")
-    possible, adapted = _possible(model), _layers(model).keys()
+    possible, adapted = _possible(model), adapted_layers(model).keys()
     all_linear = settings.targets == "all-linear"
     chosen = possible if all_linear else {n for n in possible for target in settings.targets if _ends(n, target)}
     if chosen != adapted:
@@ -233,57 +248,15 @@ def require_same(model: Any, settings: LoraConfig) -> None:
 @contextmanager
 def switched_off(model: Any) -> Iterator[None]:
     """Compute as the base model inside the block."""
-    for layer in _layers(model).values():
+    for layer in adapted_layers(model).values():
         layer.enable_adapters(False)
     try:
         yield
     finally:
-        for layer in _layers(model).values():
+        for layer in adapted_layers(model).values():
             layer.enable_adapters(True)
 
 
-def _layers(model: Any) -> dict[str, Any]:
+def adapted_layers(model: Any) -> dict[str, Any]:
     """Return the layers with an adapter by their names."""
     return {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}
-
-
-@torch.no_grad()
-def merged(model: Any, device: torch.device | str | None = None) -> Any:
-    """Return a plain float32 model with the adapter added into its weights, on `device` (null: where they are).
-
-    Weights without an adapter are shared with `model`, which stays as it is; those in fewer bits are converted. Each
-    merged layer is compared with the one that it replaces; as all else is the same, the models are then equal.
-
-    Raises:
-        ModelError: a merged layer computes something else than the layer with its adapter.
-    """
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    plain = copy.deepcopy(model, shared)
-    for name, layer in _layers(plain).items():
-        linear = layer.get_base_layer()
-        tokens = _hidden_states(layer)
-        before, expected = linear(tokens), layer(tokens)
-        if isinstance(linear, layers.StoredLinear):
-            linear = linear.dense()
-        weight = linear.weight + layer.get_delta_weight(_NAME).to(linear.weight.dtype)
-        linear.weight = nn.Parameter(weight)
-        scale = max(float(before.abs().max()), float((expected - before).abs().max()))
-        error = float((linear(tokens) - expected).abs().max())
-        if not error <= _NOISE * torch.finfo(weight.dtype).eps * scale:  # NaN is refused, too
-            raise ModelError(
-                f"the adapter of {name!r} cannot be merged: the merged layer is {error:.1g} off where its outputs are "
-                f"{scale:.1g}, more than rounding makes; allowed: an adapter that adds to the weights alone"
-            )
-        linear.weight.data = weight.to(device or weight.device)
-        parent, _, attribute = name.rpartition(".")
-        setattr(plain.get_submodule(parent), attribute, linear)
-    layers.unstore(plain, device)
-    del plain.peft_config
-    return plain
-
-
-def _hidden_states(layer: Any) -> Tensor:
-    """Return what a layer takes for a few tokens, drawn the same each time: (tokens, in features)."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(_TOKENS, layer.in_features, generator=generator)
-    return drawn.to(layer.get_base_layer().weight.device)

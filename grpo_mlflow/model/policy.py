@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from grpo_mlflow.config import ModelConfig
 from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.forward import layers
-from grpo_mlflow.model import lora, quantized, reading
+from grpo_mlflow.model import export, lora, merging, quantized, reading, sharding
 from grpo_mlflow.types import Problem, Prompt
 
 
@@ -97,8 +97,9 @@ class Policy:
         return texts
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Compute in `dtype` inside the block; weights stay float32."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        """Compute in `dtype` inside the block; weights stay float32. Those in shards have that type when gathered."""
+        casts = self.dtype != torch.float32 and not sharding.is_sharded(self.model)
+        return torch.autocast(self.device.type, self.dtype, enabled=casts)
 
     def base(self) -> Policy:
         """Return the base model of a model with an adapter: the same weights, the adapter off in `weights` blocks."""
@@ -110,24 +111,30 @@ class Policy:
 
     def merged(self) -> Policy:
         """Return the same policy as a plain model, all its weights trainable; it takes over the weights of this one."""
-        return replace(self, model=lora.merged(self.model).requires_grad_(True))
+        return replace(self, model=merging.merged(self.model).requires_grad_(True))
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face model folder; of a model with an adapter only the adapter, which names its base."""
+        """Write a Hugging Face model folder; of a model with an adapter only the adapter, which names its base.
+
+        All processes of a model in shards call this, or the first in `sharding.leading`; the first writes.
+        """
+        self._save(folder, export.save_adapter if self.has_adapter else export.save)
+
+    def save_plain(self, folder: Path) -> None:
+        """As `save`, a folder that needs no other: an adapter is merged into the weights."""
+        self._save(folder, export.save_merged if self.has_adapter else export.save)
+
+    def _save(self, folder: Path, write: Callable[[Any, Path], None]) -> None:
+        if not sharding.is_first(self.model):
+            sharding.take_part(self.model)
+            return
         transformers_logging.disable_progress_bar()
-        if self.has_adapter:
-            lora.save(self.model, folder)
-        else:
-            self.model.save_pretrained(folder)
+        with sharding.leading(self.model):
+            write(self.model, folder)
         self.tokenizer.save_pretrained(folder)
         for weights in folder.glob("*.safetensors"):
             # safetensors lets nobody but the owner read its files: a server of another user could not
             shutil.copymode(folder / "tokenizer_config.json", weights)
-
-    def save_plain(self, folder: Path) -> None:
-        """Write a Hugging Face model folder that needs no other: an adapter is merged into the weights."""
-        plain = replace(self, model=lora.merged(self.model, "cpu")) if self.has_adapter else self
-        plain.save(folder)
 
 
 def choose_device(device: str) -> torch.device:
@@ -271,6 +278,39 @@ def _store(model: Any, stored: Stored, name: str | Path, dtype: str) -> None:
         layers.use_float32(model)
     except NotImplementedError as error:
         raise ConfigError(f"model.cast_lm_head_to_fp32 = true: of {str(name)!r}, {error}; allowed: false") from error
+
+
+def empty_model(settings: ModelConfig, source: str | Path) -> Any:
+    """Return the model of a hub id or folder without numbers in its parameters; of an adapter, its base.
+
+    Raises:
+        ModelError: its config.json is not that of a causal language model.
+    """
+    transformers_logging.disable_progress_bar()
+    base = lora.base_of(source) or source
+    config = reading.read_config(base, trust_remote_code=settings.trust_remote_code)
+    made = reading.empty_model(
+        base,
+        config,
+        trust_remote_code=settings.trust_remote_code,
+        attn_implementation=settings.attn_implementation,
+    )
+    return made.eval()
+
+
+def load_empty(settings: ModelConfig, like: Policy, adapter: Any) -> Policy:
+    """Return a policy as `like`, one of another process without its model, with a model that has no numbers yet.
+
+    Args:
+        adapter: the settings of its adapter, None if it has none.
+    """
+    tokenizer = reading.read_tokenizer(like.name, trust_remote_code=settings.trust_remote_code)
+    if settings.chat_template != "auto":
+        tokenizer.chat_template = None
+    model = empty_model(settings, like.name)
+    if adapter is not None:
+        lora.put_in(model, adapter)
+    return replace(like, model=model, tokenizer=tokenizer)
 
 
 def recompute_activations(model: Any) -> None:

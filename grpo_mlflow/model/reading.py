@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -162,6 +163,20 @@ def read_model(
             **others,
         )
     _require_all(found, name)
+    return model
+
+
+def empty_model(name: str | Path, config: Any, *, trust_remote_code: bool, attn_implementation: str | None) -> Any:
+    """Return the model that `config` describes without numbers in its parameters, which take no memory.
+
+    Raises:
+        ModelError: it cannot be made like that.
+    """
+    with _one_line(name, "its config.json"), init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
+        )
+    model.tie_weights()
     return model
 
 

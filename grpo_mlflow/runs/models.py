@@ -9,11 +9,10 @@ from pathlib import Path
 
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Config
-from grpo_mlflow.errors import ModelError
-from grpo_mlflow.forward import ways
 from grpo_mlflow.model import loading
 from grpo_mlflow.model.policy import Policy, choose_device
-from grpo_mlflow.runs import messages, preflight, self_check
+from grpo_mlflow.runs import messages, preflight, self_check, spreading
+from grpo_mlflow.runs.spreading import Turn
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.runtime.pace import told_if_slow
@@ -59,13 +58,22 @@ def load(
 
     source = checkpoint.path if checkpoint else processes.one_after_first(initial)
     device = processes.accelerator.device
+    loads = spreading.loads(config, processes, str(source))
+    backend = recording.backend if recording else config.generation.backend
+    begun = checkpoint.iteration if checkpoint else 0
+
+    def load_actor(turn: Turn) -> tuple[Policy, int]:
+        found = replace(turn(lambda: loading.trained(config, source, device)), served=backend != "local")
+        return _prove(config, found, turn, console, begun, recording)
+
     with told_if_slow(console.say, messages.loading(config.model.train_id)):
-        actor = processes.one_after_first(lambda: loading.trained(config, source, device))
-        backend = recording.backend if recording else config.generation.backend
-        actor = replace(actor, served=backend != "local")
-        begun = checkpoint.iteration if checkpoint else 0
-        actor, most = _prove(config, actor, processes, console, begun, recording)
-        reference = processes.one_after_first(lambda: _reference(config, actor, initial, most))
+        actor, most = loads(load_actor, source)
+        named = processes.one_after_first(lambda: loading.other_reference(config, actor, initial))
+        reference = (
+            loading.reference(config, actor, initial)
+            if named is None
+            else loads(lambda turn: (turn(lambda: _other_reference(config, actor, initial, most)), most), named)[0]
+        )
     console.say(messages.introduce(config, actor, time.perf_counter() - start))
     return Models(actor, reference, source, initial)
 
@@ -88,7 +96,7 @@ def load_measured(
     device = processes.accelerator.device
     with told_if_slow(console.say, messages.loading(str(source))):
         found = processes.one_after_first(lambda: loading.measured(config, source, device))
-        found, _ = _prove(config, found, processes, console, None)
+        found, _ = _prove(config, found, processes.one_after_first, console, None)
     return found, source
 
 
@@ -109,20 +117,15 @@ def meet(config: Config, task: Task, actor: Policy, begun: int | None, recording
 def _prove(
     config: Config,
     actor: Policy,
-    processes: Processes,
+    turn: Turn,
     console: Console,
     begun: int | None,
     recording: Recording | None = None,
 ) -> tuple[Policy, int]:
     """Let the model meet the run and prove its ways; return it and the most tokens that a row will have."""
     task = tasks.of(config)
-    most = processes.one_after_first(lambda: meet(config, task, actor, begun, recording))
-    actor, _ = processes.one_after_first(lambda: self_check.prove(actor, most))
-    if begun is not None and processes.count > 1 and ways.scoring(actor.model).way == "alike":
-        # each process would call the wrapped model another number of times, and wait for the others for ever
-        raise ModelError(
-            f"model {actor.name!r}: its rows cannot be padded, so processes cannot share a step; allowed: one process"
-        )
+    most = turn(lambda: meet(config, task, actor, begun, recording))
+    actor, _ = turn(lambda: self_check.prove(actor, most))
     idle = preflight.idle_arguments(config, task, actor, trains=begun is not None)
     for line in (messages.sampled_how(config, actor), idle):
         if line:
@@ -130,11 +133,10 @@ def _prove(
     return actor, most
 
 
-def _reference(config: Config, actor: Policy, initial: Callable[[], str | Path], most: int) -> Policy | None:
-    """Load the reference model, and prove its ways if it is another model."""
+def _other_reference(config: Config, actor: Policy, initial: Callable[[], str | Path], most: int) -> Policy:
+    """Load a reference that is another model than the trained one, and prove its ways."""
     found = loading.reference(config, actor, initial)
-    if found is None or found.model is actor.model:
-        return found
+    assert found is not None, "train.kl_coef asks for one"
     found = replace(found, sampled=actor.sampled, served=actor.served)
     return self_check.prove(found, most)[0]
 
@@ -161,5 +163,6 @@ def check(config: Config, source: str | Path) -> tuple[Policy, float]:
     actor = loading.trained(config, source, choose_device(config.model.device))
     most = meet(config, tasks.of(config), actor, 0, recording)
     actor, seconds = self_check.prove(actor, most)
-    _reference(config, actor, lambda: source, most)
+    if loading.other_reference(config, actor, lambda: source) is not None:
+        _other_reference(config, actor, lambda: source, most)
     return actor, seconds

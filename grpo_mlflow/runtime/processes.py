@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gath
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ConfigError, PeerLost, Pruned, UserError, one_line
-from grpo_mlflow.runtime import interrupts
+from grpo_mlflow.runtime import interrupts, meeting
 from grpo_mlflow.runtime.heartbeat import Heartbeat, Meeting, connect
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ def join(config: Config, device: torch.device) -> Processes:
         )
     for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):  # accelerate ignores some of them on a CPU
         if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true":
-            raise ConfigError(f"ACCELERATE_USE_{way} = true: allowed: plain data parallel (docs/scaling.md says why)")
+            raise ConfigError(f"ACCELERATE_USE_{way} = true: allowed: plain data parallel, or train.sharding=full")
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",  # `model.dtype` decides, not a launcher
@@ -209,6 +209,19 @@ class Processes:
         finally:
             self._blocked = False
         self._require_all()
+
+    def meet(self) -> bool:
+        """Return whether all processes come here and can exchange something; see `meeting.all_come`."""
+        beat = self._heartbeat
+        return beat is None or meeting.all_come(self.rank, self.count, lambda: beat.loss is not None)
+
+    @contextmanager
+    def inside(self, block: AbstractContextManager[None]) -> Iterator[None]:
+        """Enter a block whose beginning, not its end, exchanges something with the others."""
+        with ExitStack() as stack:
+            with self.collective():
+                stack.enter_context(block)
+            yield
 
     def _require_all(self) -> None:
         assert self._heartbeat is not None

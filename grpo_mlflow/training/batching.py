@@ -87,6 +87,14 @@ def micro_batches(rows: Sequence[Row], indices: Sequence[int], limits: Limits) -
     return batches
 
 
+def alike_batches(rows: Sequence[Row], indices: Sequence[int], limits: Limits) -> list[list[int]]:
+    """Split indices into micro-batches of rows of the same width."""
+    widths: dict[int, list[int]] = {}
+    for i in indices:
+        widths.setdefault(rows[i].width, []).append(i)
+    return [batch for width in sorted(widths) for batch in micro_batches(rows, widths[width], limits)]
+
+
 def prompt_batches(rows: Sequence[Row], indices: Sequence[int], limits: Limits) -> list[list[int]]:
     """Split indices into micro-batches that keep rows of one prompt together, whose tokens count once.
 

@@ -17,15 +17,13 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from grpo_mlflow.errors import ModelError, one_line
 from grpo_mlflow.runtime.files import write_whole
@@ -33,12 +31,6 @@ from grpo_mlflow.runtime.files import write_whole
 _NAME = re.compile(r"iter_(\d{3,})")
 _WEIGHTS = ".safetensors"
 _HELD = "registered"  # the file that says what a checkpoint is kept for
-_CODES, _BLOCK = 256, 256  # values of 8 bits; numbers that share a scale
-# Tensors of an optimizer with a state in 8 bits that are not shaped as their parameter, of n numbers.
-_OF_BLOCKS: dict[str, Callable[[int], tuple[int]]] = {
-    **dict.fromkeys(("qmap1", "qmap2"), lambda _: (_CODES,)),
-    **dict.fromkeys(("absmax1", "absmax2"), lambda n: (-(-n // _BLOCK),)),
-}
 # what reading a file raises that holds something else than what was written to it
 WRONG = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, SafetensorError)
 
@@ -204,49 +196,6 @@ class CheckpointStore:
         """Delete a checkpoint."""
         (self.root / name / "manifest.json").unlink()  # first, or a kill would leave one that looks whole
         shutil.rmtree(self.root / name)
-
-
-def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Write the per-parameter state as safetensors: `<parameter index>.<name>`."""
-    tensors: dict[str, torch.Tensor] = {}
-    for index, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"{index}.{name}": torch.as_tensor(value) for name, value in _flat(entry)}
-    written: dict[int, torch.Tensor] = {}  # parameters may share one, of which safetensors writes none
-    for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
-        tensors[name] = written.setdefault(own.data_ptr(), own)
-        if tensors[name] is not own:
-            tensors[name] = own.clone()
-    save_file(tensors, path)
-
-
-def _flat(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield a parameter's state; bitsandbytes keeps a part of it in a mapping inside."""
-    for name, value in entry.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value)
-        else:
-            yield name, value
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Restore what `save_optimizer` wrote into an optimizer over the same parameters.
-
-    Raises:
-        ModelError: it is of another model, or damaged.
-    """
-    state: dict[int, dict[str, Any]] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    with reading(path):
-        for name, tensor in load_file(path).items():
-            index, _, field = name.partition(".")
-            shape = parameters[int(index)].shape
-            expected = _OF_BLOCKS[field](shape.numel()) if field in _OF_BLOCKS else shape
-            if tensor.ndim and tensor.shape != expected:
-                raise ValueError(f"{name} is {tuple(tensor.shape)}, its parameter {tuple(shape)}")
-            is_count = tensor.ndim == 0 and not tensor.is_floating_point()
-            state.setdefault(int(index), {})[field] = int(tensor) if is_count else tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

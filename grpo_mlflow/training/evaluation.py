@@ -16,7 +16,7 @@ from typing import Any
 from grpo_mlflow.algorithm.statistics import Estimate, mean, mean_at_k, mean_interval, pass_at_k, rate_interval
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import UserError, one_line
-from grpo_mlflow.generation import Generator, Sampling, training_sampling
+from grpo_mlflow.generation import Generator, Sampling, training_sampling, weights
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.files import replacing
 from grpo_mlflow.runtime.processes import Processes
@@ -150,7 +150,9 @@ def evaluate(
         outcomes = _outcomes(task, policy, generator, config, problems)
     else:
         own = processes.own(problems)
-        outcomes = processes.together(processes.agreed(lambda: _outcomes(task, policy, generator, config, own)))
+        with processes.inside(weights(generator)):
+            found = processes.agreed(lambda: _outcomes(task, policy, generator, config, own))
+        outcomes = processes.together(found)
     return Evaluation(tuple(outcomes), config.eval.ks, task.reward_range)
 
 

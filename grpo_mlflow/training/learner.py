@@ -8,6 +8,7 @@ the gradient.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ from grpo_mlflow.algorithm.losses import LossInputs
 from grpo_mlflow.algorithm.schedules import adapt_kl_coef, learning_rate
 from grpo_mlflow.config import TrainConfig
 from grpo_mlflow.errors import UserError
+from grpo_mlflow.model import sharding
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.pace import Pace
-from grpo_mlflow.training import loss, optimizers
+from grpo_mlflow.training import loss, optimizer_files, optimizers, parallel
 from grpo_mlflow.training.batching import Limits, Row, collate, pad, rows_of
-from grpo_mlflow.training.checkpoint import load_optimizer, save_optimizer
 from grpo_mlflow.training.scoring import Scorer
 from grpo_mlflow.training.steps import Applied, Frozen, Plan, row_weights
 from grpo_mlflow.training.totals import Totals
@@ -68,9 +69,11 @@ class Learner:
         self._limits = Limits(config.batch_size, config.max_tokens_per_batch)
         if self._policy.reason is not None:
             _LOG.warning("each completion repeats the computation of its prompt: %s", self._policy.reason)
+        self._parallel = parallel.of(accelerator, policy.model)
+        self._parallel.rest(policy.model)
         parameters = [p for p in policy.model.parameters() if p.requires_grad]
         optimizer = optimizers.create(parameters, config)
-        self._model, self.optimizer = accelerator.prepare(policy.model, optimizer)
+        self._model, self.optimizer = self._parallel.prepare(policy.model, optimizer)
         self._model.eval()  # dropout would make sampled and trained log-probs differ
         self.step = 0
         self.kl_coef = config.kl_coef
@@ -112,20 +115,28 @@ class Learner:
         return metrics
 
     def save(self, path: Path) -> None:
-        save_optimizer(self.optimizer, path)
+        """Write the state of the optimizer; see `optimizer_files.save`."""
+        optimizer_files.save(self.optimizer, path, self._policy.model)
+
+    def offer(self) -> None:
+        """Let the first process ask for the state of the optimizer from now on, where that is in shards."""
+        sharding.hold_states(self._policy.model, lambda: list(optimizer_files.states(self.optimizer).values()))
 
     def restore(self, path: Path, step: int, kl_coef: float) -> None:
-        load_optimizer(self.optimizer, path)
+        optimizer_files.load(self.optimizer, path)
         self.step, self.kl_coef = step, kl_coef
 
     @torch.no_grad()
     def _score(self, scorer: Scorer, rows: Sequence[Row], indices: Sequence[int]) -> dict[int, list[float]]:
         """Return the log-probs of completions under a frozen model, by row; processes share the work."""
         found: dict[int, list[float]] = {}
-        for chosen in scorer.split(rows, self._own(indices), self._limits):
+        batches = scorer.split(rows, self._own(indices), self._limits)
+        spare = [list(indices[:1])] * (self._parallel.passes(len(batches)) - len(batches))
+        for chosen in [*batches, *spare]:
             logprobs, _ = scorer.score([rows[i] for i in chosen])
             for i, values in zip(chosen, logprobs.tolist(), strict=True):
                 found[i] = values[: len(rows[i].completion_ids)]
+        self._parallel.rest(scorer.model)
         if self._accelerator.num_processes > 1:
             found = {i: values for part in gather_object([found]) for i, values in part.items()}
         return found
@@ -163,11 +174,11 @@ class Learner:
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         for number, chosen in enumerate(plan.batches):
             last, counts = number + 1 == len(plan.batches), number < plan.counted
-            with nullcontext() if last else self._accelerator.no_sync(self._model):
+            with nullcontext() if last else self._parallel.accumulating(self._model):
                 inputs = self._inputs(rows, chosen, plan.weights if counts else None, frozen)
                 parts = self._loss(inputs, self.kl_coef)
                 totals.add(parts, inputs.mask, counts)
-                self._accelerator.backward(self._undo_averaging(reduce(add, parts.terms.values())))
+                self._parallel.backward(reduce(add, parts.terms.values()))
 
     def _apply(self) -> Applied:
         """Take the optimizer step with the gradient that stands in the model.
@@ -177,10 +188,10 @@ class Learner:
         """
         config = self._config
         limit = float("inf") if config.grad_clip is None else config.grad_clip
-        norm = self._accelerator.clip_grad_norm_(self._model.parameters(), limit)
-        if not torch.isfinite(norm):
+        norm = self._parallel.clip(self._model.parameters(), limit)
+        if not math.isfinite(norm):
             raise UserError(
-                f"the gradient of optimizer step {self.step} is not finite (norm {float(norm)}): the run stops before "
+                f"the gradient of optimizer step {self.step} is not finite (norm {norm}): the run stops before "
                 "it harms the weights; lower train.lr or train.grad_clip, or look at the last rollouts"
             )
         rate = learning_rate(self.step, self._sizes.total_steps, config.lr, config.lr_warmup_steps, config.lr_schedule)
@@ -189,7 +200,7 @@ class Learner:
         self.step += 1  # from here on the weights are others, also if the step fails half-way
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Applied(grad_norm=float(norm), lr=rate)
+        return Applied(grad_norm=norm, lr=rate)
 
     def _inputs(
         self, rows: Sequence[Row], chosen: Sequence[int], weights: Mapping[int, float] | None, frozen: Frozen
@@ -214,7 +225,3 @@ class Learner:
             advantages=batch.advantages,
             weights=torch.tensor([weights[i] if weights else 0.0 for i in chosen], device=self._accelerator.device),
         )
-
-    def _undo_averaging(self, loss: Tensor) -> Tensor:
-        """Undo accelerate's divisions: by processes and by accumulation steps; the weights already count both."""
-        return loss * int(self._accelerator.num_processes * self._accelerator.gradient_accumulation_steps)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from grpo_mlflow.forward import shared_prefix, ways
 from grpo_mlflow.forward.padded import completion_logprobs
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.training.batching import Limits, Row, micro_batches, pad, prompt_batches
+from grpo_mlflow.training.batching import Limits, Row, alike_batches, micro_batches, pad, prompt_batches
 from grpo_mlflow.training.rollouts import require_tried
 
 
@@ -33,8 +33,14 @@ class Scorer:
         self.reason = self._way.reason
         self.shares = self.reason is None
 
+    @property
+    def model(self) -> Any:
+        return self._policy.model
+
     def split(self, rows: Sequence[Row], indices: Sequence[int], limits: Limits) -> list[list[int]]:
-        """Return micro-batches within the limits that are cheap to score."""
+        """Return micro-batches within the limits that are cheap to score, each in one call of the model."""
+        if self._way.way == "alike":
+            return alike_batches(rows, indices, limits)
         return (prompt_batches if self.shares else micro_batches)(rows, indices, limits)
 
     def score(self, rows: Sequence[Row], model: Any = None, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:

@@ -11,18 +11,44 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 from grpo_mlflow.config import dump
 from grpo_mlflow.errors import redact
-from grpo_mlflow.model import servable
+from grpo_mlflow.model import servable, sharding
 from grpo_mlflow.training import serving
 from grpo_mlflow.training.checkpoint import Checkpoint, name_of, reading
 from grpo_mlflow.training.learner import Learner
 from grpo_mlflow.training.parts import Parts
 from grpo_mlflow.training.progress import Progress
 from grpo_mlflow.training.sources import AHEAD
+
+
+def save(parts: Parts, progress: Progress, score: float | None) -> None:
+    """Write a checkpoint of the run and publish it; the first process does, and the others give it their shards.
+
+    Args:
+        score: the pass@1 of the weights, if they were evaluated.
+    """
+    model, processes = parts.policy.model, parts.processes
+    parts.learner.offer()
+    with processes.collective() if sharding.is_sharded(model) else nullcontext():
+        if not processes.is_first:
+            sharding.take_part(model)
+            return
+        with sharding.leading(model):
+            parts.tracker.flush()  # a run that goes on from here does not log again what came before
+            path = parts.store.save(progress.iteration, score, lambda folder: write(folder, parts, progress))
+    parts.tracker.publish(f"checkpoints/{path.name}")
+
+
+def lack(parts: Parts) -> str | None:
+    """Return why `save` cannot be called now, when the run may have lost a process; None: it can."""
+    if not sharding.is_sharded(parts.policy.model) or parts.processes.meet():
+        return None
+    return "a process is gone or has failed, and its share of the weights with it; the last checkpoint counts"
 
 
 def write(folder: Path, parts: Parts, progress: Progress) -> None:

@@ -16,7 +16,7 @@ One turn of `run`, where each name without an underscore is a part (`parts.Parts
         on_evaluation(progress, found)              a study may prune the run
     if _checkpoint_due(version):                    _save
         source.settle()
-        store.save(version, state.write)
+        state.save(version)
     collected = source.groups(version)              iterate, phase `generate`
     source.begin(version + 1)                       sampled during the update with generation.async_rollouts=1
     metrics = learner.update(collected.groups)      phase `update`: the weights are those of version + 1
@@ -199,10 +199,14 @@ class Trainer:
     def _keep(self) -> None:
         """Save the last version before an error ends the run; what fails in this is not what the run failed of.
 
-        Saving exchanges nothing with other processes: the first one does it alone, as soon as it knows of the end. It
-        cannot where it hangs in a collective that does not fail by itself (NCCL): `Processes.watched` ends it there.
+        Saving a whole model exchanges nothing with other processes: the first one does it alone, as soon as it knows of
+        the end. It cannot where it hangs in a collective that does not fail by itself (NCCL): `Processes.watched` ends
+        it there. Shards are saved only if all processes are still here.
         """
         if self._parts.learner.step != self._steps:  # the weights are between two versions
+            return
+        if lack := state.lack(self._parts):
+            self._parts.console.warn(f"iteration {self.progress.iteration} is not saved: {lack}")
             return
         try:
             self._parts.source.stop()
@@ -215,13 +219,8 @@ class Trainer:
         if self._saved == version or version == 0:
             return
         self._saved = version
-        if not self._parts.processes.is_first:
-            return
-        tracker, store = self._parts.tracker, self._parts.store
         score = mean(rates) if self.progress.evaluated and (rates := self.progress.last_rates) else None
-        tracker.flush()  # a run that goes on from here does not log again what came before
-        path = store.save(version, score, lambda folder: state.write(folder, self._parts, self.progress))
-        tracker.publish(f"checkpoints/{path.name}")
+        state.save(self._parts, self.progress, score)
         self._untidy = True
         self._tidy()
 

@@ -12,6 +12,7 @@ from grpo_mlflow.errors import ConfigError
 
 RESUME = (
     *("resume", "train.iterations", "eval.interval", "model.device", "model.ref_device", "checkpoint.", "tracking."),
+    "train.sharding",
     *("generation.base_url", "generation.sync_dir", "generation.server.", "eval.base_url"),
     *("generation.timeout", "generation.retry_seconds", "data.reward_timeout"),
     *("train.max_tokens_per_batch", "generation.max_tokens_per_batch"),
@@ -19,7 +20,7 @@ RESUME = (
 NOT_COMPARED = (
     *("search.", "tracking.", "checkpoint.", "resume", "model.device", "eval.base_url", "generation.base_url"),
     *("generation.server.", "generation.sync_dir", "generation.timeout", "generation.retry_seconds"),
-    *("data.reward_timeout", "train.max_tokens_per_batch", "generation.max_tokens_per_batch"),
+    *("data.reward_timeout", "train.max_tokens_per_batch", "generation.max_tokens_per_batch", "train.sharding"),
 )
 MEASURING = ("search.k", "search.objective", "search.objective_window", "search.cost")
 VARIES = ("seed", "model.", "generation.", "train.", "data.")
@@ -55,7 +56,8 @@ def test_every_setting_declares_every_trait() -> None:
             {
                 key
                 for key in KEYS
-                if key.startswith(VARIES) and not key.startswith((*MEASURED, *SAMPLED, "data.reward_timeout"))
+                if key.startswith(VARIES)
+                and not key.startswith((*MEASURED, *SAMPLED, "data.reward_timeout", "train.sharding"))
             },
         ),
         ("secret", set(SECRET)),

@@ -18,7 +18,7 @@ from transformers import AddedToken, AutoTokenizer
 from grpo_mlflow.cli import doctor, evaluate, merge, optimize, train
 from grpo_mlflow.config import LoraConfig, TinyConfig, resolve
 from grpo_mlflow.errors import ConfigError, ModelError, UserError
-from grpo_mlflow.model import loading, lora, policy, tiny
+from grpo_mlflow.model import loading, lora, merging, policy, tiny
 from tests.support import broken
 from tests.support.adapters import move_adapter
 from tests.support.paths import ROOT
@@ -259,7 +259,7 @@ def test_a_merge_that_is_not_the_adapter_is_refused(sound: Path) -> None:
             if "lora_magnitude" in name:
                 parameter.mul_(1.01)
     with pytest.raises(ModelError, match=r"the adapter of 'model\.layers\.0\.self_attn\.q_proj' cannot be merged"):
-        lora.merged(found.model)
+        merging.merged(found.model)
 
 
 def test_models_that_score_differently_are_told_apart(sound: Path) -> None:

@@ -20,7 +20,7 @@ from tests.support.fake_server import SAMPLE, FakeServer
 from tests.support.hosts import Host, hosts
 from tests.support.mlflow_server import Server
 from tests.support.paths import ROOT
-from tests.support.small_runs import SMALL, assert_alike, newest
+from tests.support.small_runs import SMALL, equal, newest
 from tests.support.study_commands import Commands, closed_storages, require_whole
 
 pytestmark = pytest.mark.slow
@@ -78,7 +78,7 @@ def test_four_processes_on_two_machines_train_like_one_with_a_server_on_a_third(
         assert server.requests[SAMPLE["vllm"]] == 2 * alone
     assert "iter    3" in said[0]
     assert "iter    3" not in said[1]
-    assert_alike(shared_store, one, newest(shared_store))
+    equal(shared_store, one, newest(shared_store))
 
 
 def test_a_study_over_postgresql_has_workers_on_two_machines(machines: list[Host], tmp_path: Path) -> None:

@@ -22,11 +22,10 @@ from grpo_mlflow.model.policy import choose_device
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tracking.places import ANSWER, COMMAND
-from grpo_mlflow.training.rollout_files import read
 from tests.support import ranks
 from tests.support.groups import ALL_TERMS, K, fresh, make_groups
 from tests.support.paths import ROOT
-from tests.support.small_runs import SMALL, curves, newest, resume, small, until
+from tests.support.small_runs import SMALL, curves, equal, newest, resume, small, until
 
 AGGREGATIONS = ("grpo", "dapo", "dr_grpo", "bnpo")
 CONSTANT = "train.lr_schedule=constant"
@@ -45,25 +44,6 @@ def _model(small_model: Path) -> None:
 
 def words(store: str, *overrides: str) -> tuple[str, ...]:
     return (*SMALL, f"tracking.uri={store}", *overrides)
-
-
-def equal(store: str, one: str, two: str) -> None:
-    """Assert that two runs sampled the same tokens and have the same curves up to rounding."""
-    first, second = curves(store, one), curves(store, two)
-    assert first.keys() == second.keys()
-    for key in first:
-        assert [step for step, _ in first[key]] == [step for step, _ in second[key]], key
-        found = [value for _, value in second[key]]
-        assert found == pytest.approx([value for _, value in first[key]], rel=1e-4, abs=1e-6), key
-    client = mlflow.MlflowClient(store)
-    folders = [Path(client.get_run(run).info.artifact_uri) / "rollouts" for run in (one, two)]
-    names = sorted(path.name for path in folders[0].iterdir())
-    assert names == sorted(path.name for path in folders[1].iterdir())
-    for name in names:
-        for group, other in zip(*(read(folder / name) for folder in folders), strict=True):
-            assert group.problem == other.problem
-            tokens = [[r.completion.token_ids for r in g.rollouts] for g in (group, other)]
-            assert tokens[0] == tokens[1]
 
 
 def test_two_processes_train_like_one(store: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from grpo_mlflow import runs
 from grpo_mlflow.config import resolve
 from tests.support import ranks
 from tests.support.fake_server import SAMPLE, Answer, Dropped, FakeServer, Fault, Quirks
-from tests.support.small_runs import SMALL, assert_alike, newest, resume
+from tests.support.small_runs import SMALL, equal, newest, resume
 
 SAMPLING = ("generation.backend=vllm_server", "generation.batch_size=2", "eval.num_ids=5", "eval.greedy=false")
 
@@ -56,7 +56,7 @@ def test_two_processes_with_two_servers_train_like_one_with_one(
         assert fault.met > fault.nth
         assert min(server.requests[SAMPLE["vllm"]] for server in (first, second)) > 10
     assert started.text(1) == ""
-    assert_alike(store, one, newest(store))
+    equal(store, one, newest(store))
 
 
 def test_two_processes_measure_a_model_with_servers_like_one(store: str, small_model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from grpo_mlflow import runs
 from grpo_mlflow.config import Resolved, parse_arguments, resolve
 from grpo_mlflow.runs import stored
+from grpo_mlflow.training.rollout_files import read
 
 # A whole run with every feature.
 SMALL = (
@@ -71,14 +73,23 @@ def same(one: runs.Finished, two: runs.Finished, store: str, iteration: int = 4)
     assert curves(store, one.run_id) == curves(store, two.run_id)
 
 
-def assert_alike(store: str, one: str, two: str) -> None:
-    """Assert that the curves of two runs differ by rounding at most."""
+def equal(store: str, one: str, two: str) -> None:
+    """Assert that two runs sampled the same tokens and have the same curves up to rounding."""
     first, second = curves(store, one), curves(store, two)
     assert first.keys() == second.keys()
     for key in first:
         assert [step for step, _ in first[key]] == [step for step, _ in second[key]], key
         found = [value for _, value in second[key]]
         assert found == pytest.approx([value for _, value in first[key]], rel=1e-4, abs=1e-6), key
+    client = mlflow.MlflowClient(store)
+    folders = [Path(client.get_run(run).info.artifact_uri) / "rollouts" for run in (one, two)]
+    names = sorted(path.name for path in folders[0].iterdir())
+    assert names == sorted(path.name for path in folders[1].iterdir())
+    for name in names:
+        for group, other in zip(*(read(folder / name) for folder in folders), strict=True):
+            assert group.problem == other.problem
+            tokens = [[r.completion.token_ids for r in g.rollouts] for g in (group, other)]
+            assert tokens[0] == tokens[1]
 
 
 def newest(store: str) -> str:

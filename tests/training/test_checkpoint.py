@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from grpo_mlflow.errors import UserError
-from grpo_mlflow.training.checkpoint import CheckpointStore, load_optimizer, read, save_optimizer
+from grpo_mlflow.training import optimizer_files
+from grpo_mlflow.training.checkpoint import CheckpointStore, read
 from tests.support.signals import at_every_line
 
 
@@ -120,10 +121,10 @@ def test_an_optimizer_goes_on_exactly_as_if_it_had_not_been_saved(tmp_path: Path
     steps(whole, optimizer, 0, 6)
     before, optimizer = make()
     steps(before, optimizer, 0, 3)
-    save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    optimizer_files.save(optimizer, tmp_path / "optimizer.safetensors")
     after, optimizer = make()
     after.load_state_dict(before.state_dict())
-    load_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    optimizer_files.load(optimizer, tmp_path / "optimizer.safetensors")
     steps(after, optimizer, 3, 6)
     assert torch.equal(whole.weight, after.weight)
     assert torch.equal(whole.bias, after.bias)

@@ -14,7 +14,7 @@ from grpo_mlflow import runs
 from grpo_mlflow.config import TrainConfig
 from grpo_mlflow.config.optimizers import OPTIMIZERS
 from grpo_mlflow.errors import ModelError
-from grpo_mlflow.training.checkpoint import load_optimizer, save_optimizer
+from grpo_mlflow.training import optimizer_files
 from grpo_mlflow.training.optimizers import create
 from tests.support.groups import fresh, make_groups
 from tests.support.small_runs import resume, same, small
@@ -66,9 +66,9 @@ def test_a_saved_state_goes_on_exactly(name: str, options: dict[str, Any], tmp_p
     whole, before, after = (made(name, options, lr=0.1) for _ in range(3))
     expected = steps(whole, first + second)
     reached = steps(before, first)
-    save_optimizer(before, tmp_path / "optimizer.safetensors")
+    optimizer_files.save(before, tmp_path / "optimizer.safetensors")
     after.param_groups[0]["params"][0].data.copy_(reached)
-    load_optimizer(after, tmp_path / "optimizer.safetensors")
+    optimizer_files.load(after, tmp_path / "optimizer.safetensors")
     assert torch.equal(steps(after, second), expected)
 
 
@@ -109,9 +109,9 @@ def test_a_state_in_8_bits_goes_on_exactly_and_weighs_a_quarter(tmp_path: Path) 
     whole, before, after = (wide("adamw8bit") for _ in range(3))
     expected = steps(whole, gradients)
     reached = steps(before, gradients[:3])
-    save_optimizer(before, tmp_path / "optimizer.safetensors")
+    optimizer_files.save(before, tmp_path / "optimizer.safetensors")
     after.param_groups[0]["params"][0].data.copy_(reached)
-    load_optimizer(after, tmp_path / "optimizer.safetensors")
+    optimizer_files.load(after, tmp_path / "optimizer.safetensors")
     assert torch.equal(steps(after, gradients[3:]), expected)
     (state,) = after.state.values()
     held = {key: value.nbytes for key, value in state.items() if isinstance(value, torch.Tensor)}
@@ -133,9 +133,9 @@ def test_a_damaged_state_in_8_bits_is_refused(tmp_path: Path) -> None:
     steps(before, drawn(1))
     (state,) = before.state.values()
     state["absmax1"] = state["absmax1"][:-1]
-    save_optimizer(before, tmp_path / "optimizer.safetensors")
+    optimizer_files.save(before, tmp_path / "optimizer.safetensors")
     with pytest.raises(ModelError, match=r"0\.absmax1 is \(20,\)"):
-        load_optimizer(wide("adamw8bit"), tmp_path / "optimizer.safetensors")
+        optimizer_files.load(wide("adamw8bit"), tmp_path / "optimizer.safetensors")
 
 
 # Offloaded

@@ -46,6 +46,14 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
         resume=True,
         compared=False,
     )
+    sharding: Literal["none", "full"] = setting(
+        "none",
+        "with several processes: each holds all weights (none), or 1/N of weights, gradients and optimizer state "
+        "(full, FSDP)",
+        resume=True,
+        compared=False,
+        varies=False,
+    )
     lr: PositiveFloat = setting(
         1e-5,
         "peak learning rate; usual: 1e-6 to 1e-5 for hub models, ten times that for adapters, 1e-4 to "

@@ -7,7 +7,7 @@ leave the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation.base import Sampling, work
 from grpo_mlflow.generation.local import ways
 from grpo_mlflow.generation.sampling import choose
+from grpo_mlflow.model import sharding
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.pace import Pace
 from grpo_mlflow.types import Completion, Prompt
@@ -50,6 +51,10 @@ class LocalGenerator:
     def metrics(self) -> dict[str, float]:
         return {}
 
+    def weights(self) -> AbstractContextManager[None]:
+        """See `InProcess`."""
+        return sharding.whole(self._policy.model)
+
     def generate(
         self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
     ) -> list[list[Completion]]:
@@ -59,6 +64,7 @@ class LocalGenerator:
         self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]
     ) -> Iterator[list[list[Completion]]]:
         """Yield the completions of `batch_size` prompts at a time."""
+        sharding.require_whole(self._policy.model)
         self._pace.begin(work(key), at_most=True)
         at_once = self._rows(prompts, k, sampling.max_new_tokens)
         size = min(self._batch_size, max(1, at_once // k))

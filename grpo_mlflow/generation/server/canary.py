@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from grpo_mlflow.model import sharding
 from grpo_mlflow.model.policy import Policy
 
 _TEXT = (
@@ -62,7 +63,7 @@ def tokens(policy: Policy) -> tuple[int, ...]:
 def expected(policy: Policy, ids: Sequence[int]) -> Expected:
     """Return the trainer's log-probabilities, at temperature 1."""
     rows = torch.tensor([list(ids)], device=policy.device)
-    with policy.weights(), policy.autocast():
+    with sharding.whole(policy.model), policy.weights(), policy.autocast():
         logits = policy.model(input_ids=rows, use_cache=False).logits[0]
     logprobs = logits.float().log_softmax(-1)
     scores = logprobs[:-1].gather(1, rows[0, 1:, None]).squeeze(1)

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from grpo_mlflow.model import sharding
 from grpo_mlflow.serverside.grpo_vllm_worker import checksum
 
 _OUTER = ("model.", "transformer.", "language_model.")  # what models are wrapped in, here and there
@@ -68,8 +69,11 @@ class Comparison:
             return self._strangers_left_out(self._compare(sent, sums))
 
     def wrong_base(self, model: Any, sums: WeightSums) -> list[str] | None:
-        """As `wrong`, for the base of a model with an adapter."""
-        return self._strangers_left_out(self._compare(_Base(model), sums))
+        """As `wrong`, for the base of a model with an adapter; not compared while other processes keep their shards."""
+        try:
+            return self._strangers_left_out(self._compare(_Base(model), sums))
+        except sharding.NotLeading:
+            return None
 
     def wrong_adapter(self, folder: Path, sums: WeightSums) -> list[str] | None:
         """As `wrong`, for an adapter's folder. An adapter has one layout only, so that nothing is left out."""
@@ -178,13 +182,14 @@ class _Base(_Named):
 
     def __init__(self, model: Any) -> None:
         held = dict(model.named_parameters(remove_duplicate=False)).items()
+        self._model = model
         self._weights = {name.replace(".base_layer.", "."): weight for name, weight in held if ".lora_" not in name}
         super().__init__(self._weights)
         if model.config.tie_word_embeddings:
             self.left.discard("lm_head.weight")
 
     def total(self, part: str, like: TensorSum, dtype: str) -> int:
-        return _total(self._weights[self._names[part]], like, dtype)
+        return _total(sharding.gathered(self._model, self._weights[self._names[part]]), like, dtype)
 
 
 class _Adapter:

@@ -10,6 +10,7 @@ from grpo_mlflow.forward import ways
 from grpo_mlflow.forward.padded import keeps_logits
 from grpo_mlflow.generation.base import Sampling
 from grpo_mlflow.generation.sampling import processed_logprobs
+from grpo_mlflow.model import sharding
 from grpo_mlflow.model.policy import Policy
 
 FLOOR = -50.0  # a token that rounding put outside top-k or top-p here, but not on the server
@@ -37,7 +38,7 @@ def _of_width(
     rows = [[*prompt, *completion, *[policy.pad_id] * (width - len(completion))] for completion in completions]
     ids = torch.tensor(rows, device=policy.device)
     kept = {"logits_to_keep": width + 1} if keeps_logits(policy.model) else {}  # those of the prompt may be many
-    with policy.weights(), policy.autocast():
+    with sharding.whole(policy.model), policy.weights(), policy.autocast():
         logits = policy.model(input_ids=ids, use_cache=False, **kept).logits[:, -width - 1 : -1]
     seen = torch.zeros(len(rows), logits.shape[-1], dtype=torch.bool, device=policy.device)
     seen[:, list(prompt)] = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from grpo_mlflow.config import Config
-from grpo_mlflow.generation import Begun, Generator, Overlapping, training_sampling
+from grpo_mlflow.generation import Begun, Generator, Overlapping, training_sampling, weights
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Task
@@ -72,7 +72,9 @@ class Sampler:
                 key=key,
             )
 
-        return self.form(problems, self._processes.together(self._processes.agreed(own_share)))
+        with self._processes.inside(weights(self.generator)):
+            judged = self._processes.agreed(own_share)
+        return self.form(problems, self._processes.together(judged))
 
     @property
     def is_alone(self) -> bool:

@@ -1,0 +1,172 @@
+"""A model in shards learns like a whole one, and leaves the same files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from grpo_mlflow.config import LoraConfig, TrainConfig
+from grpo_mlflow.forward import ways
+from grpo_mlflow.generation.server import canary
+from grpo_mlflow.model import lora, policy, sharding, shards
+from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.training.learner import Learner, Sizes
+from tests.support import ranks, small_models
+from tests.support.groups import ALL_TERMS, K, fresh, make_groups
+
+ITERATIONS = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and how it is trained."""
+
+    tied: bool = True
+    adapter: bool = False
+    way: str = "packed"
+    recomputes: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "full, tied, packed": Case(settings=ALL_TERMS),
+    "full, untied, packed": Case(tied=False, recomputes=True, settings={"grad_clip": 0.05}),
+    "full, untied, padded": Case(tied=False, way="padded", settings={"epochs": 2}),
+    "full, tied, alike": Case(way="alike", settings={"optimizer": "sgd", "lr": 1e-2}),
+    "adapter, tied, packed": Case(adapter=True, settings=ALL_TERMS),
+    "adapter, untied, padded": Case(tied=False, adapter=True, way="padded", recomputes=True),
+}
+
+
+def make(case: Case, seed: int = 3) -> Policy:
+    made = fresh(seed)
+    if not case.tied:
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(**{**small_models.SIZES, "vocab_size": made.vocabulary})).eval()
+        made = Policy(model, made.tokenizer, made.device, made.dtype, made.eos_ids, made.pad_id)
+    if case.adapter:
+        lora.add(made.model, LoraConfig(rank=12), 0)
+    if case.recomputes:
+        policy.recompute_activations(made.model)
+    if case.way == "padded":
+        made.model.set_attn_implementation("eager")
+    if case.way == "alike":
+        ways.know(made.model, ways.Scoring("alike", reason="the test says so"))
+    else:
+        ways.scoring(made.model)
+    return made
+
+
+def spread(made: Policy) -> Policy:
+    """Leave each process its share of a model, if there are several: those of the others lose their numbers first."""
+    if "RANK" in os.environ:
+        if dist.get_rank():
+            for name, parameter in list(made.model.named_parameters()):
+                empty = torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+                shards._set(made.model, name, empty)
+            made.model.tie_weights()
+        shards.spread(made.model, made.device, made.dtype)
+    return made
+
+
+def updates(case: Case) -> tuple[list[dict[str, float | None]], Policy, Learner]:
+    accelerator = Accelerator(cpu=True)
+    trained = spread(make(case))
+    reference = trained.base() if case.adapter else spread(make(case, seed=4))
+    given = {"batch_size": 3, "grad_accum_steps": "auto", "lr": 1e-3, "kl_coef": 0.0, **case.settings}
+    made = Learner(
+        trained, reference if given["kl_coef"] else None, accelerator, TrainConfig(**given), Sizes(0.8, 16, 5 * K, 100)
+    )
+    groups = [make_groups(5, flat=(1,), seed=n) for n in range(ITERATIONS - 1)]
+    groups.insert(2, make_groups(5, flat=(0, 1, 2, 3, 4), seed=9))  # a step without a gradient
+    return [made.update(each, 0, number) for number, each in enumerate(groups)], trained, made
+
+
+def _train(path: str) -> None:
+    """Save what each case measures, the weights that it leaves, and the numbers that this process held of them."""
+    found: dict[str, Any] = {}
+    for name, case in CASES.items():
+        metrics, trained, made = updates(case)
+        folder = Path(f"{path}-{os.environ.get('WORLD_SIZE', 1)}-{name}")
+        untrained = spread(make(case))
+        untrained.save(folder / "own")
+        untrained.save_plain(folder / "plain")
+        held = [getattr(each, "to_local", lambda each=each: each)() for each in trained.model.parameters()]
+        states = [
+            part.numel()
+            for each in made.optimizer.state_dict()["state"].values()
+            for tensor in each.values()
+            if (part := getattr(tensor, "to_local", lambda tensor=tensor: tensor)()).ndim
+        ]
+        found[name] = (metrics, sum(each.numel() for each in held), sum(states))
+    found["led"] = _led()
+    torch.save(found, f"{path}-{os.environ.get('WORLD_SIZE', 1)}-{os.environ.get('RANK', 0)}")
+
+
+def _led() -> list[float]:
+    """Let the first process score a text alone, and fail alone; return the scores, of which the others have none."""
+    made = spread(make(CASES["full, tied, packed"]))
+    scores: list[float] = []
+    if not sharding.is_first(made.model):
+        sharding.take_part(made.model)
+        sharding.take_part(made.model)  # returns when the first has failed
+        return []
+    with sharding.leading(made.model):
+        scores += canary.expected(made, canary.tokens(made)).scores
+    with pytest.raises(ValueError, match="of its own"), sharding.leading(made.model):
+        raise ValueError("of its own")
+    return scores
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    _train(str(folder / "x"))
+    started = [ranks.start(_train, (str(folder / "x"),), folder / str(count), count) for count in (2, 3)]
+    for each in started:
+        assert set(each.end(240)) == {0}, each.everything()
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_model_in_shards_learns_like_a_whole_one(trained: Path, name: str, count: int) -> None:
+    whole, weights, states = torch.load(trained / "x-1-0")[name]
+    for rank in range(count):
+        metrics, held, of_states = torch.load(trained / f"x-{count}-{rank}")[name]
+        assert metrics[0]["grad_norm"] == pytest.approx(whole[0]["grad_norm"], rel=1e-5)
+        for one, other in zip(whole, metrics, strict=True):
+            measured = {key: value for key, value in one.items() if value is not None}
+            assert {key: value for key, value in other.items() if value is not None} == pytest.approx(
+                measured, rel=1e-4, abs=1e-6
+            )
+        assert held == pytest.approx(weights / count, rel=0.05)
+        assert of_states == pytest.approx(states / count, rel=0.05)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_in_shards_is_written_as_a_whole_one(trained: Path, name: str) -> None:
+    whole = trained / f"x-1-{name}"
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    for count in (2, 3):
+        other = trained / f"x-{count}-{name}"
+        assert files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+        for file in files:
+            if file.name == "adapter_config.json":  # it names the working directory, and sets in any order
+                continue
+            assert (other / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_the_first_process_computes_and_fails_alone(trained: Path) -> None:
+    whole = torch.load(trained / "x-1-0")["led"]
+    for count in (2, 3):
+        assert torch.load(trained / f"x-{count}-0")["led"] == pytest.approx(whole, rel=1e-5)
+        assert torch.load(trained / f"x-{count}-1")["led"] == []
