@@ -138,6 +138,13 @@ def store(model: nn.Module, dtype: torch.dtype) -> None:
                 module.__class__ = _STORED[type(module)]
 
 
+def stored_in(model: nn.Module) -> torch.dtype:
+    """Return the type in which `store` has put a model's matrices; float32 where it has not."""
+    kinds = tuple(_PLAIN_AGAIN)
+    found = (cast(nn.Parameter, module.weight).dtype for module in model.modules() if isinstance(module, kinds))
+    return next(found, torch.float32)
+
+
 def unstore(model: nn.Module, device: torch.device | str | None = None) -> None:
     """Undo `store`: weights in float32 on `device` (None: where they are), those that were tied still tied."""
     found: dict[nn.Parameter, nn.Parameter] = {}

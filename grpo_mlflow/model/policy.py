@@ -298,16 +298,19 @@ def empty_model(settings: ModelConfig, source: str | Path) -> Any:
     return made.eval()
 
 
-def load_empty(settings: ModelConfig, like: Policy, adapter: Any) -> Policy:
+def load_empty(settings: ModelConfig, like: Policy, adapter: Any, stored: torch.dtype) -> Policy:
     """Return a policy as `like`, one of another process without its model, with a model that has no numbers yet.
 
     Args:
         adapter: the settings of its adapter, None if it has none.
+        stored: the type of its frozen matrices.
     """
     tokenizer = reading.read_tokenizer(like.name, trust_remote_code=settings.trust_remote_code)
     if settings.chat_template != "auto":
         tokenizer.chat_template = None
     model = empty_model(settings, like.name)
+    if stored != torch.float32:
+        layers.store(model, stored)
     if adapter is not None:
         lora.put_in(model, adapter)
     return replace(like, model=model, tokenizer=tokenizer)

@@ -16,7 +16,7 @@ import torch
 
 from grpo_mlflow.config import Config
 from grpo_mlflow.errors import ConfigError
-from grpo_mlflow.forward import ways
+from grpo_mlflow.forward import layers, ways
 from grpo_mlflow.generation.local import ways as sampling
 from grpo_mlflow.model import export, lora, policy, shards
 from grpo_mlflow.model.policy import Policy
@@ -32,6 +32,7 @@ class _Told:
     policy: Policy
     most: int
     adapter: Any
+    stored: torch.dtype
     parameters: list[tuple[str, tuple[int, ...], torch.dtype]]
     is_trained: bool
     scoring: ways.Scoring
@@ -113,6 +114,7 @@ def _tell(found: Policy, most: int) -> _Told:
         replace(found, model=None, tokenizer=None, template_settings=dict(found.template_settings)),
         most,
         lora.settings_of(found.model),
+        layers.stored_in(found.model),
         shards.described(found.model),
         trained,
         ways.scoring(found.model),
@@ -121,7 +123,7 @@ def _tell(found: Policy, most: int) -> _Told:
 
 
 def _heard(config: Config, told: _Told, like: Policy) -> Policy:
-    found = policy.load_empty(config.model, like, told.adapter)
+    found = policy.load_empty(config.model, like, told.adapter, told.stored)
     shards.conform(found.model, told.parameters)
     if not told.is_trained:
         found.model.requires_grad_(False)
