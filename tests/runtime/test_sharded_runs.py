@@ -44,6 +44,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 def test_a_run_goes_on_in_any_number_of_processes_in_shards_or_not(
     store: str, tmp_path: Path, settings: Sequence[str]
