@@ -170,6 +170,7 @@ class Link:
         self.restarts += 1
         self.loads += 1  # what was drawn before may be lost with the connection: the batch is drawn again
         self._start = asyncio.ensure_future(asyncio.to_thread(self._process.start, model))
+        self._start.add_done_callback(lambda each: each.cancelled() or each.exception())  # perhaps nobody waits for it
         try:
             await asyncio.shield(self._start)
         except ServerFailed as failed:
