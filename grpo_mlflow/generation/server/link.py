@@ -161,7 +161,8 @@ class Link:
             ended = await self._ended()
             if ended not in (None, self._told_end):  # after an answer that gave no reason to look, such as 500
                 log.warning("%s; it is started again", ended)
-            model = self.given.model if self.given else None
+            # What has a label is loaded afterwards anyway, and its folder may go while the server starts.
+            model = self.given.model if self.given and self.given.label is None else None
             await self._start_again(model or self._process.model)
 
     async def _start_again(self, model: str | Path) -> None:
