@@ -73,7 +73,7 @@ def throughput(
         if length > 8 and first.server.version == 0:
             _never_end(actor)
             first.sync(1)
-        generator = ServerGenerator(first.server, actor, at_once, recompute=False)
+        generator = ServerGenerator(first.server, actor, at_once, None)
         bare, ours, tokens = [], [], 0
         for number in range(rounds + 1):
             key = ("bench", number)

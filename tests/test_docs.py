@@ -92,6 +92,7 @@ def standins(config: dict[str, Any], world: World) -> list[str]:
     if config["resume"]:
         return ["train.iterations=2"]
     values = {**MODEL, **SIZES, **STUDY, "model.ref_id": "null", "generation.server.manage": "false"}
+    values["generation.server.replicas"] = "1"
     longest = min(4, config["generation"]["max_new_tokens"])
     values |= {"generation.max_new_tokens": longest, "train.epochs": min(2, config["train"]["epochs"])}
     values["data.overlong_buffer"] = min(longest, config["data"]["overlong_buffer"])

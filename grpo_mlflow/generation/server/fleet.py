@@ -76,6 +76,7 @@ class Fleet:
         self._sync, self._weights = SYNCS[settings.sync], WeightsFolder(settings.sync_dir)
         self._loop = Loop()
         self._late: dict[PolicyServer, asyncio.Future[bool]] = {}  # those that do not have the newest weights yet
+        self._away = set[PolicyServer]()  # those of which it was told
         self._opened, self._seconds = False, 0.0
         self.version: int | None = None
 
@@ -201,6 +202,7 @@ class Fleet:
                     try:
                         task.result()
                         served += 1
+                        self._is_back(server)
                     except ServerAway as failed:
                         if to_all:
                             raise
@@ -217,7 +219,9 @@ class Fleet:
         for server in away:
             taking[asyncio.ensure_future(server.take())] = server
         for task, server in taking.items():
-            log.warning("the server at %s is away: the run goes on with the others", redact(server.url))
+            if server not in self._away:
+                self._away.add(server)
+                log.warning("the server at %s is away: the run goes on with the others", redact(server.url))
             self._late[server] = late = asyncio.ensure_future(self._served_late(server, task))
             late.add_done_callback(lambda each: each.cancelled() or each.exception())  # a batch or nobody asks for it
 
@@ -230,8 +234,13 @@ class Fleet:
                 log.warning("%s; the run goes on with the other servers", redact(str(away)))
                 taking = asyncio.ensure_future(server.take())
                 continue
-            log.warning("the server at %s is back, with the weights of now", redact(server.url))
+            self._is_back(server)
             return True
+
+    def _is_back(self, server: PolicyServer) -> None:
+        if server in self._away:
+            self._away.remove(server)
+            log.warning("the server at %s is back, with the newest weights", redact(server.url))
 
     async def _give_up_late(self) -> None:
         """Give no server the weights of before any more: their folder goes."""

@@ -161,7 +161,8 @@ class Link:
             ended = await self._ended()
             if ended not in (None, self._told_end):  # after an answer that gave no reason to look, such as 500
                 log.warning("%s; it is started again", ended)
-            model = self.given.model if self.given else None
+            # What has a label is loaded afterwards anyway, and its folder may go while the server starts.
+            model = self.given.model if self.given and self.given.label is None else None
             await self._start_again(model or self._process.model)
 
     async def _start_again(self, model: str | Path) -> None:
@@ -170,6 +171,7 @@ class Link:
         self.restarts += 1
         self.loads += 1  # what was drawn before may be lost with the connection: the batch is drawn again
         self._start = asyncio.ensure_future(asyncio.to_thread(self._process.start, model))
+        self._start.add_done_callback(lambda each: each.cancelled() or each.exception())  # perhaps nobody waits for it
         try:
             await asyncio.shield(self._start)
         except ServerFailed as failed:

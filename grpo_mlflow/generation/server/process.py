@@ -64,6 +64,7 @@ class ServerProcess:
             UserError: there is no such interpreter.
             ServerFailed: it ended, or did not answer in time; the message holds the end of its log.
         """
+        self._require_open()
         self.stop()
         self.model = model
         launched = self._launch(model, self._port)
@@ -153,8 +154,13 @@ class ServerProcess:
                 news_at += _NEWS_SECONDS
                 self._say(f"server: still starting ({spent:.0f} s): {self.tail(1)[:120]}")
             if self._closed.wait(0.25):
-                raise ServerFailed("the server was stopped while it started")
+                self.stop()  # it may have begun after the end of all others
+                self._require_open()
         self._say(f"server: ready after {time.monotonic() - began:.0f} s")
+
+    def _require_open(self) -> None:
+        if self._closed.is_set():
+            raise ServerFailed("the server was stopped while it started")
 
     def _healthy(self) -> bool:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
@@ -190,8 +191,9 @@ def choose(seats: Sequence[Seat], waiting: int, at_once: int) -> Seat | None:
         best, room = min(each.server.pace for each in others), sum(at_once - each.busy for each in others)
         if waiting <= room:  # they could begin all of them now
             return seat.server.pace <= _SLOW * best
-        # The last one waits for a place, and for the rounds before.
-        return seat.server.pace <= 2 * best + (waiting - room) / sum(at_once / each.server.pace for each in others)
+        # What they hold now, and then so many rounds.
+        rounds = math.ceil((waiting - room) / sum(at_once / each.server.pace for each in others))
+        return seat.server.pace <= best + rounds
 
     free = [seat for seat in seats if seat.busy < at_once and is_in_time(seat)]
     return min(free, key=lambda seat: (seat.busy + 1) * seat.server.pace, default=None)

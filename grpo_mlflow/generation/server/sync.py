@@ -26,8 +26,8 @@ class Package:
     """Weights that were written for a server.
 
     `load` gives them to it. `label` is what it must say that it serves afterwards; None where it is given no label.
-    `model` is what it is started with if it died; None: what it was started with before. `folder` holds what was
-    written, a whole model or an adapter.
+    `model` is what it is started with if it died and goes by no label; None: what it was started with before. `folder`
+    holds what was written, a whole model or an adapter.
     """
 
     load: Callable[[Engine, StartAgain], Awaitable[None]]
