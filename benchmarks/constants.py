@@ -16,7 +16,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -111,6 +111,34 @@ def plain_attention_scores(at: float) -> Case:
 
     size = f"64 x {width} tokens that attend to {2 * width}"
     return Case(size, work, ("plain", {name: _ALWAYS}), ("kernel", {name: _NEVER}))
+
+
+def _completions(before: int, own: int) -> Callable[[], None]:
+    """Return attention and its gradient of 2 completions for each of 2 prompts."""
+    prompts, owners = [[1] * before, [2] * before], [0, 0, 1, 1]
+    batch = partial(shared_prefix.Prefixes, prompts, [[5] * (own + 1)] * 4, owners, torch.device("cpu"))
+    parts = [torch.randn(2 * before + 4 * own, _HEADS, _SIZE, requires_grad=True) for _ in range(3)]
+
+    def work() -> None:
+        found = batch().attend(0, parts[0], parts[1], parts[2], None)
+        torch.autograd.grad(found.sum(), parts)
+
+    return work
+
+
+_MASKED: Way = ("masked", {"ALONE_FROM_TOKENS": _ALWAYS})
+_ALONE: Way = ("alone", {"ALONE_FROM_TOKENS": _NEVER, "ALONE_LONGEST_PROMPT": _ALWAYS})
+
+
+def alone_from_tokens(at: float) -> Case:
+    own = max(2, int(at * tuning.ALONE_FROM_TOKENS))
+    return Case(f"4 x {own} tokens after {own // 2}", _completions(own // 2, own), _MASKED, _ALONE)
+
+
+def alone_longest_prompt(at: float) -> Case:
+    own = max(2, tuning.ALONE_FROM_TOKENS)
+    before = max(1, int(at * tuning.ALONE_LONGEST_PROMPT * own))
+    return Case(f"4 x {own} tokens after {before}", _completions(before, own), _ALONE, _MASKED)
 
 
 def _head(logits: float, a: Way, b: Way) -> Case:
@@ -209,7 +237,16 @@ MEASUREMENTS: dict[str, Callable[[float], Case]] = {
     case.__name__.upper(): case
     for case in (
         *(blocked_from_rows, block_rows, joined_up_to_weights, prefix_tokens_saved, prefix_longest_rest),
-        *(plain_attention_scores, logits_slice, kept_logprobs, cache_growth, summed_numbers, copied_tokens),
+        *(
+            plain_attention_scores,
+            alone_from_tokens,
+            alone_longest_prompt,
+            logits_slice,
+            kept_logprobs,
+            cache_growth,
+            summed_numbers,
+            copied_tokens,
+        ),
         *(distinct_share, unused_share),
     )
 }

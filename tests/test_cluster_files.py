@@ -11,6 +11,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
+from grpo_mlflow.config import parse_arguments, resolve
 from tests.support.paths import ROOT
 
 DDP = ROOT / "deploy/accelerate/ddp.yaml"
@@ -46,6 +47,28 @@ def test_kubernetes_jobs_start_training(name: str) -> None:
         assert f"{job['metadata']['name']}-0.{service['metadata']['name']}" in command
         assert job["spec"]["completions"] == job["spec"]["parallelism"] == 2
         assert pod["subdomain"] == service["metadata"]["name"]
+
+
+def test_the_kubernetes_study_starts_one_command_per_gpu() -> None:
+    job = yaml.safe_load((ROOT / "deploy/kubernetes/study.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["command"] == ["python", "-m", "grpo_mlflow", "optimize"]
+    arguments = parse_arguments(container["args"], "grpo optimize", "", {})
+    search = resolve(arguments.config, arguments.overrides).config.search
+    assert (search.study_name, search.n_trials, search.n_jobs) == ("lr", 40, 1)
+    assert str(search.storage).startswith("postgresql://")
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 1}
+    assert job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_the_slurm_study_is_bash() -> None:
+    subprocess.run(["bash", "-n", str(ROOT / "deploy/slurm-study.sh")], check=True)
+    text = (ROOT / "deploy/slurm-study.sh").read_text()
+    assert "-m grpo_mlflow optimize" in text
+    assert "#SBATCH --array=" in text
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")

@@ -259,7 +259,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[Command, World], None]]] = {
         "several processes: tests/runtime/test_processes.py starts two",
         check_ours_inside,
     ),
-    r"(sbatch|kubectl|docker) .*": ("needs a cluster", check_ours_inside),
+    r"(sbatch|kubectl|docker|ray job submit) .*": ("needs a cluster", check_ours_inside),
 }
 NO_SETTINGS = {
     "train.log10_lr",  # a parameter that runs log beside their settings

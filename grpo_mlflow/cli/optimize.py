@@ -17,7 +17,7 @@ OPTIONS = {
     "timeout": "seconds after which no further trial starts",
     "sampler": "tpe, random, grid, gp, cmaes or nsga2",
     "pruner": "paired, median, asha, hyperband, percentile, patient, threshold or none",
-    "n_jobs": "trials at once on this machine",
+    "n_jobs": "trials at once",
     "study_name": "running it again continues the study",
     "storage": "sqlite:///FILE, postgresql://..., or journal:FILE",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from grpo_mlflow.config import model_checks, optimizers, server_checks, task_checks
 from grpo_mlflow.config.schema import Config
@@ -143,6 +144,11 @@ def unsearchable(config: Config) -> list[str]:
         lines.append(
             f"search.objective = 'best': the checkpoint that a run keeps as its best is that by pass@1, but search.k = "
             f"{search.k}; allowed: last, mean"
+        )
+    if search.launcher == "ray" and find_spec("ray") is None:
+        lines.append(
+            "search.launcher = 'ray': the package ray is not installed; allowed: local, or ray after pip install -e "
+            "'.[ray]' in the project's folder"
         )
     needed = max(search.k, *config.eval.ks)
     if search.finalists and search.confirm_replicates < needed:

@@ -47,6 +47,10 @@ def _problems(config: Config, chosen: Sequence[str]) -> Iterator[tuple[Iterable[
         yield ("model.lora.alpha", "model.lora.targets"), "model.lora.rank is null or 0"
     for keys in task_checks.idle(config, chosen):
         yield keys, f"data.task is {config.data.task}"
+    if config.search.n_jobs == 1:
+        yield ("search.launcher",), "search.n_jobs is 1"
+    if config.search.launcher == "local":
+        yield ("search.cpus_per_worker", "search.gpus_per_worker"), "search.launcher is local"
     if not config.eval.enabled:
         yield [key for key in _under("eval.", chosen) if key != "eval.enabled"], "eval is disabled"
 
@@ -62,6 +66,8 @@ def _servers(config: Config, chosen: Sequence[str]) -> Iterator[tuple[Iterable[s
         )
     elif generation.server.manage:
         yield ("generation.base_url",), "generation.server.manage starts a server of its own"
+    if "local" not in (generation.backend, evaluation.backend or generation.backend):
+        yield ("generation.max_tokens_per_batch",), "nothing is sampled in this process"
     if not generation.server.manage:
         keys = [key for key in _under("generation.server.", chosen) if key != "generation.server.manage"]
         yield [key for key in keys if key not in _of_start_command(config)], "generation.server.manage is false"

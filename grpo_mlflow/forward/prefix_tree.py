@@ -114,6 +114,17 @@ class Tree(Packed):
         filler[slots] = False
         self._slots, self._places, self._fillers = slots, places, filler.nonzero().squeeze(1)
 
+    def spans(self) -> list[list[slice]]:
+        """Return where each sequence of the last level stands in the row, after what it continues."""
+        found: list[list[slice]] = [[]]
+        for starts, lengths, parents in zip(self.starts, self.lengths, self._parents, strict=True):
+            above = [0] * len(starts) if parents is None else parents.tolist()
+            own = [
+                slice(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+            ]
+            found = [[*found[parent], each] for parent, each in zip(above, own, strict=True)]
+        return found
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `Packed.attend`; tokens are those of `ids`."""
         return self.attend_keeping(query, key, value, scaling)[0]
@@ -134,7 +145,7 @@ class Tree(Packed):
                 k = torch.cat([_expand(keys, parents), k], dim=2)
                 v = torch.cat([_expand(values, parents), v], dim=2)
             keys, values = k, v
-            found.append(_attention(q, k, v, mask, scaling).transpose(1, 2).flatten(0, 1))
+            found.append(attention(q, k, v, mask, scaling).transpose(1, 2).flatten(0, 1))
         return self._pack(torch.cat(found)), keys, values
 
     def _unpack(self, rows: Tensor) -> Tensor:
@@ -150,8 +161,11 @@ class Tree(Packed):
         return _look_up(rows, self._slots, self._places, self._fillers)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """Return (C, heads, W, D) from `query` of that shape, `key` and `value` (C, key heads, A + W, D)."""
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Return (C, heads, W, D) from `query` of that shape, `key` and `value` (C, key heads, A + W, D).
+
+    Without a mask it is causal, and A is 0.
+    """
     (count, heads, width, size), key_heads = query.shape, key.shape[1]
     plain = query.dtype == value.dtype == torch.float32  # else the scores would be rounded
     if mask is not None and plain and _few(query.device, width, key.shape[2]):

@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grpo_mlflow.forward import llama_pass
-from grpo_mlflow.forward.attention import packed_forward
+from grpo_mlflow.forward import llama_pass, long_rows
+from grpo_mlflow.forward.attention import Packed, packed_forward
+from grpo_mlflow.forward.long_rows import Continued
 from grpo_mlflow.forward.prefix_tree import Ids, Level, Tree, in_a_row, prompt_levels
 from grpo_mlflow.forward.token_head import token_logprobs
 
 
-class Prefixes(Tree):
+class Prefixes(Packed):
     """Prompts and R completions without their last tokens; `owners` (R,) names each completion's prompt.
 
+    ids, positions (N,)    the row
     picks, targets (M,)    for each token that is scored: where it is predicted, and which it is
     mask (R, T)            True on those tokens of each completion; its True places in order are those of picks
 
@@ -39,8 +41,14 @@ class Prefixes(Tree):
         device: torch.device,
         scored: Sequence[Sequence[bool] | None] = (),
     ) -> None:
-        beginnings = Level([completion[:-1] for completion in completions], owners)
-        super().__init__([*prompt_levels(prompts), beginnings], device)
+        beginnings, above = [completion[:-1] for completion in completions], prompt_levels(prompts)
+        self._row: Tree | Continued
+        if long_rows.pays(prompts, beginnings):
+            self._row = Continued(Tree(above, device), beginnings, owners, device)
+        else:
+            self._row = Tree([*above, Level(beginnings, owners)], device)
+        self.ids, self.positions, self.longest = self._row.ids, self._row.positions, self._row.longest
+        starts, lengths = self._row.starts, self._row.lengths
         whole = torch.tensor([len(completion) for completion in completions])
         mask = torch.arange(int(whole.max()))[None, :] < whole[:, None]
         targets = in_a_row(completions, torch.device("cpu"))
@@ -52,9 +60,13 @@ class Prefixes(Tree):
             targets = targets[mask[every]]
         self.mask = mask.to(device)
         self.targets = targets.to(device)
-        ends = (self.starts[-2] + self.lengths[-2] - 1)[torch.tensor(owners)]
-        own = self.starts[-1][:, None] + torch.arange(mask.shape[1] - 1)[None, :]
+        ends = (starts[-2] + lengths[-2] - 1)[torch.tensor(owners)]
+        own = starts[-1][:, None] + torch.arange(mask.shape[1] - 1)[None, :]
         self.picks = torch.cat([ends[:, None], own], dim=1)[mask].to(device)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """See `Packed.attend`; tokens are those of `ids`."""
+        return self._row.attend(layer, query, key, value, scaling)
 
 
 class _Head:

@@ -9,6 +9,7 @@ gradients altogether. A type of fewer bits hides such differences, so it is only
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -37,6 +38,7 @@ LONG_ROWS: Mapping[str, float] = {
     "SUMMED_NUMBERS": 0,
     "PREFIX_TOKENS_SAVED": 1,
 }
+LONG_COMPLETIONS: Mapping[str, float] = {**LONG_ROWS, "ALONE_FROM_TOKENS": 0, "ALONE_LONGEST_PROMPT": math.inf}
 MANY_ROWS: Mapping[str, float] = {**LONG_ROWS, "COPIED_TOKENS": 0}
 _LAYER = re.compile(r".*?\.\d+(?=\.)")  # what the names of a layer's tensors begin with
 _PREFIX = 8  # tokens that the prompts of `few` begin alike with: enough to be computed once

@@ -39,6 +39,15 @@ PREFIX_LONGEST_REST = 8
 # ones; too high, and all scores of long ones are written to memory.
 PLAIN_ATTENTION_SCORES = 4096
 
+# Tokens of the longest completion of a micro-batch. From this many on, completions attend one by one, without a mask
+# (`long_rows`). Too low, and short completions start many small kernels; too high, and a mask holds, and kernels read,
+# a number for each pair of tokens.
+ALONE_FROM_TOKENS = 1024
+
+# Times the longest completion. Completions attend one by one only if no prompt is longer than this. Too high, and the
+# attention of long prompts is computed for each of their completions; too low, and long completions have masks.
+ALONE_LONGEST_PROMPT = 1
+
 # Logits (4 bytes each) that the output layer computes at a time in the update (`token_head`). Too small, and each
 # product is short and reads the weight again; too large, and peak memory grows by several slices.
 LOGITS_SLICE = 1 << 24

@@ -134,8 +134,12 @@ def _against_short(model: Any, tried: Sequence[Trial], packed: Scoring) -> str |
 
 def _against_long(model: Any, tried: Sequence[Trial], packed: Scoring) -> str | None:
     """Return what is wrong with log-probabilities of packed rows where they are computed as long ones are."""
-    with tuning.set_to(trial.LONG_ROWS):
-        return _wrong(model, tried, lambda each: _packed(model, each, packed), differentiated=False)
+    for values in (trial.LONG_ROWS, trial.LONG_COMPLETIONS):
+        with tuning.set_to(values):
+            wrong = _wrong(model, tried, lambda each: _packed(model, each, packed), differentiated=False)
+        if wrong is not None:
+            return wrong
+    return None
 
 
 def _wrong(

@@ -84,7 +84,8 @@ class Generators:
 
     def _generator(self, backend: str, base_url: Addresses, batch_size: int) -> Generator:
         if backend == "local":
-            return LocalGenerator(self._policy, batch_size, pace=Pace(self._say))
+            tokens = self._config.generation.max_tokens_per_batch
+            return LocalGenerator(self._policy, batch_size, pace=Pace(self._say), tokens=tokens)
         recompute = self._config.generation.behaviour_logprobs == "recompute"
         pricing = self._served_policy if recompute else None
         return ServerGenerator(self._shared(backend, base_url), self._policy, batch_size, pricing, pace=Pace(self._say))

@@ -25,13 +25,25 @@ from grpo_mlflow.runs import messages, models, next_steps
 from grpo_mlflow.runs.stored import Stored, find
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.console import Console
-from grpo_mlflow.search import champion, decay, kept, notes, outcome, report, rights, settings, study_page, views
+from grpo_mlflow.search import (
+    champion,
+    decay,
+    kept,
+    launchers,
+    notes,
+    outcome,
+    report,
+    rights,
+    settings,
+    study_page,
+    views,
+)
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.confirm import Confirmation, Finalist
+from grpo_mlflow.search.launchers import Launcher
 from grpo_mlflow.search.outcome import Outcome
 from grpo_mlflow.search.space import Space
 from grpo_mlflow.search.trials import Search
-from grpo_mlflow.search.workers import Workers
 from grpo_mlflow.tasks import contents, data_sets
 from grpo_mlflow.tracking import Tracker, pages
 from grpo_mlflow.tracking.views import View
@@ -62,7 +74,8 @@ def optimize(resolved: Resolved, space: Space, storage: BaseStorage, command: Se
                 Search(resolved, space, study, queue, parent, console, baseline=baseline).run()
             return []
     with right.held():
-        return _lead(resolved, space, study, queue, right, command)
+        launcher = launchers.create(resolved.config, command, console)  # before a run is opened that could only fail
+        return _lead(resolved, space, study, queue, right, launcher)
 
 
 def _lead(
@@ -71,7 +84,7 @@ def _lead(
     study: optuna.Study,
     queue: studies.Queue,
     right: rights.Right,
-    command: Sequence[str],
+    launcher: Launcher,
 ) -> list[Finalist]:
     config, search = resolved.config, resolved.config.search
     known = study.user_attrs.get(study_page.PARENT)
@@ -91,8 +104,8 @@ def _lead(
             _obey(tracker, console)
 
         work = Search(resolved, space, study, queue, tracker.run_id, console, baseline=baseline, obey=obey)
-        with Workers(search.n_jobs - 1, command).running() as workers:
-            _run_all(work, study, workers, console, obey)
+        with launcher.running():
+            _run_all(work, study, launcher, console, obey)
         right.require()
         kept.require_sent(study, config.tracking.uri, tracker.run_id, console)
         confirmation = Confirmation(resolved, study, tracker.run_id, console)
@@ -216,13 +229,13 @@ def _obey(tracker: Tracker, console: Console) -> None:
         interrupts.stop(signal.SIGINT)
 
 
-def _run_all(work: Search, study: optuna.Study, workers: Workers, console: Console, obey: Callable[[], None]) -> None:
+def _run_all(work: Search, study: optuna.Study, launcher: Launcher, console: Console, obey: Callable[[], None]) -> None:
     """Run trials, and wait for those of other processes; one whose process died goes back into the queue."""
 
     def between() -> None:
         obey()
         work.revive()
-        workers.replace_killed()
+        launcher.look_after()
 
     said = False
     while True:

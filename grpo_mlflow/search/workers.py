@@ -32,7 +32,7 @@ class Workers:
 
     @contextmanager
     def running(self) -> Iterator[Workers]:
-        """Start them, and end them with the block."""
+        """See `Launcher.running`."""
         if self._count:  # all processes share the cores, this one too
             threads = max(1, torch.get_num_threads() // (self._count + 1))
             torch.set_num_threads(threads)
@@ -47,8 +47,8 @@ class Workers:
             for process in self._processes:
                 process.wait()
 
-    def replace_killed(self) -> None:
-        """Start another one for each that a signal has ended."""
+    def look_after(self) -> None:
+        """See `Launcher.look_after`: another one is started for each that a signal has ended."""
         for place, process in enumerate(self._processes):
             if (process.poll() or 0) < 0 and self._replaced < _MAX_REPLACED:
                 self._replaced += 1

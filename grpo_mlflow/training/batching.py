@@ -65,30 +65,60 @@ def rows_of(groups: Sequence[Group]) -> list[Row]:
     ]
 
 
-def micro_batches(rows: Sequence[Row], indices: Sequence[int], size: int) -> list[list[int]]:
-    """Split indices into micro-batches of rows of similar width, so that little is padded."""
-    ordered = sorted(indices, key=lambda i: rows[i].width)
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a micro-batch may hold: so many rows, and tokens (None: any number). A row of more tokens stands alone."""
+
+    rows: int
+    tokens: int | None = None
+
+    def allow(self, rows: int, tokens: int) -> bool:
+        return rows <= 1 or (rows <= self.rows and (self.tokens is None or tokens <= self.tokens))
 
 
-def prompt_batches(rows: Sequence[Row], indices: Sequence[int], size: int) -> list[list[int]]:
-    """Split indices into micro-batches of at most `size` rows that keep rows of one prompt together.
+def micro_batches(rows: Sequence[Row], indices: Sequence[int], limits: Limits) -> list[list[int]]:
+    """Split indices into micro-batches of rows of similar width, so that little is padded; padding counts as tokens."""
+    batches: list[list[int]] = []
+    for i in sorted(indices, key=lambda i: rows[i].width):  # so the last one is the widest
+        if batches and limits.allow(len(batches[-1]) + 1, (len(batches[-1]) + 1) * rows[i].width):
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
 
-    Prompts of similar length come together; more than `size` rows of one prompt are split.
+
+def prompt_batches(rows: Sequence[Row], indices: Sequence[int], limits: Limits) -> list[list[int]]:
+    """Split indices into micro-batches that keep rows of one prompt together, whose tokens count once.
+
+    Prompts of similar length come together; rows of one prompt that are too many are split.
     """
     families: dict[tuple[int, ...], list[int]] = {}
     for i in indices:
         families.setdefault(rows[i].prompt_ids, []).append(i)
     batches: list[list[int]] = []
+    held = 0  # tokens in the last batch
     for prompt_ids in sorted(families, key=len):
-        family = sorted(families[prompt_ids], key=lambda i: rows[i].width)
-        for start in range(0, len(family), size):
-            part = family[start : start + size]
-            if batches and len(batches[-1]) + len(part) <= size:
+        for part, tokens in _parts(rows, families[prompt_ids], limits):
+            if batches and limits.allow(len(batches[-1]) + len(part), held + tokens):
                 batches[-1] += part
+                held += tokens
             else:
                 batches.append(part)
+                held = tokens
     return batches
+
+
+def _parts(rows: Sequence[Row], family: Sequence[int], limits: Limits) -> list[tuple[list[int], int]]:
+    """Split the rows of one prompt, and return how many tokens each part has."""
+    parts: list[tuple[list[int], int]] = []
+    for i in sorted(family, key=lambda i: rows[i].width):
+        own = len(rows[i].completion_ids)
+        if parts and limits.allow(len(parts[-1][0]) + 1, parts[-1][1] + own):
+            part, tokens = parts[-1]
+            parts[-1] = ([*part, i], tokens + own)
+        else:
+            parts.append(([i], rows[i].width))
+    return parts
 
 
 def collate(rows: Sequence[Row], device: torch.device) -> Batch:

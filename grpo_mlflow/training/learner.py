@@ -28,7 +28,7 @@ from grpo_mlflow.errors import UserError
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.pace import Pace
 from grpo_mlflow.training import loss, optimizers
-from grpo_mlflow.training.batching import Row, collate, pad, rows_of
+from grpo_mlflow.training.batching import Limits, Row, collate, pad, rows_of
 from grpo_mlflow.training.checkpoint import load_optimizer, save_optimizer
 from grpo_mlflow.training.scoring import Scorer
 from grpo_mlflow.training.steps import Applied, Frozen, Plan, row_weights
@@ -65,6 +65,7 @@ class Learner:
         self._policy = Scorer(policy, sizes.temperature)
         self._reference = Scorer(reference, sizes.temperature) if reference is not None else None
         self._loss = loss.load(config)
+        self._limits = Limits(config.batch_size, config.max_tokens_per_batch)
         if self._policy.reason is not None:
             _LOG.warning("each completion repeats the computation of its prompt: %s", self._policy.reason)
         parameters = [p for p in policy.model.parameters() if p.requires_grad]
@@ -121,7 +122,7 @@ class Learner:
     def _score(self, scorer: Scorer, rows: Sequence[Row], indices: Sequence[int]) -> dict[int, list[float]]:
         """Return the log-probs of completions under a frozen model, by row; processes share the work."""
         found: dict[int, list[float]] = {}
-        for chosen in scorer.split(rows, self._own(indices), self._config.batch_size):
+        for chosen in scorer.split(rows, self._own(indices), self._limits):
             logprobs, _ = scorer.score([rows[i] for i in chosen])
             for i, values in zip(chosen, logprobs.tolist(), strict=True):
                 found[i] = values[: len(rows[i].completion_ids)]
@@ -138,7 +139,7 @@ class Learner:
         """Return this process's micro-batches of an optimizer step over all rows of `indices`."""
         config = self._config
         active = self._own([i for i in indices if rows[i].teaches])
-        batches = self._policy.split(rows, active, config.batch_size)
+        batches = self._policy.split(rows, active, self._limits)
         most = torch.tensor([len(batches)], device=self._accelerator.device)
         needed = int(self._accelerator.gather(most).max())  # processes must run backward equally often
         return Plan(

@@ -17,7 +17,7 @@ from torch.nn import functional
 from grpo_mlflow.forward import shared_prefix, ways
 from grpo_mlflow.forward.padded import completion_logprobs
 from grpo_mlflow.model.policy import Policy
-from grpo_mlflow.training.batching import Row, micro_batches, pad, prompt_batches
+from grpo_mlflow.training.batching import Limits, Row, micro_batches, pad, prompt_batches
 from grpo_mlflow.training.rollouts import require_tried
 
 
@@ -33,9 +33,9 @@ class Scorer:
         self.reason = self._way.reason
         self.shares = self.reason is None
 
-    def split(self, rows: Sequence[Row], indices: Sequence[int], size: int) -> list[list[int]]:
-        """Return micro-batches of at most `size` rows that are cheap to score."""
-        return (prompt_batches if self.shares else micro_batches)(rows, indices, size)
+    def split(self, rows: Sequence[Row], indices: Sequence[int], limits: Limits) -> list[list[int]]:
+        """Return micro-batches within the limits that are cheap to score."""
+        return (prompt_batches if self.shares else micro_batches)(rows, indices, limits)
 
     def score(self, rows: Sequence[Row], model: Any = None, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and entropies of the completions, both (B, T) in float32.

@@ -9,7 +9,7 @@ import torch
 
 from grpo_mlflow.algorithm import losses
 from grpo_mlflow.algorithm.names import Aggregation
-from grpo_mlflow.training.batching import Row, micro_batches
+from grpo_mlflow.training.batching import Limits, Row, micro_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def row_weights(
 ) -> dict[int, float]:
     """Return the token weight of each row of one optimizer step, flat ones counted."""
     lengths = {i: sum(rows[i].mask) for i in indices}
-    batches = micro_batches(rows, indices, batch_size)
+    batches = micro_batches(rows, indices, Limits(batch_size))
     weights: dict[int, float] = {}
     for chosen in batches if kind == "bnpo" else [list(indices)]:
         own = torch.tensor([lengths[i] for i in chosen])

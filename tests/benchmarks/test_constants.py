@@ -17,6 +17,7 @@ from grpo_mlflow.forward import tuning
 NAMES = sorted(name for name in vars(tuning) if name.isupper())
 SMALL = {
     **{"BLOCKED_FROM_ROWS": 64, "BLOCK_ROWS": 8, "JOINED_UP_TO_WEIGHTS": 256, "PREFIX_LONGEST_REST": 2},
+    **{"ALONE_FROM_TOKENS": 32},
     **{"PLAIN_ATTENTION_SCORES": 32, "LOGITS_SLICE": 1 << 16, "KEPT_LOGPROBS": 1 << 16, "CACHE_GROWTH": 2},
     **{"SUMMED_NUMBERS": 128, "COPIED_TOKENS": 128},
 }

@@ -14,15 +14,16 @@ RESUME = (
     *("resume", "train.iterations", "eval.interval", "model.device", "model.ref_device", "checkpoint.", "tracking."),
     *("generation.base_url", "generation.sync_dir", "generation.server.", "eval.base_url"),
     *("generation.timeout", "generation.retry_seconds", "data.reward_timeout"),
+    *("train.max_tokens_per_batch", "generation.max_tokens_per_batch"),
 )
 NOT_COMPARED = (
     *("search.", "tracking.", "checkpoint.", "resume", "model.device", "eval.base_url", "generation.base_url"),
     *("generation.server.", "generation.sync_dir", "generation.timeout", "generation.retry_seconds"),
-    "data.reward_timeout",
+    *("data.reward_timeout", "train.max_tokens_per_batch", "generation.max_tokens_per_batch"),
 )
 MEASURING = ("search.k", "search.objective", "search.objective_window", "search.cost")
 VARIES = ("seed", "model.", "generation.", "train.", "data.")
-SERVED = ("generation.base_url", "generation.server.")
+SAMPLED = ("generation.base_url", "generation.server.", "generation.max_tokens_per_batch")
 MEASURED = (
     *("model.chat_template", "data.task", "data.system_prompt", "data.mix", "data.arithmetic.", "data.sat."),
     *("data.gsm8k.", "data.rows.", "data.reasoning_gym", "data.settings", "data.rewards", "data.success"),
@@ -35,7 +36,7 @@ EVALUATION = (
     *(*MEASURED, "seed", "generation.backend", "generation.max_new_tokens", "generation.temperature"),
     *("generation.top_", "generation.repetition_penalty", "eval.replicates", "eval.num_ids", "eval.id_seed_start"),
     *("eval.ks", "eval.greedy", "eval.temperature", "eval.top_", "eval.backend", "eval.seed", "eval.max_new_tokens"),
-    *("eval.repetition_penalty", "eval.base_url", *SERVED),
+    *("eval.repetition_penalty", "eval.base_url", *SAMPLED),
 )
 RUN_ID = "1" * 32
 
@@ -54,7 +55,7 @@ def test_every_setting_declares_every_trait() -> None:
             {
                 key
                 for key in KEYS
-                if key.startswith(VARIES) and not key.startswith((*MEASURED, *SERVED, "data.reward_timeout"))
+                if key.startswith(VARIES) and not key.startswith((*MEASURED, *SAMPLED, "data.reward_timeout"))
             },
         ),
         ("secret", set(SECRET)),

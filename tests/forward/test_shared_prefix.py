@@ -16,9 +16,9 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from grpo_mlflow.forward import ways
+from grpo_mlflow.forward import trial, tuning, ways
 from grpo_mlflow.forward.prefix_tree import common_prefix
-from grpo_mlflow.training.batching import Row, prompt_batches
+from grpo_mlflow.training.batching import Limits, Row, micro_batches, prompt_batches
 from grpo_mlflow.training.scoring import Scorer
 from tests.support.packed_rows import MODELS, SHAPES, build, rows, scorer
 from tests.support.small_models import SIZES
@@ -66,6 +66,15 @@ def test_shared_prompts_equal_padded_rows(name: str, shape: str, entropy_gradien
     expected = results(made, given, False, entropy_gradient)
     assert expected[2].norm() > 1
     assert_alike(results(made, given, True, entropy_gradient), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if "one token" not in shape])
+def test_completions_that_attend_one_by_one_equal_padded_rows(name: str, shape: str) -> None:
+    made, given = scorer(build(name)), rows(shape)
+    expected = results(made, given, False, True)
+    with tuning.set_to(trial.LONG_COMPLETIONS):
+        assert_alike(results(made, given, True, True), expected)
 
 
 @pytest.mark.parametrize("shape", ["ragged", "alike, ragged"])
@@ -166,10 +175,21 @@ def test_generation_is_left_as_it_was() -> None:
     assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False), before)
 
 
+def test_batches_stay_within_the_token_limit() -> None:
+    """Hand-counted: a prompt's tokens once where rows are packed, all places of the widest row where padded."""
+    first, second = (1, 2, 3), (4, 5, 6, 7)
+    given = [Row(prompt, (9,) * new, (0.0,) * new, 1.0, False) for prompt, new in ((first, 2), (first, 3), (second, 9))]
+    for tokens, expected in ((21, [[0, 1, 2]]), (20, [[0, 1], [2]]), (8, [[0, 1], [2]]), (7, [[0], [1], [2]])):
+        assert prompt_batches(given, range(3), Limits(8, tokens)) == expected
+    for tokens, expected in ((39, [[0, 1, 2]]), (38, [[0, 1], [2]]), (12, [[0, 1], [2]]), (11, [[0], [1], [2]])):
+        assert micro_batches(given, range(3), Limits(8, tokens)) == expected
+    assert prompt_batches(given, range(3), Limits(1, 21)) == [[0], [1], [2]]
+
+
 def test_batches_keep_prompts_together_within_the_row_limit() -> None:
     given = rows("ragged")
     for size in (1, 2, 3, 4, 100):
-        batches = prompt_batches(given, range(len(given)), size)
+        batches = prompt_batches(given, range(len(given)), Limits(size))
         assert sorted(i for batch in batches for i in batch) == list(range(len(given)))
         assert max(map(len, batches)) <= size
         pieces = [len({given[i].prompt_ids for i in batch}) for batch in batches]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -139,6 +140,32 @@ def test_the_end_token_is_kept_and_finish_reasons_are_true(policy: Policy) -> No
         assert ended or len(completion.token_ids) == 3
         assert not set(completion.token_ids[:-1]) & set(policy.eos_ids)
         assert "<|end|>" not in completion.text
+
+
+def test_a_limit_on_tokens_draws_fewer_at_once_and_the_same(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, real = list[int](), ways.start
+
+    def noted(used: Policy, given: Sequence[Sequence[int]], k: int, most: int) -> Any:
+        rows.append(len(given) * k)
+        assert len(given) * k * (max(map(len, given)) + most) <= max(limit, longest + most)
+        return real(used, given, k, most)
+
+    asked = prompts(policy)
+    longest = max(len(prompt.token_ids) for prompt in asked)
+    expected = LocalGenerator(policy, batch_size=3).generate(asked, 5, Sampling(6), 0, ("key",))
+    monkeypatch.setattr(ways, "start", noted)
+    for at_once in (0, 1, 2, 4, 5, 11, 99):
+        rows.clear()
+        limit = at_once * (longest + 6) + 1
+        found = LocalGenerator(policy, batch_size=3, tokens=limit).generate(asked, 5, Sampling(6), 0, ("key",))
+        assert [[each.token_ids for each in row] for row in found] == [
+            [each.token_ids for each in row] for row in expected
+        ]
+        assert sum(rows) == 5 * len(asked)
+        if at_once >= 5:
+            assert max(rows) == 5 * min(3, at_once // 5, len(asked))
+        else:
+            assert max(rows) == max(1, at_once)
 
 
 def test_completions_carry_the_version_that_sampled_them(policy: Policy) -> None:

@@ -23,6 +23,9 @@ def test_the_gradient_ignores_micro_batches_padding_and_order(aggregation: str, 
     expected = gradient(groups, batch_size=100, **settings)
     assert expected.norm() > 0.01
     shuffled = random.Random(5).sample(groups, len(groups))
+    for tokens in (1, 20, 40, 1000):
+        found = gradient(groups, batch_size=16, max_tokens_per_batch=tokens, **settings)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     for size in (1, 3, 5, 16):
         torch.testing.assert_close(gradient(groups, batch_size=size, **settings), expected, atol=1e-6, rtol=0)
         torch.testing.assert_close(gradient(shuffled, batch_size=size, **settings), expected, atol=1e-6, rtol=0)

@@ -69,6 +69,15 @@ class GenerationConfig(Section, resume=False, compared=True, varies=True, secret
     batch_size: Positive = setting(
         4, "prompts that are sampled at the same time, by each server where there are several", evaluation=False
     )
+    max_tokens_per_batch: Positive | None = setting(
+        None,
+        "tokens that what is sampled at the same time in this process may come to, prompts included, in evaluations, "
+        "too; fewer prompts are sampled at once, or fewer completions of one; null: no limit",
+        resume=True,
+        compared=False,
+        varies=False,
+        evaluation=True,
+    )
     max_new_tokens: Positive = setting(256, "longest completion, in tokens; a longer one is cut off", evaluation=True)
     temperature: PositiveFloat = setting(
         0.7, "softmax temperature of sampling, and of the log-probabilities that are trained", evaluation=True

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from grpo_mlflow.config.fields import NonNegative, Positive, PositiveFloat, Section, setting
+from grpo_mlflow.config.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section, setting
 
 
 class SearchConfig(Section, resume=False, compared=False, varies=False, secret=False, evaluation=False):
@@ -26,7 +26,14 @@ class SearchConfig(Section, resume=False, compared=False, varies=False, secret=F
         "paired",
         "rule that ends trials early; paired: those that are behind the best on the same problems, beyond noise",
     )
-    n_jobs: Positive = setting(1, "trials at the same time on this machine, each in a process of its own")
+    n_jobs: Positive = setting(1, "trials at the same time, each in a process of its own, this one among them")
+    launcher: Literal["local", "ray"] = setting(
+        "local", "where the other n_jobs processes run: on this machine, or on a Ray cluster (the one of RAY_ADDRESS)"
+    )
+    cpus_per_worker: Positive = setting(1, "CPU cores that a process on Ray takes")
+    gpus_per_worker: NonNegativeFloat | None = setting(
+        None, "GPUs, or the share of one, that a process on Ray takes; null: 1 where the cluster has GPUs, else 0"
+    )
     study_name: Annotated[str, Field(min_length=1)] = setting(
         "grpo", "name of the study; a command with the same name continues it"
     )

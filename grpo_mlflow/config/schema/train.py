@@ -21,6 +21,13 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     batch_size: Positive = setting(
         8, "rollouts per forward and backward pass (micro-batch); a smaller one needs less memory"
     )
+    max_tokens_per_batch: Positive | None = setting(
+        None,
+        "tokens per forward and backward pass, beside batch_size: a micro-batch ends where the next rollout would "
+        "exceed it, and a longer rollout is one alone; null: no limit",
+        resume=True,
+        compared=False,
+    )
     grad_accum_steps: Positive | Literal["auto"] = setting(
         1, "micro-batches per optimizer step; auto: one optimizer step per epoch"
     )

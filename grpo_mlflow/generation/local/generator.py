@@ -25,10 +25,22 @@ from grpo_mlflow.types import Completion, Prompt
 
 
 class LocalGenerator:
-    """Draws from `policy`, `batch_size` prompts at a time; `pace` is told how far it is."""
+    """Draws from `policy`, `batch_size` prompts at a time; `pace` is told how far it is.
 
-    def __init__(self, policy: Policy, batch_size: int, version: int = 0, pace: Pace | None = None) -> None:
-        self._policy, self._batch_size, self._version = policy, batch_size, version
+    With `tokens` so many rows are drawn at a time as have room in that many tokens, each with its prompt and at its
+    longest; at least one.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        batch_size: int,
+        version: int = 0,
+        pace: Pace | None = None,
+        *,
+        tokens: int | None = None,
+    ) -> None:
+        self._policy, self._batch_size, self._version, self._tokens = policy, batch_size, version, tokens
         self._pace = pace or Pace(lambda _: None)
 
     def sync(self, version: int) -> None:
@@ -48,27 +60,54 @@ class LocalGenerator:
     ) -> Iterator[list[list[Completion]]]:
         """Yield the completions of `batch_size` prompts at a time."""
         self._pace.begin(work(key), at_most=True)
-        for start in range(0, len(prompts), self._batch_size):
-            batch = prompts[start : start + self._batch_size]
-            keys = ((*key, prompt.problem_id, j) for prompt in batch for j in range(k))
-            uniforms = torch.from_numpy(seeding.uniforms(seed, keys, sampling.max_new_tokens))
-            share = partial(self._far, start / len(prompts), len(batch) / len(prompts))
-            rows = self._sample([prompt.token_ids for prompt in batch], k, sampling, uniforms, share)
-            texts = self._policy.decode([ids for ids, _ in rows])
-            completions = [
-                Completion(
-                    token_ids=tuple(ids),
-                    text=text,
-                    behaviour_logprobs=tuple(logprobs),
-                    finish_reason="stop" if ids[-1] in self._policy.eos_ids else "length",
-                    policy_version=self._version,
-                )
-                for (ids, logprobs), text in zip(rows, texts, strict=True)
-            ]
-            yield [completions[i * k : (i + 1) * k] for i in range(len(batch))]
+        at_once = self._rows(prompts, k, sampling.max_new_tokens)
+        size = min(self._batch_size, max(1, at_once // k))
+        for start in range(0, len(prompts), size):
+            batch = prompts[start : start + size]
+            found: list[list[Completion]] = [[] for _ in batch]
+            for first in range(0, k, at_once):
+                replicates = range(first, min(first + at_once, k))
+                keys = [(*key, prompt.problem_id, j) for prompt in batch for j in replicates]
+                uniforms = torch.from_numpy(seeding.uniforms(seed, keys, sampling.max_new_tokens))
+                share = partial(self._far, start + len(batch) * first / k, len(keys) / k, len(prompts))
+                drawn = self._drawn(batch, len(replicates), sampling, uniforms, share)
+                for own, further in zip(found, drawn, strict=True):
+                    own += further
+            yield found
 
-    def _far(self, before: float, batch: float, share: float) -> None:
-        self._pace.at(before + batch * share)
+    def _rows(self, prompts: Sequence[Prompt], k: int, new: int) -> int:
+        """Return how many rows are drawn at a time."""
+        most = self._batch_size * k
+        if self._tokens is None:
+            return most
+        longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
+        return min(most, max(1, self._tokens // (longest + new)))
+
+    def _far(self, before: float, batch: float, prompts: int, share: float) -> None:
+        self._pace.at((before + batch * share) / prompts)
+
+    def _drawn(
+        self,
+        prompts: Sequence[Prompt],
+        k: int,
+        sampling: Sampling,
+        uniforms: Tensor,
+        far: Callable[[float], None],
+    ) -> list[list[Completion]]:
+        """Return k completions of each prompt; the rest is as in `_sample`."""
+        rows = self._sample([prompt.token_ids for prompt in prompts], k, sampling, uniforms, far)
+        texts = self._policy.decode([ids for ids, _ in rows])
+        completions = [
+            Completion(
+                token_ids=tuple(ids),
+                text=text,
+                behaviour_logprobs=tuple(logprobs),
+                finish_reason="stop" if ids[-1] in self._policy.eos_ids else "length",
+                policy_version=self._version,
+            )
+            for (ids, logprobs), text in zip(rows, texts, strict=True)
+        ]
+        return [completions[i * k : (i + 1) * k] for i in range(len(prompts))]
 
     @torch.no_grad()  # in inference mode autocast would cast the weights anew for every token
     def _sample(
