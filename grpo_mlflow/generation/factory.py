@@ -105,7 +105,7 @@ class Generators:
 
         key = backend, frozenset(map(addresses.place, urls))
         if key not in self._servers:
-            self._servers[key] = shared(fleet, self._processes)
+            self._servers[key] = shared(fleet, self._processes, self._policy.model)
         return self._servers[key]
 
     def _server(self, backend: str, address: str, process: ServerProcess | None, trained_on: bool) -> PolicyServer:

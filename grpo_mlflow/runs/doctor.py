@@ -190,15 +190,17 @@ class Doctor:
         if shape is None:  # of another architecture: no more is known than what its weights need
             return enough("memory", _of_weights(config, actor) - held, free, where, "a smaller model, train.kl_coef=0")
         work = plan.workload(config, len(self._prompt(actor).token_ids))
+        # one for each GPU, as a launcher starts them; on a CPU all would share the memory that is looked at here
+        processes = torch.cuda.device_count() if work.sharded and on_gpu else 1
 
         def size(changed: Workload) -> float:
-            found = plan.need(shape, changed, config)
+            found = plan.need(shape, changed, config, processes)
             return found.total if on_gpu else found.total + sum(found.host.values())
 
         chosen, fits = plan.to_fit(work, size, free + held, plan.STEPS if on_gpu else plan.ON_HOST)
         remedy = " ".join(chosen) if fits else f"a smaller model, or several GPUs; {' '.join(chosen)} is not enough"
         line = enough("memory", size(work) - held, free, where, remedy)
-        return f"{line}; GiB by part: {plan.told(plan.need(shape, work, config))}"
+        return f"{line}; GiB by part: {plan.told(plan.need(shape, work, config, processes))}"
 
     def _disk(self, actor: Policy) -> str:
         size = sum(p.numel() for p in actor.model.parameters() if p.requires_grad)

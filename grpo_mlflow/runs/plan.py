@@ -58,6 +58,7 @@ def workload(config: Config, prompt: int) -> Workload:
         optimizer=train.optimizer,
         offload=train.optimizer_offload == "cpu",
         float32_head=model.cast_lm_head_to_fp32,
+        sharded=train.sharding == "full",
     )
 
 

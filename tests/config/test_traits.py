@@ -12,15 +12,15 @@ from grpo_mlflow.errors import ConfigError
 
 RESUME = (
     *("resume", "train.iterations", "eval.interval", "model.device", "model.ref_device", "checkpoint.", "tracking."),
-    "train.sharding",
     *("generation.base_url", "generation.sync_dir", "generation.server.", "eval.base_url"),
     *("generation.timeout", "generation.retry_seconds", "data.reward_timeout"),
-    *("train.max_tokens_per_batch", "generation.max_tokens_per_batch"),
+    *("train.max_tokens_per_batch", "generation.max_tokens_per_batch", "train.sharding", "train.optimizer_offload"),
 )
 NOT_COMPARED = (
     *("search.", "tracking.", "checkpoint.", "resume", "model.device", "eval.base_url", "generation.base_url"),
     *("generation.server.", "generation.sync_dir", "generation.timeout", "generation.retry_seconds"),
     *("data.reward_timeout", "train.max_tokens_per_batch", "generation.max_tokens_per_batch", "train.sharding"),
+    "train.optimizer_offload",
 )
 MEASURING = ("search.k", "search.objective", "search.objective_window", "search.cost")
 VARIES = ("seed", "model.", "generation.", "train.", "data.")

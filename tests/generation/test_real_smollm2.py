@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from typing import NamedTuple
 
 import pytest
@@ -51,7 +52,7 @@ def step(policy: Policy, lr: float, seed: int) -> None:
 class Served:
     """A policy whose weights a server gets through a go-between, one version after the other."""
 
-    def __init__(self, policy: Policy, generator: ServerGenerator, url: str, between: GoBetween) -> None:
+    def __init__(self, policy: Policy, generator: ServerGenerator[Any], url: str, between: GoBetween) -> None:
         self.policy, self.generator, self.url, self.between = policy, generator, url, between
         self.version, self.retries = 0, 0.0
         generator.sync(0)

@@ -24,7 +24,7 @@ def configured(backend: str, *words: str) -> Config:
 
 def command_for(backend: str, *words: str, model: str | Path = "org/model") -> str:
     config = configured(backend, *words)
-    return start_command(config, backend, config.generation.base_url, model)
+    return start_command(config, backend, str(config.generation.base_url), model)
 
 
 @pytest.mark.parametrize("backend", SERVERS)
@@ -109,16 +109,16 @@ def test_the_second_kind_of_server_is_started_by_its_own_interpreter(backend: st
         *(f"generation.server.{word}" for word in words),
     )
     plain = configured(other, "generation.server.device=cuda:1")
-    command = start_command(config, other, config.eval.base_url, "org/model")
+    command = start_command(config, other, str(config.eval.base_url), "org/model")
     assert command == start_command(plain, other, "http://127.0.0.1", "org/model")
     assert f" {SERVERS[other].python} -m" in f" {command}"
     assert "--port 80 " in command
-    assert "mine -m" in start_command(config, backend, config.generation.base_url, "org/model")
+    assert "mine -m" in start_command(config, backend, str(config.generation.base_url), "org/model")
     measured = resolve(
         "tiny",
         [f"eval.backend={other}", "eval.base_url=http://127.0.0.1:7", "generation.server.python=mine"],
     ).config
-    assert "mine -m" in start_command(measured, other, measured.eval.base_url, "org/model")
+    assert "mine -m" in start_command(measured, other, str(measured.eval.base_url), "org/model")
 
 
 @pytest.mark.parametrize("backend", SERVERS)

@@ -10,30 +10,36 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from typing import Any
 
 from grpo_mlflow.generation.server.batches import Told
 from grpo_mlflow.generation.server.engine import Ask, Draw
 from grpo_mlflow.generation.server.fleet import Fleet, Servers
+from grpo_mlflow.model import sharding
 from grpo_mlflow.runtime.mail import Mail
 from grpo_mlflow.runtime.processes import Processes
 
 Drawn = dict[int, list[Draw]]
 
 
-def shared(make: Callable[[], Fleet], processes: Processes | None) -> Servers:
-    """Return the servers that `make` returns, as this process has them; all processes call it in step."""
+def shared(make: Callable[[], Fleet], processes: Processes | None, model: Any) -> Servers:
+    """Return the servers that `make` returns, as this process has them; all processes call it in step.
+
+    `model` is what they are to serve: if it is in shards, all processes give theirs.
+    """
     if processes is None or processes.count == 1:
         return make()
     if processes.is_first:
-        return Leading(processes.agreed(make), processes)
+        return Leading(processes.agreed(make), processes, model)
     processes.agreed(lambda: None)
-    return Following(processes)
+    return Following(processes, model)
 
 
 class Leading:
     """The servers in the first process, which asks them for all processes."""
 
-    def __init__(self, fleet: Fleet, processes: Processes) -> None:
+    def __init__(self, fleet: Fleet, processes: Processes, model: Any) -> None:
+        self._model = model
         self._fleet, self._processes, self._mail = fleet, processes, Mail(processes.rank)
         self._others = range(1, processes.count)
         self.version = fleet.version
@@ -46,7 +52,8 @@ class Leading:
         """As `Fleet.sync`; all processes call it, and all go on or end together."""
 
         def lead() -> None:
-            self._fleet.sync(version)
+            with sharding.leading(self._model):
+                self._fleet.sync(version)
             for other in self._others:
                 self._mail.post(other, self._fleet.version)
 
@@ -92,13 +99,22 @@ class Following:
 
     url = "the servers of process 0"
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(self, processes: Processes, model: Any) -> None:
+        self._model = model
         self._processes, self._mail = processes, Mail(processes.rank)
         self.version: int | None = None
 
     def sync(self, version: int) -> None:
-        """Wait until the servers have the weights; as all call it, all could help to gather them."""
-        self.version = self._processes.agreed(lambda: self._mail.wait(0))
+        """Wait until the servers have the weights, and give the first process the shards of this one for them."""
+
+        def follow() -> int | None:
+            if sharding.is_sharded(self._model):
+                with self._processes.collective():
+                    sharding.take_part(self._model)
+            version: int | None = self._mail.wait(0)
+            return version
+
+        self.version = self._processes.agreed(follow)
 
     def start(self, asks: Sequence[Ask], at_once: int, told: Told | None = None) -> Future[list[list[Draw]]]:
         self._mail.post(0, [*asks])
