@@ -26,8 +26,10 @@ from grpo_mlflow.config import LoraConfig, TrainConfig
 from grpo_mlflow.forward.padded import completion_logprobs
 from grpo_mlflow.generation import LocalGenerator, Sampling
 from grpo_mlflow.model import lora
+from grpo_mlflow.model.devices import choose_device
 from grpo_mlflow.model.memory import Shape
-from grpo_mlflow.model.policy import Policy, choose_device, load, recompute_activations
+from grpo_mlflow.model.policy import Policy, load
+from grpo_mlflow.model.recomputing import recompute_activations
 from grpo_mlflow.model.tiny import make_tokenizer
 from grpo_mlflow.training.batching import Row, rows_of
 from grpo_mlflow.training.learner import Learner, Sizes

@@ -33,6 +33,7 @@ from grpo_mlflow.generation.server.engine import Ask
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.vllm import VLLM
 from grpo_mlflow.model import loading, policy
+from grpo_mlflow.model.devices import choose_device
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.http.client import Client
 from grpo_mlflow.types import Prompt
@@ -159,7 +160,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = resolve("tiny", [*MANAGED, *arguments.overrides]).config
     source = loading.model_source(config.model.train_id, config)
-    actor = policy.load(source, policy.choose_device(config.model.device), config.model.dtype)
+    actor = policy.load(source, choose_device(config.model.device), config.model.dtype)
     with tempfile.TemporaryDirectory() as folder:
         with Generators(config, actor, source, source, Path(folder) / "server.log", print) as generators:
             lengths, in_flight = arguments.new_tokens, arguments.in_flight

@@ -23,6 +23,7 @@ from grpo_mlflow import runs, tasks
 from grpo_mlflow.config import Resolved, resolve
 from grpo_mlflow.generation import Generators, training_sampling
 from grpo_mlflow.model import loading, policy
+from grpo_mlflow.model.devices import choose_device
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.training import evaluation, rollouts
 
@@ -58,7 +59,7 @@ def resolved(shared_store: str) -> Resolved:
 def actor(resolved: Resolved) -> Policy:
     config = resolved.config
     source = loading.model_source(config.model.train_id, config)
-    return policy.load(source, policy.choose_device(config.model.device), config.model.dtype)
+    return policy.load(source, choose_device(config.model.device), config.model.dtype)
 
 
 @pytest.fixture(scope="module")

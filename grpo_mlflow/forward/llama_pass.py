@@ -29,7 +29,7 @@ def serves(model: Any) -> bool:
     """Return whether `hidden_states` may stand in for the model's own forward pass, here and now.
 
     The model can be packed, and `ways` found that both agree. Not one that is wrapped for several processes, is in
-    training mode (it may drop out), or has layers with another forward pass (`policy.recompute_activations`). Hooks on
+    training mode (it may drop out), or has layers with another forward pass (`model.recomputing`). Hooks on
     modules larger than a projection are not called, so not one in shards: they gather the weights.
     """
     if isinstance(model, FSDPModule):

@@ -11,8 +11,9 @@ import torch
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Config, ModelConfig
 from grpo_mlflow.errors import ConfigError, ModelError
-from grpo_mlflow.model import lora, policy, servable, tiny
+from grpo_mlflow.model import devices, lora, policy, servable, tiny
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.model.recomputing import recompute_activations
 from grpo_mlflow.model.servable import Serving
 from grpo_mlflow.tasks.settings import task_settings
 
@@ -38,7 +39,7 @@ def trained(config: Config, source: str | Path, device: torch.device) -> Policy:
     else:
         lora.add(found.model, settings, config.seed)
     if config.model.gradient_checkpointing:
-        policy.recompute_activations(found.model)
+        recompute_activations(found.model)
     return found
 
 
@@ -88,7 +89,7 @@ def reference(config: Config, actor: Policy, initial: Callable[[], str | Path]) 
     named, model = other_reference(config, actor, initial), config.model
     if named is None:
         return actor.base() if config.train.kl_coef else None
-    device = policy.device_of(model.ref_device, "model.ref_device") if model.ref_device else actor.device
+    device = devices.device_of(model.ref_device, "model.ref_device") if model.ref_device else actor.device
     found = policy.load_as(model, named, device, frozen=True)
     found.model.requires_grad_(False)
     return found

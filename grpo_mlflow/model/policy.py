@@ -7,23 +7,19 @@ attention mask and cannot change a real token's logits.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from grpo_mlflow.config import ModelConfig
-from grpo_mlflow.errors import ConfigError, UserError
+from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.forward import layers
 from grpo_mlflow.model import export, lora, merging, quantized, reading, sharding
 from grpo_mlflow.types import Problem, Prompt
@@ -135,40 +131,6 @@ class Policy:
         for weights in folder.glob("*.safetensors"):
             # safetensors lets nobody but the owner read its files: a server of another user could not
             shutil.copymode(folder / "tokenizer_config.json", weights)
-
-
-def choose_device(device: str) -> torch.device:
-    """Return the device of a config value, from now on the current one; `auto` prefers CUDA.
-
-    One of several processes takes its own GPU.
-
-    Raises:
-        UserError: the device does not exist here.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and torch.cuda.device_count() > 1:  # a scheduler may show each process one GPU only
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    found = device_of(device, "model.device")
-    if found.type == "cuda":
-        torch.cuda.set_device(found)
-    return found
-
-
-def device_of(device: str, key: str) -> torch.device:
-    """Return the device that the setting `key` names: cpu, cuda or cuda:N.
-
-    Raises:
-        UserError: it does not exist here.
-    """
-    if not device.startswith("cuda"):
-        return torch.device(device)
-    count = torch.cuda.device_count()
-    index = int(device.partition(":")[2] or 0)
-    if index >= count:
-        allowed = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
-        raise UserError(f"{key} = {device!r}: this machine has {count} CUDA devices; allowed: {allowed}")
-    return torch.device("cuda", index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,30 +276,3 @@ def load_empty(settings: ModelConfig, like: Policy, adapter: Any, stored: torch.
     if adapter is not None:
         lora.put_in(model, adapter)
     return replace(like, model=model, tokenizer=tokenizer)
-
-
-def recompute_activations(model: Any) -> None:
-    """Let each layer keep its input only, and run forward again in the backward pass (Chen et al. 2016).
-
-    transformers does the same for models in training mode; this one stays in evaluation mode, dropout off.
-
-    Raises:
-        ConfigError: the model does not say what its layers are.
-    """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise ConfigError(
-            f"model.gradient_checkpointing = true: {type(model).__name__} has no layers to recompute; allowed: false"
-        )
-    for layer in layers:
-        layer.forward = _recomputed(layer.forward)
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-    return run

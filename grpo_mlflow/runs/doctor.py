@@ -26,7 +26,7 @@ from grpo_mlflow.generation.local.generator import LocalGenerator
 from grpo_mlflow.generation.server.fleet import Fleet
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.sync import SYNCS
-from grpo_mlflow.model import loading, memory, policy
+from grpo_mlflow.model import devices, loading, memory
 from grpo_mlflow.model.memory import Shape, Workload
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runs import messages, models, plan, preflight, samples
@@ -154,7 +154,7 @@ class Doctor:
 
     def _device(self) -> str:
         try:
-            return str(policy.choose_device(self.config.model.device))
+            return str(devices.choose_device(self.config.model.device))
         except UserError as error:
             remedy = "set model.device=auto; `nvidia-smi` lists GPUs, CUDA_VISIBLE_DEVICES may hide them"
             raise Trouble(one_line(error), remedy) from error

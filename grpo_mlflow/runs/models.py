@@ -10,7 +10,8 @@ from pathlib import Path
 from grpo_mlflow import tasks
 from grpo_mlflow.config import Config
 from grpo_mlflow.model import loading
-from grpo_mlflow.model.policy import Policy, choose_device
+from grpo_mlflow.model.devices import choose_device
+from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runs import messages, preflight, self_check, spreading
 from grpo_mlflow.runs.spreading import Turn
 from grpo_mlflow.runtime import interrupts

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from grpo_mlflow import tracking
 from grpo_mlflow.config import Resolved
-from grpo_mlflow.model.policy import choose_device
+from grpo_mlflow.model.devices import choose_device
 from grpo_mlflow.runs import naming
 from grpo_mlflow.runs.description import describe
 from grpo_mlflow.runs.ending import Ending

@@ -20,6 +20,7 @@ from grpo_mlflow.forward import layers, ways
 from grpo_mlflow.generation.local import ways as sampling
 from grpo_mlflow.model import export, lora, policy, shards
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.model.recomputing import recompute_activations
 from grpo_mlflow.runtime.processes import Processes
 
 T = TypeVar("T")
@@ -128,7 +129,7 @@ def _heard(config: Config, told: _Told, like: Policy) -> Policy:
     if not told.is_trained:
         found.model.requires_grad_(False)
     elif config.model.gradient_checkpointing:
-        policy.recompute_activations(found.model)
+        recompute_activations(found.model)
     ways.know(found.model, told.scoring)
     sampling.know(found, told.sampler)
     return found

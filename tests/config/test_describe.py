@@ -60,7 +60,7 @@ def test_a_setting_says_what_it_means_and_takes(key: str) -> None:
         ("generation.top_p", "number above 0, at most 1", ()),
         ("train.grad_accum_steps", "integer, 1 or more; or auto", ("auto",)),
         ("train.surrogate", "clip or cispo", ("clip", "cispo")),
-        ("train.optimizer", "adamw or sgd", ("adamw", "sgd")),
+        ("train.optimizer", "adamw, sgd or adamw8bit", ("adamw", "sgd", "adamw8bit")),
         ("eval.greedy", "true or false", ("true", "false")),
         ("eval.ks", "list, each integer, 1 or more", ()),
         ("model.ref_device", "cpu, cuda or cuda:N; or null", ("cpu", "cuda", "null")),

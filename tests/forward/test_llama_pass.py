@@ -14,7 +14,7 @@ from grpo_mlflow.forward import llama_pass, shared_prefix, ways
 from grpo_mlflow.forward.attention import packed_forward
 from grpo_mlflow.forward.prefix_tree import Level, Tree
 from grpo_mlflow.model import lora
-from grpo_mlflow.model.policy import recompute_activations
+from grpo_mlflow.model.recomputing import recompute_activations
 from tests.support.llama_family import MODELS, made
 
 # tokens of padding (0) are no fillers here: their embedding has a gradient only where the model gives it one

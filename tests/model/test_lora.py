@@ -22,6 +22,7 @@ from grpo_mlflow.forward import llama_pass
 from grpo_mlflow.generation import LocalGenerator, Sampling
 from grpo_mlflow.model import loading, lora, policy, tiny
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.model.recomputing import recompute_activations
 from grpo_mlflow.runs import stored
 from grpo_mlflow.tasks import Arithmetic
 from grpo_mlflow.training.scoring import Scorer
@@ -196,7 +197,7 @@ def test_recomputed_activations_give_the_same_gradients(
         move_adapter(made._policy)
     expected, layer, calls = _results(made, shares), made._policy.model.model.layers[0], []
     layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    policy.recompute_activations(made._policy.model)
+    recompute_activations(made._policy.model)
     for one, other in zip(_results(made, shares), expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
     assert len(calls) == 2  # forward, and again in the backward pass

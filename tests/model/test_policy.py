@@ -13,6 +13,7 @@ import torch
 
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.forward.padded import completion_logprobs
+from grpo_mlflow.model import devices
 from grpo_mlflow.model import policy as policies
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.tasks import Arithmetic
@@ -98,4 +99,4 @@ def test_a_hub_id_without_its_organisation_is_asked_about_and_the_hubs_log_told_
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match="cuda:97"):
-        policies.choose_device("cuda:97")
+        devices.choose_device("cuda:97")

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from grpo_mlflow import runs
 from grpo_mlflow.errors import Pruned, UserError
-from grpo_mlflow.model.policy import choose_device
+from grpo_mlflow.model.devices import choose_device
 from grpo_mlflow.runtime import interrupts
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tracking.places import ANSWER, COMMAND

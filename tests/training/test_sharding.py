@@ -16,8 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from grpo_mlflow.config import LoraConfig, TrainConfig
 from grpo_mlflow.forward import ways
 from grpo_mlflow.generation.server import canary
-from grpo_mlflow.model import lora, policy, sharding, shards
+from grpo_mlflow.model import lora, sharding, shards
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.model.recomputing import recompute_activations
 from grpo_mlflow.training.learner import Learner, Sizes
 from tests.support import ranks, small_models
 from tests.support.groups import ALL_TERMS, K, fresh, make_groups
@@ -55,7 +56,7 @@ def make(case: Case, seed: int = 3) -> Policy:
     if case.adapter:
         lora.add(made.model, LoraConfig(rank=12), 0)
     if case.recomputes:
-        policy.recompute_activations(made.model)
+        recompute_activations(made.model)
     if case.way == "padded":
         made.model.set_attn_implementation("eager")
     if case.way == "alike":
