@@ -34,7 +34,7 @@ def of(folder: Path, words: Sequence[str]) -> dict[str, tuple[float, float]]:
 
     Gradients live between backward and the step only: they are counted there, tensor by tensor.
     """
-    config = resolve(None, ["data.task=arithmetic", f"model.train_id={folder}", "train.kl_coef=0", *words]).config
+    config = resolve("", ["data.task=arithmetic", f"model.train_id={folder}", "train.kl_coef=0", *words]).config
     _update(loading.trained(config, folder, CPU), None, config)  # loads libraries, and what they keep
     sizes = [_resident()]
     actor = loading.trained(config, folder, CPU)
@@ -65,7 +65,7 @@ def _update(actor: Policy, reference: Policy | None, config: Config) -> tuple[fl
     """Take an optimizer step; return the bytes of its gradients, and who has the state."""
     learner = Learner(actor, reference, Accelerator(cpu=True), config.train, Sizes(1.0, 4, 4, 10))
     gradients: list[int] = []
-    learner.optimizer.optimizer.register_step_pre_hook(  # type: ignore[attr-defined]
+    learner.optimizer.optimizer.register_step_pre_hook(
         lambda *_: gradients.append(sum(p.grad.nbytes for p in actor.model.parameters() if p.grad is not None))
     )
     learner.update(_groups(2), 0, 0)
