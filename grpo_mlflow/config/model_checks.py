@@ -60,7 +60,7 @@ def _sharding(config: Config) -> Iterator[str]:
             f"model.ref_device = {config.model.ref_device!r}: with train.sharding = {config.train.sharding!r} the "
             "reference is in shards, too, on the devices of the trained model; allowed: null"
         )
-    if config.generation.behaviour_logprobs == "recompute":
+    if config.generation.behaviour_logprobs == "recompute" and config.generation.backend != "local":
         yield (
             "generation.behaviour_logprobs = 'recompute': with train.sharding = 'full' no process has all weights "
             "while a server samples; allowed: server"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from grpo_mlflow import redaction
@@ -26,6 +28,16 @@ def expanded(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     found = {key: _expanded(value, key, f"{key} ({where})") for key, value in values.items()}
     for key, value in found.items():
         redaction.learn_from(key, value)
+    return found
+
+
+def names(words: Iterable[str]) -> set[str]:
+    """Return the variables that the words of a command refer to, and the files that they name."""
+    found = set[str]()
+    for word in words:
+        found.update(_REFERENCE.findall(word))
+        with suppress(OSError, ValueError):  # most words are no files
+            found.update(_REFERENCE.findall(Path(word.rpartition("=")[2]).read_text()))
     return found
 
 

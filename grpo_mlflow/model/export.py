@@ -58,7 +58,7 @@ def save_merged(model: Any, folder: Path) -> None:
     def value(name: str) -> Tensor:
         parent, _, leaf = name.rpartition(".")
         if leaf != "weight" or parent not in layers:
-            return sharding.gathered(model, held[name])
+            return sharding.gathered(model, held[name]).to(like[name].dtype)
         layer = layers[parent]
         # the layer's own copies of its tensors are replaced by whole ones, which the layer itself never holds
         memo = {
@@ -67,7 +67,15 @@ def save_merged(model: Any, folder: Path) -> None:
         merged: Tensor = merging.merged_layer(parent, copy.deepcopy(layer, memo)).weight
         return merged
 
-    _write(model, folder, held, value)
+    # what is stored in fewer bits is written as the float32 that a merged model has
+    like = {
+        n: torch.empty_like(t, dtype=torch.float32, device="meta") if t.is_floating_point() else t
+        for n, t in held.items()
+    }
+    _write(model, folder, like, value)
+    config = copy.deepcopy(model.config)
+    config.dtype = "float32"  # `save_pretrained` has noted the type in which the base is stored
+    config.save_pretrained(folder)
 
 
 def _write(model: Any, folder: Path, held: dict[str, Tensor], value: Callable[[str], Tensor]) -> None:

@@ -43,14 +43,18 @@ def trained(config: Config, source: str | Path, device: torch.device) -> Policy:
     return found
 
 
-def measured(config: Config, source: str | Path, device: torch.device) -> Policy:
+def measured(config: Config, source: str | Path, device: torch.device, *, is_initial: bool = False) -> Policy:
     """Load a model to evaluate.
+
+    Args:
+        is_initial: it is the one that training starts from, stored as training stores it.
 
     Raises:
         ModelError: it cannot be loaded.
         ConfigError: it cannot have completions so long.
     """
-    found = policy.load_as(config.model, source, device, frozen=lora.base_of(source) is not None)
+    frozen = lora.base_of(source) is not None or (is_initial and bool(config.model.lora.rank))
+    found = policy.load_as(config.model, source, device, frozen=frozen)
     _require_room_of_evaluation(config, found)
     return found
 

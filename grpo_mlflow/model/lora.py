@@ -248,8 +248,11 @@ def require_same(model: Any, settings: LoraConfig) -> None:
 @contextmanager
 def switched_off(model: Any) -> Iterator[None]:
     """Compute as the base model inside the block."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for layer in adapted_layers(model).values():
         layer.enable_adapters(False)
+    for parameter in trained:  # shards settle the types of their gradients in their first pass, which may be this one
+        parameter.requires_grad_(True)
     try:
         yield
     finally:

@@ -189,9 +189,9 @@ class Doctor:
         shape = _shape(actor)
         if shape is None:  # of another architecture: no more is known than what its weights need
             return enough("memory", _of_weights(config, actor) - held, free, where, "a smaller model, train.kl_coef=0")
-        work = plan.workload(config, len(self._prompt(actor).token_ids))
         # one for each GPU, as a launcher starts them; on a CPU all would share the memory that is looked at here
-        processes = torch.cuda.device_count() if work.sharded and on_gpu else 1
+        processes = torch.cuda.device_count() if config.train.sharding == "full" and on_gpu else 1
+        work = plan.workload(config, len(self._prompt(actor).token_ids), processes)
 
         def size(changed: Workload) -> float:
             found = plan.need(shape, changed, config, processes)
@@ -210,7 +210,9 @@ class Doctor:
 
     def _problems(self, actor: Policy, generator: Generator | None = None) -> str:
         """Ask a few problems of the server, or of the model in this process."""
-        generator = generator or LocalGenerator(actor, self.config.generation.batch_size)
+        generator = generator or LocalGenerator(
+            actor, self.config.generation.batch_size, tokens=self.config.generation.max_tokens_per_batch
+        )
         return samples.show(self.config, tasks.of(self.config, Path("outputs/doctor")), actor, generator)
 
     # With one

@@ -91,12 +91,13 @@ def load_measured(
         ModelError: it cannot be used.
         ConfigError: what the settings ask for does not go with it.
     """
-    if not source:
+    is_initial = not source
+    if is_initial:
         report = messages.warmup_progress(console)
         source = processes.one_after_first(lambda: loading.model_source(config.model.train_id, config, report))
     device = processes.accelerator.device
     with told_if_slow(console.say, messages.loading(str(source))):
-        found = processes.one_after_first(lambda: loading.measured(config, source, device))
+        found = processes.one_after_first(lambda: loading.measured(config, source, device, is_initial=is_initial))
         found, _ = _prove(config, found, processes.one_after_first, console, None)
     return found, source
 

@@ -23,7 +23,7 @@ class Need:
     device: Mapping[str, float]
     host: Mapping[str, float]
     server: Mapping[str, float]
-    cache: float  # keys and values of completions that are sampled in this process
+    cache: float  # of sampling in this process: keys and values, and all weights where those are in shards
 
     @property
     def total(self) -> float:
@@ -32,11 +32,12 @@ class Need:
         return sum(self.device.values()) - update + max(update, self.cache)
 
 
-def workload(config: Config, prompt: int) -> Workload:
+def workload(config: Config, prompt: int, processes: int = 1) -> Workload:
     """Return the work of an iteration of a config, with completions of full length.
 
     Args:
         prompt: tokens of a prompt.
+        processes: that train; one alone shares out nothing.
     """
     model, train, completion = config.model, config.train, config.generation.max_new_tokens
     rows, most = train.batch_size, train.max_tokens_per_batch
@@ -58,7 +59,7 @@ def workload(config: Config, prompt: int) -> Workload:
         optimizer=train.optimizer,
         offload=train.optimizer_offload == "cpu",
         float32_head=model.cast_lm_head_to_fp32,
-        sharded=train.sharding == "full",
+        sharded=train.sharding == "full" and processes > 1,
     )
 
 
@@ -69,11 +70,13 @@ def need(shape: Shape, work: Workload, config: Config, processes: int = 1) -> Ne
     at_once = min(config.generation.batch_size, work.problems) * work.k * row
     at_once = at_once if most is None else min(at_once, max(row, most))
     computed = 2 if work.bfloat16 else 4
+    gathered = computed * shape.parameters if work.sharded else 0
+    server = config.generation.server
     return Need(
         memory.training(shape, work, processes),
         memory.host(shape, work),
-        memory.serving(shape, work, processes) if config.generation.server.manage else {},
-        float(local * computed * shape.kv_per_token * at_once),
+        memory.serving(shape, work, server.replicas) if server.manage else {},
+        float(local * (gathered + computed * shape.kv_per_token * at_once)),
     )
 
 
@@ -105,12 +108,15 @@ STEPS: Sequence[Step] = (
     ),
     (
         "train.optimizer=adamw8bit",
-        lambda work: replace(work, optimizer="adamw8bit") if work.optimizer == "adamw" else None,
+        lambda work: replace(work, optimizer="adamw8bit") if work.optimizer == "adamw" and not work.sharded else None,
     ),
-    ("train.optimizer_offload=cpu", lambda work: None if work.offload else replace(work, offload=True)),
+    ("train.optimizer_offload=cpu", lambda work: None if work.offload or work.sharded else replace(work, offload=True)),
     ("train.kl_coef=0", lambda work: replace(work, reference=False) if work.reference and not work.rank else None),
     ("model.lora.rank=16", lambda work: None if work.rank else replace(work, rank=16)),
-    ("model.quantization=nf4", lambda work: replace(work, nf4=True) if work.rank and not work.nf4 else None),
+    (
+        "model.quantization=nf4",
+        lambda work: replace(work, nf4=True) if work.rank and not (work.nf4 or work.sharded) else None,
+    ),
 )
 
 ON_HOST = tuple(step for step in STEPS if step[0] != "train.optimizer_offload=cpu")  # where all is in host memory

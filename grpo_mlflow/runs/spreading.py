@@ -71,11 +71,15 @@ def _require_shardable(config: Config, processes: Processes, source: str | Path)
     empty = policy.empty_model(config.model, source)
     shards.layers_of(empty)
     export.require_plain_names(empty)
-    if {config.generation.backend, config.eval.backend or config.generation.backend} == {"local"}:
-        _require_room(config, processes, sum(each.numel() for each in empty.parameters()))
+    backends = {"generation.backend": config.generation.backend}
+    if config.eval.enabled:
+        backends["eval.backend"] = config.eval.backend or config.generation.backend
+    for key, backend in backends.items():
+        if backend == "local":
+            _require_room(config, processes, sum(each.numel() for each in empty.parameters()), key)
 
 
-def _require_room(config: Config, processes: Processes, weights: int) -> None:
+def _require_room(config: Config, processes: Processes, weights: int, key: str) -> None:
     """Refuse sampling in this process where all weights do not fit its memory."""
     device = processes.accelerator.device
     need = weights * getattr(torch, config.model.dtype).itemsize
@@ -86,7 +90,7 @@ def _require_room(config: Config, processes: Processes, weights: int) -> None:
         room, where = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // share, "a process's share of memory"
     if need > room:
         raise ConfigError(
-            f"generation.backend = 'local': to sample, each process gathers all weights, {need / 2**30:.1f} GiB, and "
+            f"{key} = 'local': to sample, each process gathers all weights, {need / 2**30:.1f} GiB, and "
             f"{where} is {room / 2**30:.1f} GiB; allowed: vllm_server or sglang_server"
         )
 
@@ -97,16 +101,23 @@ def _spread(config: Config, processes: Processes, make: Make, source: str | Path
     Raises:
         ModelError: it cannot be used.
     """
-    found = processes.agreed((lambda: make(lambda work: work())) if processes.is_first else lambda: None)
+    found = processes.agreed((lambda: _made(make)) if processes.is_first else lambda: None)
     told = processes.broadcast(_tell(*found) if found else None)
     assert told is not None, "the first process tells"
     like = replace(told.policy, name=str(source), device=processes.accelerator.device)
     heard = processes.agreed((lambda: None) if found else lambda: _heard(config, told, like))
     own = found[0] if found else heard
     assert own is not None
-    with processes.collective():
+    with processes.collective(common=False):
         shards.spread(own.model, own.device, own.dtype)
     return own, told.most
+
+
+def _made(make: Make) -> tuple[Policy, int]:
+    found, most = make(lambda work: work())
+    shards.layers_of(found.model)
+    export.require_plain_names(found.model)
+    return found, most
 
 
 def _tell(found: Policy, most: int) -> _Told:

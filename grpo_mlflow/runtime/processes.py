@@ -185,8 +185,12 @@ class Processes:
         return error
 
     @contextmanager
-    def collective(self) -> Iterator[None]:
-        """Exchange with the others inside the block. A UserError there is one that all of them get.
+    def collective(self, *, common: bool = True) -> Iterator[None]:
+        """Exchange with the others inside the block.
+
+        Args:
+            common: a UserError in the block is one that all of them get. Else the others must hear of it, or they would
+                wait for this one for ever.
 
         Raises:
             PeerLost: one of them is gone.
@@ -199,6 +203,8 @@ class Processes:
         try:
             yield
         except UserError as error:
+            if not common:
+                raise
             raise self.told_by_first(error) from error.__cause__
         except RuntimeError as error:
             if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from grpo_mlflow.config import Config
+from grpo_mlflow.config import Config, references
 from grpo_mlflow.errors import UserError, one_line
 from grpo_mlflow.runtime.console import Console
 
@@ -57,7 +57,8 @@ class RayWorkers:
         kind = self._ray.remote(max_restarts=-1, max_task_retries=-1, max_concurrency=2)(_Worker)
         kind = kind.options(num_cpus=search.cpus_per_worker, num_gpus=gpus)
         self._warn_of_room(room, gpus)
-        environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED)}
+        named = references.names(self._words)
+        environment = {k: value for k, value in os.environ.items() if k.startswith(_PASSED) or k in named}
         environment.pop("MLFLOW_RUN_ID", None)  # the parent's
         environment["OMP_NUM_THREADS"] = str(search.cpus_per_worker)
         try:
@@ -124,10 +125,14 @@ def require_shared(config: Config, hosts: set[str]) -> None:
         return
     given = {
         "search.storage": (config.search.storage, "postgresql://..., or journal:FILE on a shared file system"),
-        "tracking.uri": (config.tracking.uri, "the http:// address of an MLflow server, or postgresql://..."),
+        "tracking.uri": (
+            config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"),
+            "the http:// address of an MLflow server, or postgresql://...",
+        ),
     }
     for key, (value, allowed) in given.items():
-        if value is None or str(value).startswith(("sqlite", "file")):
+        scheme = str(value or "").partition(":")[0]  # none: a folder, or the default file
+        if scheme in ("", "sqlite", "file") or ":" not in str(value):
             raise UserError(f"{key} = {value!r}: the Ray cluster has other machines ({others[0]}); allowed: {allowed}")
 
 

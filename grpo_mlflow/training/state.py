@@ -34,7 +34,7 @@ def save(parts: Parts, progress: Progress, score: float | None) -> None:
     """
     model, processes = parts.policy.model, parts.processes
     parts.learner.offer()
-    with processes.collective() if sharding.is_sharded(model) else nullcontext():
+    with processes.collective(common=False) if sharding.is_sharded(model) else nullcontext():
         if not processes.is_first:
             sharding.take_part(model)
             return

@@ -203,7 +203,8 @@ class Trainer:
         the end. It cannot where it hangs in a collective that does not fail by itself (NCCL): `Processes.watched` ends
         it there. Shards are saved only if all processes are still here.
         """
-        if self._parts.learner.step != self._steps:  # the weights are between two versions
+        version = self.progress.iteration
+        if self._parts.learner.step != self._steps or version in (0, self._saved):  # or between two versions
             return
         if lack := state.lack(self._parts):
             self._parts.console.warn(f"iteration {self.progress.iteration} is not saved: {lack}")

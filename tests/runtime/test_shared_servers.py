@@ -59,6 +59,23 @@ def test_two_processes_with_two_servers_train_like_one_with_one(
     equal(store, one, newest(store))
 
 
+@pytest.mark.slow
+def test_three_processes_of_which_one_has_nothing_to_ask(store: str, small_model: Path, tmp_path: Path) -> None:
+    """It waits for the others, and tells how far it is meanwhile."""
+    seconds = 16.0  # after which a process tells for the first time
+
+    def slowly(server: FakeServer, answer: Answer) -> Answer:
+        time.sleep(seconds)
+        return answer
+
+    fault = Fault(SAMPLE["vllm"], slowly, loads=1, nth=1)
+    sizes = ("eval.num_ids=2", "data.problems_per_iteration=3", "train.iterations=1", "train.batch_size=4")
+    with FakeServer("vllm", small_model, [fault]) as server:
+        started = ranks.start(ranks.train, words(store, at(server), *sizes), tmp_path, 3)
+        assert started.end(120) == [0, 0, 0], started.everything()
+    assert fault.met >= fault.nth
+
+
 def test_two_processes_measure_a_model_with_servers_like_one(store: str, small_model: Path, tmp_path: Path) -> None:
     with FakeServer("vllm", small_model) as first, FakeServer("vllm", small_model) as second:
         whole = runs.evaluate(resolve("tiny", words(store, at(first))), "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from grpo_mlflow.config import LoraConfig, TrainConfig
-from grpo_mlflow.forward import ways
+from grpo_mlflow.forward import layers, ways
 from grpo_mlflow.generation.server import canary
 from grpo_mlflow.model import lora, sharding, shards
 from grpo_mlflow.model.policy import Policy
@@ -34,6 +34,8 @@ class Case:
     adapter: bool = False
     way: str = "packed"
     recomputes: bool = False
+    dtype: torch.dtype = torch.float32
+    stored: torch.dtype = torch.float32
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -44,7 +46,9 @@ CASES = {
     "full, tied, alike": Case(way="alike", settings={"optimizer": "sgd", "lr": 1e-2}),
     "adapter, tied, packed": Case(adapter=True, settings=ALL_TERMS),
     "adapter, untied, padded": Case(tied=False, adapter=True, way="padded", recomputes=True),
+    "adapter on bfloat16, tied, packed": Case(adapter=True, stored=torch.bfloat16),
 }
+LOW = Case(adapter=True, dtype=torch.bfloat16, settings=ALL_TERMS)
 
 
 def make(case: Case, seed: int = 3) -> Policy:
@@ -53,6 +57,8 @@ def make(case: Case, seed: int = 3) -> Policy:
         torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(**{**small_models.SIZES, "vocab_size": made.vocabulary})).eval()
         made = Policy(model, made.tokenizer, made.device, made.dtype, made.eos_ids, made.pad_id)
+    if case.stored != torch.float32:
+        layers.store(made.model, case.stored)
     if case.adapter:
         lora.add(made.model, LoraConfig(rank=12), 0)
     if case.recomputes:
@@ -63,7 +69,7 @@ def make(case: Case, seed: int = 3) -> Policy:
         ways.know(made.model, ways.Scoring("alike", reason="the test says so"))
     else:
         ways.scoring(made.model)
-    return made
+    return replace(made, dtype=case.dtype)
 
 
 def spread(made: Policy) -> Policy:
@@ -109,6 +115,7 @@ def _train(path: str) -> None:
         ]
         found[name] = (metrics, sum(each.numel() for each in held), sum(states))
     found["led"] = _led()
+    found["low"] = [each["grad_norm"] for each in updates(LOW)[0]]
     torch.save(found, f"{path}-{os.environ.get('WORLD_SIZE', 1)}-{os.environ.get('RANK', 0)}")
 
 
@@ -164,6 +171,14 @@ def test_a_model_in_shards_is_written_as_a_whole_one(trained: Path, name: str) -
             if file.name == "adapter_config.json":  # it names the working directory, and sets in any order
                 continue
             assert (other / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_shards_in_bfloat16_learn_much_the_same(trained: Path) -> None:
+    """Their first pass is that of the reference, with the adapter off: what is trained must be known by then."""
+    whole = torch.load(trained / "x-1-0")["low"]
+    for count in (2, 3):
+        found = torch.load(trained / f"x-{count}-0")["low"]
+        assert found == pytest.approx(whole, rel=0.1, abs=1e-6)
 
 
 def test_the_first_process_computes_and_fails_alone(trained: Path) -> None:

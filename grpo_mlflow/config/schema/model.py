@@ -73,7 +73,8 @@ class ModelConfig(Section, resume=False, compared=True, varies=True, secret=Fals
         "none", "nf4: linear layers of an adapter's base model are stored in 4 bits (needs bitsandbytes)"
     )
     cast_lm_head_to_fp32: bool = setting(
-        False, "compute the output layer in float32 where model.dtype is bfloat16, in training and sampling alike"
+        False,
+        "compute the output layer in float32 where model.dtype is bfloat16, in training and in sampling here alike",
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
         setting(

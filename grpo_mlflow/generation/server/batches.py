@@ -130,9 +130,10 @@ class _Batch:
             try:
                 seat.drawn[place] = task.result()
             except ServerAway as failed:
-                away = failed
+                away, seat.gave_up = failed, True
                 self._release(place)
                 continue
+            seat.gave_up = False
             if self._told is not None:
                 self._told(place, seat.drawn[place])
         if seat.work is not None and seat.work.done():
@@ -142,10 +143,11 @@ class _Batch:
                     self._keep(seat)
                 else:
                     self._lost(seat)
+                seat.gave_up = False
             except ServerAway as failed:
-                away = failed
+                away, seat.gave_up = failed, True
         if away is not None:
-            if not seat.server.patient or not any(other.is_well for other in self._seats if other is not seat):
+            if not seat.server.patient or all(each.gave_up for each in self._seats):
                 raise away
             log.warning("%s; the run goes on with the other servers", redact(str(away)))
             self._put_back(seat)

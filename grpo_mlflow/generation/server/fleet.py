@@ -204,7 +204,7 @@ class Fleet:
                         served += 1
                         self._is_back(server)
                     except ServerAway as failed:
-                        if to_all:
+                        if to_all or not server.patient:
                             raise
                         away[server] = failed
                 if served and not to_all and all(server.failing for server in taking.values()):

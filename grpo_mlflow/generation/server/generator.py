@@ -50,7 +50,7 @@ class _Begun:
             except TimeoutError:
                 if self.draws.done():  # it is the server's
                     raise
-                self.pace.at(len({*self.drawn}) / len(self.asks))
+                self.pace.at(len({*self.drawn}) / max(1, len(self.asks)))  # of several processes one may have none
 
     def succeeded(self) -> bool:
         return self.draws.done() and not self.draws.cancelled() and self.draws.exception() is None

@@ -70,6 +70,7 @@ class Seat:
         self.drawn: dict[int, list[Draw]] = {}
         self.work: asyncio.Future[bool] | None = None
         self.losses = 0
+        self.gave_up = False  # its server did not answer for as long as it may, and not since
         self._loads, self._retried = server.loads, server.retried
         self._seconds, self._cut_off = list[float](), list[float]()  # of prompts that it drew, and that it did not
         self._dropped = set[asyncio.Future[list[Draw]]]()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from grpo_mlflow.generation.server.batches import Told
@@ -52,7 +52,9 @@ class Leading:
         """As `Fleet.sync`; all processes call it, and all go on or end together."""
 
         def lead() -> None:
-            with sharding.leading(self._model):
+            exchanges = sharding.is_sharded(self._model)
+            together = self._processes.collective(common=False) if exchanges else nullcontext()
+            with together, sharding.leading(self._model):
                 self._fleet.sync(version)
             for other in self._others:
                 self._mail.post(other, self._fleet.version)
@@ -109,7 +111,7 @@ class Following:
 
         def follow() -> int | None:
             if sharding.is_sharded(self._model):
-                with self._processes.collective():
+                with self._processes.collective(common=False):
                     sharding.take_part(self._model)
             version: int | None = self._mail.wait(0)
             return version
