@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from grpo_mlflow.generation.server.engine import Ask, Draw
 from grpo_mlflow.generation.server.replicas import gpus
 from tests.support.fake_server import SAMPLE, Answer, Dropped, FakeServer, Fault
 from tests.support.small_runs import SMALL
+from tests.support.waiting import wait_for
 
 ROUND = 0.05  # seconds that a scripted server takes for a prompt
 ASKS = [Ask((number,), 1, Sampling(4), 0, ()) for number in range(64)]
@@ -161,13 +162,6 @@ def train(servers: list[FakeServer], store: str, *overrides: str) -> list[dict[s
     return [json.loads(path.read_text()) for path in sorted((finished.run_dir / "metrics").glob("train_iter_*.json"))]
 
 
-def until(found: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 30
-    while not found():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-
-
 def numbers(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     names = ("reward_mean", "loss_total", "grad_norm", "sampler_ratio_mean", "completion_length_mean")
     return [{name: each[name] for name in names} for each in metrics]
@@ -180,10 +174,13 @@ def test_a_server_that_is_killed_and_comes_back_changes_no_number(
     with fakes(small_model, 1) as one:
         expected = numbers(train(one, shared_store))
 
+    def told(line: str) -> bool:
+        return any(line in record.getMessage() for record in caplog.records)
+
     def dies(server: FakeServer, answer: Answer) -> Answer:
         def be_away() -> None:
             server.stop_listening()
-            until(lambda: len(servers[1].loads) > 2)
+            wait_for(lambda: told("is away: the run goes on with the others"))
             server.restart()
             server._listen()
 
@@ -197,9 +194,7 @@ def test_a_server_that_is_killed_and_comes_back_changes_no_number(
         assert servers[0].loads[-1] == servers[1].loads[-1]
     assert numbers(metrics) == expected
     assert sum(each["server_retries"] for each in metrics) > 0
-    told = [record.getMessage() for record in caplog.records]
-    assert any("is away: the run goes on with the others" in text for text in told)
-    assert any("is back" in text for text in told)
+    assert told("is back, with the newest weights")
 
 
 def test_a_list_that_cannot_be_meant_is_refused() -> None:
