@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from grpo_mlflow.cli import server as command_line
-from grpo_mlflow.config import Config, resolve
+from grpo_mlflow.config import Config, addresses, resolve
 from grpo_mlflow.config.engines import SERVERS
 from grpo_mlflow.generation.server.launch import Launch, launch_as, start_command
 from tests.support.paths import ROOT
@@ -24,7 +24,8 @@ def configured(backend: str, *words: str) -> Config:
 
 def command_for(backend: str, *words: str, model: str | Path = "org/model") -> str:
     config = configured(backend, *words)
-    return start_command(config, backend, str(config.generation.base_url), model)
+    (address,) = addresses.of(config.generation.base_url) or (None,)
+    return start_command(config, backend, address, model)
 
 
 @pytest.mark.parametrize("backend", SERVERS)

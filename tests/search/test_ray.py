@@ -29,9 +29,9 @@ from tests.support.study_commands import Commands, require_whole
 from tests.support.waiting import wait_for
 
 pytest.importorskip("ray", reason="the package ray is not installed")
-TRIALS = 6
+TRIALS = 8
 WORDS = (
-    *("search.launcher=ray", "search.n_jobs=3", "search.sampler=grid", "train.iterations=40"),
+    *("search.launcher=ray", "search.n_jobs=3", "search.sampler=grid", "train.iterations=100", "eval.interval=15"),
     "search.space=train.lr=[" + ",".join(f"{number}e-4" for number in range(1, TRIALS + 1)) + "]",
 )
 
