@@ -204,7 +204,8 @@ class Trainer:
         it there. Shards are saved only if all processes are still here.
         """
         version = self.progress.iteration
-        if self._parts.learner.step != self._steps or version in (0, self._saved):  # or between two versions
+        # there is nothing to save, or the weights are between two versions
+        if version in (0, self._saved) or self._parts.learner.step != self._steps:
             return
         if lack := state.lack(self._parts):
             self._parts.console.warn(f"iteration {self.progress.iteration} is not saved: {lack}")
