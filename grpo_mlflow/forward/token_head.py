@@ -94,6 +94,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 entropy[part] = _entropy(logprobs)
                 if keeps:
                     kept.append(logprobs)
+                del logprobs  # or it would stand beside those of the next slice
         ctx.save_for_backward(hidden, weight, bias, targets, entropy, *kept)
         ctx.temperature, ctx.sampled, ctx.cap = temperature, sampled, cap
         if not entropy_gradient:
@@ -138,6 +139,7 @@ class _TokenLogprobs(torch.autograd.Function):
                     to_weight += typed.T @ hidden[part]
             if to_bias is not None:
                 to_bias += gradient.sum(dim=0)
+            del logprobs, slope, gradient, typed  # or they would stand beside those of the next slice
         if (
             needs_weight and to_weight is None
         ):  # no tokens: without a gradient the optimizer would pass this weight over
@@ -153,4 +155,4 @@ class _TokenLogprobs(torch.autograd.Function):
 
 def _entropy(logprobs: Tensor) -> Tensor:
     """Return (n,) of log-probs (n, V), all finite."""
-    return -(logprobs.exp() * logprobs).sum(dim=-1)
+    return -logprobs.exp().mul_(logprobs).sum(dim=-1)

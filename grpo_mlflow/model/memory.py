@@ -16,7 +16,6 @@ from huggingface_hub import try_to_load_from_cache
 from grpo_mlflow.errors import ModelError
 from grpo_mlflow.forward import tuning
 
-KEPT_LOGITS = 4 * (tuning.KEPT_LOGPROBS + 2 * tuning.LOGITS_SLICE)  # bytes, at most, that `token_head` holds
 NF4_BYTES = 1 / 2 + 4 / 64  # per number: four bits, and a float32 for each block of 64
 EIGHT_BITS = 2 * (1 + 4 / 256)  # per weight: two moments of a byte, and a float32 for each block of 256
 SMALLEST_IN_8_BITS = 4096  # numbers in a tensor; the moments of smaller ones are float32
@@ -204,7 +203,6 @@ def training(shape: Shape, work: Workload, processes: int = 1) -> dict[str, floa
     tokens, kept = work.prompt + work.rows * work.completion, shape.activations_per_token
     if work.checkpointing:  # the inputs of all layers, and one layer at a time in full
         kept = shape.layers * shape.hidden + kept // shape.layers
-    logits = 4.0 * work.rows * work.completion * shape.vocabulary
     copied = 0.0  # what autocast makes of float32 weights, until the backward pass
     if work.bfloat16 and not work.sharded:  # sharded, layers are gathered in bfloat16 and let go
         outer = 0 if work.low_base else shape.vocabulary * shape.hidden + (0 if work.nf4 else shape.body)
@@ -223,9 +221,20 @@ def training(shape: Shape, work: Workload, processes: int = 1) -> dict[str, floa
         "buckets of DDP": 4.0 * trained if processes > 1 and not work.sharded else 0.0,
         "gathered layers": 2.0 * computed * largest if work.sharded and processes > 1 else 0.0,
         "activations": float(computed * kept * tokens),
-        "logits": min(3 * logits, KEPT_LOGITS),
+        "logits": _logits(work.rows * work.completion * shape.vocabulary, work.bfloat16),
         "output layer": head,
     }
+
+
+def _logits(numbers: int, bfloat16: bool) -> float:
+    """Return the bytes that `forward.token_head` holds at most for so many logits.
+
+    It computes a slice at a time: log-probs and what is made from them, and a gradient in bfloat16. Log-probs of all
+    slices are kept for the backward pass if they are few.
+    """
+    one = min(numbers, tuning.LOGITS_SLICE)
+    kept = numbers if numbers <= tuning.KEPT_LOGPROBS else one
+    return 4.0 * (kept + one) + 2.0 * one * bfloat16
 
 
 def host(shape: Shape, work: Workload) -> dict[str, float]:

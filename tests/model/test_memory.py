@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from grpo_mlflow.config import LoraConfig, TrainConfig, resolve
 from grpo_mlflow.errors import ModelError
+from grpo_mlflow.forward import tuning
+from grpo_mlflow.forward.token_head import token_logprobs
 from grpo_mlflow.model import loading, lora, memory, policy, tiny
 from grpo_mlflow.model.memory import Shape, Workload
 from grpo_mlflow.model.policy import FLOAT32, Policy, Stored
@@ -99,6 +103,23 @@ def test_sharding_divides_what_it_splits() -> None:
     assert among["gathered layers"] == 2 * 4 * max(shape.body / 2, 100 * 32)
     assert among["buckets of DDP"] == 0
     assert among["activations"] == alone["activations"]
+
+
+@pytest.mark.parametrize("tokens", [64, 1024, 4096])  # a slice, a few that are kept, more than are kept
+def test_logits_take_what_the_output_layer_allocates(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    width, vocabulary = 4, 512
+    monkeypatch.setattr(tuning, "LOGITS_SLICE", 256 * vocabulary)
+    monkeypatch.setattr(tuning, "KEPT_LOGPROBS", 1024 * vocabulary)
+    hidden, weight = torch.randn(tokens, width), torch.randn(vocabulary, width)
+    targets = torch.randint(vocabulary, (tokens,))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        token_logprobs(hidden.requires_grad_(), weight.requires_grad_(), None, targets, 1.0)[0].sum().backward()
+    taken = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = accumulate(event.nbytes() for event in sorted(taken, key=lambda event: event.start_ns()))
+    shape = Shape("", width, 1, 1, 1, width, width, vocabulary, True, False)
+    parts = memory.training(shape, replace(WORK, rows=1, completion=tokens))
+    small = 2 * parts["output layer"] + 4 * tokens * (2 * width + 4)  # of weights and hidden states
+    assert parts["logits"] <= max(held) <= parts["logits"] + small
 
 
 def test_a_shape_is_read_without_weights(tmp_path: Path, folders: dict[str, Path]) -> None:
