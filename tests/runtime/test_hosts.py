@@ -10,23 +10,25 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from grpo_mlflow import runs
 from grpo_mlflow.config import resolve
 from grpo_mlflow.search import study as studies
 from grpo_mlflow.search.storage import open_storage
-from tests.support import postgres
+from tests.support import held, postgres
 from tests.support.fake_server import SAMPLE, FakeServer
 from tests.support.hosts import Host, hosts
 from tests.support.mlflow_server import Server
 from tests.support.paths import ROOT
 from tests.support.small_runs import SMALL, equal, newest
 from tests.support.study_commands import Commands, closed_storages, require_whole
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 TRIALS = 4
 WORDS = (
-    *("search.sampler=grid", "train.iterations=20"),
+    *("search.sampler=grid", "train.iterations=20", "data.task=python:tests.support.held:Held"),
     "search.space=train.lr=[" + ",".join(f"{number}e-4" for number in range(1, TRIALS + 1)) + "]",
 )
 
@@ -85,15 +87,19 @@ def test_a_study_over_postgresql_has_workers_on_two_machines(machines: list[Host
     *workers, third = machines
     tracking = Server(tmp_path, third.address)
     tracking.start()
-    commands = [Commands(tmp_path / host.name, tracking.uri) for host in workers]
+    go_on = tmp_path / "go on"  # each waits in its first trial, or one might take all before the other has come
+    commands = [Commands(tmp_path / host.name, tracking.uri, {held.VARIABLE: str(go_on)}) for host in workers]
     try:
         with postgres.server(third.address) as server:
             address = server.database()
             for own, host in zip(commands, workers, strict=True):
                 (tmp_path / host.name).mkdir()
                 own.start([*WORDS, f"search.storage={address}"], on=host.words)
-            outputs = [own.end(0) for own in commands]
+            wait_for(lambda: any("baseline  " in own.output(0) for own in commands))
             study = optuna.load_study(study_name="grpo", storage=open_storage(address))
+            wait_for(lambda: len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))) == len(workers))
+            go_on.touch()
+            outputs = [own.end(0) for own in commands]
             require_whole(tracking.uri, study, TRIALS)
             owners = {trial.user_attrs[studies.OWNER]["pid"] for trial in studies.final_trials(study)}
     finally:

@@ -9,7 +9,7 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 
-def wait_for(condition: Callable[[], Value | None], seconds: float = 120.0) -> Value:
+def wait_for(condition: Callable[[], Value | None], seconds: float = 240.0) -> Value:
     """Return the first true value of `condition`; fail when there is none for so long."""
     end = time.monotonic() + seconds
     while not (value := condition()):
