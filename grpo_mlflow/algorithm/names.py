@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Scale = Literal["group", "batch", "none", "leave_one_out"]
+Scale = Literal["group", "batch", "none", "leave_one_out", "mean"]
 MultiObjective = Literal["sum_then_normalize", "normalize_then_sum"]
 RatioLevel = Literal["token", "sequence"]
 Surrogate = Literal["clip", "cispo"]

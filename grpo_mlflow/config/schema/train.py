@@ -82,8 +82,8 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     scale_rewards: names.Scale = setting(
         "group",
         "advantage of a rollout: reward minus the mean of its group, divided by the standard deviation of "
-        "the group, of the batch, or by nothing (none); leave_one_out: reward minus the mean of the "
-        "others of its group",
+        "the group, of the batch, by nothing (none), or by that mean (mean: MaxRL, for rewards of 0 or more); "
+        "leave_one_out: reward minus the mean of the others of its group",
     )
     reward_weights: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = setting(
         {},
