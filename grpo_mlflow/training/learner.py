@@ -88,7 +88,7 @@ class Learner:
         Raises:
             UserError: the gradient is not finite; the weights are left as they were before that step.
         """
-        rows = rows_of(groups)
+        rows = rows_of(groups, self._config.mask_truncated_completions)
         per_step = self._sizes.rollouts_per_step
         steps = self._config.epochs * (len(rows) // per_step)
         active = [i for i, row in enumerate(rows) if row.teaches]

@@ -110,6 +110,10 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
         "weight of a token in the loss. grpo: mean per rollout, then over rollouts; dapo: mean over all "
         "tokens; dr_grpo: sum divided by max_new_tokens; bnpo: mean over the tokens of a micro-batch",
     )
+    mask_truncated_completions: bool = setting(
+        False,
+        "completions that reached max_new_tokens without an end are not trained on; their rewards count in their group",
+    )
     kl_coef: NonNegativeFloat = setting(
         0.05, "weight of the KL divergence from the reference model in the loss; 0: off, and no reference is loaded"
     )
