@@ -53,7 +53,7 @@ def by_hand(groups: list[Group], aggregation: str) -> torch.Tensor:
 @pytest.mark.parametrize("aggregation", ["grpo", "dapo"])
 def test_only_trained_tokens_have_a_gradient(aggregation: str, keep: str) -> None:
     groups = masked(make_groups(3), keep)
-    settings = {"aggregation": aggregation, "sampler_correction_cap": None}
+    settings = {"aggregation": aggregation, "importance_sampling_mode": "none"}
     found = gradient(groups, **settings)
     expected = by_hand(groups, aggregation)
     assert expected.norm() > 0
@@ -145,7 +145,7 @@ def test_what_was_cut_off_counts_among_the_rollouts_and_not_among_the_tokens() -
     for aggregation, each in loss.items():
         slopes = torch.autograd.grad(each, list(policy.model.parameters()), retain_graph=True)
         expected = torch.cat([slope.flatten() for slope in slopes])
-        settings = {"aggregation": aggregation, "sampler_correction_cap": None, "mask_truncated_completions": True}
+        settings = {"aggregation": aggregation, "importance_sampling_mode": "none", "mask_truncated_completions": True}
         assert (gradient(groups, **settings) - expected).norm() < 1e-5 * expected.norm()
     made = learner(fresh(), 5 * K, mask_truncated_completions=True)
     assert measured(made, groups)["tokens_trained"] == tokens

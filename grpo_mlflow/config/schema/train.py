@@ -125,7 +125,20 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
         10.0, "number of iterations over which kl_coef adapts to kl_target"
     )
     entropy_coef: NonNegativeFloat = setting(0.0, "weight of the entropy bonus in the loss; 0: off")
-    sampler_correction_cap: PositiveFloat | None = setting(
-        2.0,
-        "cap of the importance weight, the trainer's over the sampler's probability of a token; null: no correction",
+    importance_sampling_mode: names.ImportanceSampling = setting(
+        "token_truncate",
+        "weight of a token where the sampler's probabilities are not the trainer's: the trainer's over the sampler's, "
+        "of the token or of its whole rollout (sequence), truncated at the cap and the floor or masked beyond them; "
+        "none: no correction",
+    )
+    importance_sampling_cap: PositiveFloat | None = setting(
+        2.0, "largest weight of importance_sampling_mode; null: no such bound"
+    )
+    importance_sampling_floor: PositiveFloat | None = setting(
+        None, "smallest weight of importance_sampling_mode; null: no such bound"
+    )
+    ipo_eps: Annotated[float, Field(gt=0, lt=1)] | None = setting(
+        None,
+        "a token is masked where its probabilities in trainer and sampler differ by more than this (IPO of prime-rl, "
+        "which takes 0.3); null: off",
     )
