@@ -2,17 +2,15 @@
 
 import torch
 
-from grpo_mlflow.algorithm.losses import LossParts, sampler_correction
+from grpo_mlflow.algorithm.losses import LossParts
 
 
-def sapo(inputs, *, sampler_correction_cap, tau_positive: float = 1.0, tau_negative: float = 1.05):
+def sapo(inputs, *, tau_positive: float = 1.0, tau_negative: float = 1.05):
     advantage = inputs.advantages[:, None]
     tau = torch.where(advantage > 0, tau_positive, tau_negative)
     ratio = (inputs.policy - inputs.old).exp()
     gate = torch.sigmoid(tau * (ratio - 1))
-    terms = -4 / tau * gate * advantage
-    if sampler_correction_cap is not None:
-        terms = terms * sampler_correction(inputs.old, inputs.behaviour, sampler_correction_cap)
+    terms = -4 / tau * gate * advantage * inputs.correction
     slope = 4 * gate * (1 - gate)
     return LossParts(
         terms={"loss_pg": inputs.weighted_sum(terms)},

@@ -20,7 +20,7 @@ from mlflow import db
 
 from grpo_mlflow import tasks
 from grpo_mlflow.cli import evaluate, merge, optimize, report, train
-from grpo_mlflow.config import flatten, resolve
+from grpo_mlflow.config import flatten, renamed, resolve
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.tasks import contents
 from tests.support import stored
@@ -237,5 +237,8 @@ def test_a_study_gets_a_report_of_today(stores: Stores) -> None:
 @pytest.mark.parametrize("name", ["trained", "adapter", "ahead", "study"])
 def test_settings_mean_what_they_did(stores: Stores, name: str) -> None:
     path = stores.files(name) / "config" / "resolved.yaml"
-    then, now = flatten(yaml.safe_load(path.read_text())), flatten(resolve(str(path)).config.model_dump(mode="json"))
+    then, now = (
+        renamed(flatten(yaml.safe_load(path.read_text()))),
+        flatten(resolve(str(path)).config.model_dump(mode="json")),
+    )
     assert {key: now[key] for key in then} == then

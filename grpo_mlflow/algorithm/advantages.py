@@ -5,6 +5,12 @@
     none    r - mean_group                         Liu et al. 2025, Dr. GRPO
     leave_one_out    r - mean of the other K - 1   Ahmadian et al. 2024, RLOO (arXiv 2402.14740)
                      = K / (K - 1) * (r - mean_group)
+    mean   (r - mean_group) / mean_group           Tajwar et al. 2026, MaxRL (arXiv 2602.02710)
+
+`mean` takes rewards of 0 or more, as a mean below 0 would turn the direction. With rewards of 0 and 1, a mean of p
+weighs a problem by 1 / p, as the gradient of log p does, while r - mean alone follows that of p. A group without a
+success gives zeros, so K rollouts are unbiased for sum_{k < K} grad pass@k / k, the first K - 1 terms of grad log p.
+It needs no eps: a group of different rewards has a mean above 0, and its advantages are between -1 and K - 1.
 
 std is the sample standard deviation (K - 1). A group whose rewards are all equal gives exact zeros: equality is
 decided by max == min, because dividing the float dust of `r - mean` by a tiny std would give +-1.
@@ -28,7 +34,7 @@ def group_advantages(
     Rollouts that are not `scored` (G, K; None: all are) are in no mean, no std and no K, and their advantage is 0.
 
     Raises:
-        ValueError: a group has fewer than two rollouts, or a reward is not finite.
+        ValueError: a group has fewer than two rollouts, a reward is not finite, or with `mean` one is below 0.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
     if rewards.ndim != 2 or rewards.shape[1] < 2:
@@ -37,8 +43,10 @@ def group_advantages(
         raise ValueError("rewards must be finite")
     if scored is not None and not scored.all():
         return _of_scored(rewards, scale, scored)
-    flat = rewards.max(axis=1) == rewards.min(axis=1)
-    centred: NDArray[np.float64] = rewards - rewards.mean(axis=1, keepdims=True)
+    if scale == "mean" and (rewards < 0).any():
+        raise ValueError(f"a mean to divide by takes rewards of 0 or more, got {rewards.min()}")
+    flat, mean = rewards.max(axis=1) == rewards.min(axis=1), rewards.mean(axis=1, keepdims=True)
+    centred: NDArray[np.float64] = rewards - mean
     centred[flat] = 0.0
     if scale == "none" or flat.all():
         return centred
@@ -46,6 +54,8 @@ def group_advantages(
         centred /= rewards.std(axis=1, ddof=1, keepdims=True) + EPS
     elif scale == "leave_one_out":
         centred *= rewards.shape[1] / (rewards.shape[1] - 1)
+    elif scale == "mean":
+        centred[~flat] /= mean[~flat]
     else:
         centred /= rewards.std(ddof=1) + EPS
     return centred

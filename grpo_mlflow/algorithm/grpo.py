@@ -16,18 +16,14 @@ def grpo(
     surrogate: Surrogate,
     clip_low: float,
     clip_high: float,
-    sampler_correction_cap: float | None,
     kl_coef: float,
     kl_estimator: KLEstimator,
     entropy_coef: float,
 ) -> LossParts:
     """Return the loss of a micro-batch; docs/methods.md tells which settings make which published method."""
-    policy, old, advantages = inputs.policy, inputs.old, inputs.advantages
-    ratio = losses.log_ratio(policy, old, inputs.mask, ratio_level).exp()
+    policy, advantages = inputs.policy, inputs.advantages
+    ratio = losses.log_ratio(policy, inputs.old, inputs.mask, ratio_level).exp()
     terms = losses.surrogate_terms(policy, ratio, advantages, clip_low, clip_high, surrogate)
-    correction = torch.ones_like(policy)
-    if sampler_correction_cap is not None:
-        correction = losses.sampler_correction(old, inputs.behaviour, sampler_correction_cap)
     kl = torch.zeros_like(policy)
     if inputs.reference is not None:
         kl = losses.kl_terms(policy, inputs.reference, kl_estimator)
@@ -39,12 +35,10 @@ def grpo(
         "clip_high_frac": high,
         "kl_divergence": kl,
         "entropy_mean": inputs.entropy,
-        "sampler_correction_mean": correction,
-        "sampler_ratio_mean": (old - inputs.behaviour).exp(),
     }
     return LossParts(
         terms={
-            "loss_pg": inputs.weighted_sum(terms * correction),
+            "loss_pg": inputs.weighted_sum(terms * inputs.correction),
             "loss_kl": kl_coef * inputs.weighted_sum(kl),
             "loss_entropy": -entropy_coef * inputs.weighted_sum(inputs.entropy),
         },

@@ -31,6 +31,8 @@ class LossInputs:
     """(B, T) the same before the iteration's first optimizer step"""
     behaviour: Tensor
     """(B, T) those that the sampler reported"""
+    correction: Tensor
+    """(B, T) weight of each token by `train.importance_sampling_mode`, a constant (`correction.Correction`)"""
     reference: Tensor | None
     """(B, T) those of the reference model; None where `train.kl_coef` is 0"""
     entropy: Tensor
@@ -96,14 +98,6 @@ def clipped_tokens(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high
     """Return two boolean (B, T): where the lower, and where the upper bound takes the gradient away under `clip`."""
     advantage = advantages[:, None]
     return (ratio < 1.0 - clip_low) & (advantage < 0), (ratio > 1.0 + clip_high) & (advantage > 0)
-
-
-def sampler_correction(old: Tensor, behaviour: Tensor, cap: float) -> Tensor:
-    """Return min(exp(old - behaviour), cap) (B, T), detached: truncated importance sampling per token.
-
-    It carries what the sampler's distribution differs by: engine numerics, top-p/top-k, weights of an older version.
-    """
-    return (old - behaviour).detach().exp().clamp(max=cap)
 
 
 def kl_terms(policy: Tensor, reference: Tensor, estimator: KLEstimator) -> Tensor:

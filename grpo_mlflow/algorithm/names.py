@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-Scale = Literal["group", "batch", "none", "leave_one_out"]
+Scale = Literal["group", "batch", "none", "leave_one_out", "mean"]
 MultiObjective = Literal["sum_then_normalize", "normalize_then_sum"]
 RatioLevel = Literal["token", "sequence"]
+ImportanceSampling = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 Surrogate = Literal["clip", "cispo"]
 Aggregation = Literal["grpo", "dapo", "dr_grpo", "bnpo"]
 KLEstimator = Literal["k1", "k2", "k3"]

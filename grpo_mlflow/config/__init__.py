@@ -2,7 +2,7 @@
 
 from grpo_mlflow.config.adapt import Change
 from grpo_mlflow.config.command import Arguments, parse_arguments
-from grpo_mlflow.config.keys import ENTRIES, OF_EVALUATION, TRAITS, flatten, nest, summary
+from grpo_mlflow.config.keys import ENTRIES, OF_EVALUATION, TRAITS, flatten, nest, renamed, summary
 from grpo_mlflow.config.layers import presets
 from grpo_mlflow.config.mistakes import Mistakes
 from grpo_mlflow.config.overrides import parse_overrides, split_overrides
@@ -43,6 +43,7 @@ __all__ = [
     "parse_arguments",
     "parse_overrides",
     "presets",
+    "renamed",
     "render",
     "resolve",
     "split_overrides",

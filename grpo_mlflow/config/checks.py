@@ -21,6 +21,7 @@ def errors(config: Config) -> list[str]:
         *_counts(config),
         *task_checks.errors(config),
         *_batches(config),
+        *_correction(config),
         *optimizers.errors(config.train.optimizer, config.train.optimizer_options),
         *_models(config),
         *model_checks.errors(config),
@@ -89,6 +90,22 @@ def _batches(config: Config) -> Iterator[str]:
             f"train.lr_warmup_steps = {config.train.lr_warmup_steps}: the run has only {steps} optimizer steps, so lr "
             f"would never reach train.lr; allowed: 0 to {steps - 1}"
         )
+
+
+def _correction(config: Config) -> Iterator[str]:
+    train = config.train
+    mode, cap, floor = train.importance_sampling_mode, train.importance_sampling_cap, train.importance_sampling_floor
+    key = "train.importance_sampling_"
+    if mode == "none":
+        return
+    if cap is None and floor is None:
+        yield f"{key}mode = {mode!r}: {key}cap and {key}floor are null; allowed: one of them a number, or none"
+    elif cap is not None and floor is not None and floor >= cap:
+        yield f"{key}floor = {floor}: not below {key}cap = {cap}; allowed: less than {cap}, or null"
+    elif mode.endswith("mask") and cap is not None and cap < 1:
+        yield f"{key}cap = {cap}: masks the weight 1, on which sampler and trainer agree; allowed: 1 or more, or null"
+    elif mode.endswith("mask") and floor is not None and floor > 1:
+        yield f"{key}floor = {floor}: masks the weight 1, on which sampler and trainer agree; allowed: up to 1, or null"
 
 
 def _models(config: Config) -> Iterator[str]:

@@ -29,6 +29,9 @@ def _update(config: Config) -> Iterator[tuple[Iterable[str], str]]:
         )
     if train.multi_objective_aggregation == "normalize_then_sum":
         yield ("train.scale_rewards",), "train.multi_objective_aggregation normalises by groups, and then by the batch"
+    if train.importance_sampling_mode == "none":
+        bounds = ("train.importance_sampling_cap", "train.importance_sampling_floor")
+        yield bounds, "train.importance_sampling_mode is none"
     if train.kl_coef == 0:
         yield ("model.ref_id", "model.ref_device", "train.kl_estimator"), "train.kl_coef is 0"
     if train.kl_target is None:
@@ -102,12 +105,13 @@ def _unwise(config: Config) -> Iterator[str]:
     elif data.resample_rounds > 0 and data.num_train_seeds == data.problems_per_iteration:
         yield "data.resample_rounds has no effect: every iteration holds all data.num_train_seeds problems"
     older = generation.backend != "local" and (generation.async_rollouts or generation.sync == "none")
-    if older and train.sampler_correction_cap is None:
-        yield "train.sampler_correction_cap is off while rollouts come from older weights: the gradient is biased"
+    off = train.importance_sampling_mode == "none" and train.ipo_eps is None
+    if older and off:
+        yield "train.importance_sampling_mode = 'none' while rollouts come from older weights: the gradient is biased"
     shaped = generation.top_p < 1 or generation.top_k > 0 or generation.repetition_penalty != 1
-    if shaped and train.sampler_correction_cap is None:
+    if shaped and off:
         yield (
-            "train.sampler_correction_cap is off while generation.top_p, top_k or repetition_penalty reshape the "
+            "train.importance_sampling_mode = 'none' while generation.top_p, top_k or repetition_penalty reshape the "
             "samples: the gradient is biased"
         )
 

@@ -67,6 +67,7 @@ LISTS = {key for key, field in _FIELDS.items() if key not in MAPPINGS and _takes
 ENTRIES = "train.reward_weights."
 """Before the names of the one mapping whose entries can be given one by one, and so vary in a search space."""
 SECTIONS = sorted(CLASSES)
+_CAP = "train.sampler_correction_cap"  # of versions that knew one mode, and null for none
 
 
 def summary(keys: Container[str]) -> tuple[str, ...]:
@@ -94,6 +95,19 @@ def with_entries(layer: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, s
         if key.startswith(ENTRIES):
             known, _ = found.get(mapping, ({}, ""))
             found[mapping] = {**known, key.removeprefix(ENTRIES): value}, origin
+    return found
+
+
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted keys in which settings of earlier versions have today's names and values.
+
+    Runs, studies and files keep what they were written with: without this, none of them could go on.
+    """
+    found = dict(values)
+    if _CAP in found:
+        cap = found.pop(_CAP)
+        mode = {"train.importance_sampling_mode": "none" if cap is None else "token_truncate"}
+        found = {**mode, **({} if cap is None else {"train.importance_sampling_cap": cap}), **found}
     return found
 
 

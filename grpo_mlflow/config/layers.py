@@ -10,7 +10,7 @@ from typing import Any
 
 from grpo_mlflow import redaction
 from grpo_mlflow.config import methods, references, yaml12
-from grpo_mlflow.config.keys import TRAITS, flatten, short
+from grpo_mlflow.config.keys import TRAITS, flatten, renamed, short
 from grpo_mlflow.errors import ConfigError
 
 Layer = dict[str, tuple[Any, str]]  # dotted key -> (value, origin)
@@ -68,6 +68,7 @@ def read(name: str, named_by: str = "config", beside: Path = Path(), seen: tuple
 
 def layer_of(values: Mapping[str, Any], origin: str) -> Layer:
     """Return dotted keys with their origin, on top of what the method that they name sets."""
+    values = renamed(values)
     name = values.get(methods.KEY)
     chosen: Layer = {key: (value, f"method {name}") for key, value in methods.settings(name).items()}
     return chosen | {key: (value, origin) for key, value in values.items()}

@@ -8,7 +8,7 @@ from typing import Any
 from grpo_mlflow import redaction
 from grpo_mlflow.config import yaml12
 from grpo_mlflow.config.command import Arguments
-from grpo_mlflow.config.keys import TEXT, TRAITS, flatten, short, summary
+from grpo_mlflow.config.keys import TEXT, TRAITS, flatten, renamed, short, summary
 from grpo_mlflow.config.layers import DEFAULT
 from grpo_mlflow.config.overrides import parse_overrides
 from grpo_mlflow.config.resolve import resolve
@@ -27,8 +27,8 @@ def changes(arguments: Arguments, stored: Mapping[str, Any]) -> tuple[str, ...]:
     Raises:
         ConfigError: a setting that cannot change has another value than in the run.
     """
-    own = flatten(Config().model_dump(mode="json")) | flatten(stored)
-    given = parse_overrides(arguments.overrides)
+    own = flatten(Config().model_dump(mode="json")) | renamed(flatten(stored))
+    given = renamed(parse_overrides(arguments.overrides))
     fixed = {key: value for key, value in given.items() if not _may_change(key)}
     for key, value in fixed.items():
         if key not in own or own[key] not in (value, redaction.without(value)):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from grpo_mlflow import redaction
-from grpo_mlflow.config import OF_EVALUATION, TRAITS, Config, Resolved, flatten, nest, overlay, resolve, yaml12
+from grpo_mlflow.config import OF_EVALUATION, TRAITS, Config, Resolved, flatten, nest, overlay, renamed, resolve, yaml12
 
 
 def pinned(resolved: Resolved) -> Resolved:
@@ -69,6 +69,7 @@ def pinned_then(begun: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str
 
     The latter holds, by settings of the trials, those of `eval` that followed them.
     """
+    begun = {key: json.dumps(value) for key, value in renamed({k: json.loads(v) for k, v in begun.items()}).items()}
     followed = {other: own for own, other in OF_EVALUATION.items() if begun.get(own, "null") == "null"}
     return {**begun, **{own: begun[other] for other, own in followed.items() if other in begun}}, followed
 

@@ -8,6 +8,7 @@ from typing import Any
 from grpo_mlflow.config import Config, Resolved
 from grpo_mlflow.config import fitted as fit
 from grpo_mlflow.config.schema import RowsConfig
+from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.tasks import rewards, sizes
 from grpo_mlflow.tasks.arithmetic import Arithmetic
 from grpo_mlflow.tasks.base import Pending, Task, draw, split_of, tagged, untagged
@@ -83,8 +84,21 @@ def fitted(resolved: Resolved, *, trains: bool = True) -> Resolved:
         ConfigError: as `of`.
     """
     resolved = fit(resolved, [*sizes.changes(resolved, trains)])
-    of(resolved.config)
+    task = of(resolved.config)
+    if trains:
+        _require_scalable(resolved.config, task)
     return resolved
+
+
+def _require_scalable(config: Config, task: Task) -> None:
+    """Raise ConfigError if a task says that it gives rewards which cannot be scaled as the config wants them."""
+    train, (low, _) = config.train, task.reward_range
+    divides = train.scale_rewards == "mean" and train.multi_objective_aggregation == "sum_then_normalize"
+    if divides and low < 0 and not train.reward_weights:  # with these, the range is another one
+        raise ConfigError(
+            f"train.scale_rewards = 'mean': divides by a mean of rewards of 0 or more, and data.task = "
+            f"{config.data.task!r} gives rewards down to {low:g}; allowed: another train.scale_rewards or task"
+        )
 
 
 def of(config: Config, folder: Path | None = None) -> Task:

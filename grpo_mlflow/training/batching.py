@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grpo_mlflow.types import Group
+from grpo_mlflow.types import Completion, Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,12 @@ class Batch:
     advantages: Tensor
 
 
-def rows_of(groups: Sequence[Group]) -> list[Row]:
-    """Return all rollouts, group after group."""
+def rows_of(groups: Sequence[Group], mask_truncated: bool = False) -> list[Row]:
+    """Return all rollouts, group after group; with `mask_truncated` those that were cut off have no trained token.
+
+    This is the overlong filtering of DAPO (Yu et al. 2025, arXiv 2503.14476, section 3.4), as TRL does it: the reward
+    of such a completion is in the mean of its group, and it counts among the rollouts, but not among the tokens.
+    """
     return [
         Row(
             prompt_ids=rollout.prompt.token_ids,
@@ -58,11 +62,17 @@ def rows_of(groups: Sequence[Group]) -> list[Row]:
             behaviour_logprobs=rollout.completion.behaviour_logprobs,
             advantage=advantage,
             flat=group.is_flat,
-            trained=rollout.completion.trained,
+            trained=_trained(rollout.completion, mask_truncated),
         )
         for group in groups
         for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
     ]
+
+
+def _trained(completion: Completion, mask_truncated: bool) -> tuple[bool, ...] | None:
+    if mask_truncated and completion.finish_reason == "length":
+        return (False,) * len(completion.token_ids)
+    return completion.trained
 
 
 @dataclass(frozen=True, slots=True)

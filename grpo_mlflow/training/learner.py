@@ -22,6 +22,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from grpo_mlflow import seeding
+from grpo_mlflow.algorithm import correction
+from grpo_mlflow.algorithm.correction import Correction, Measures
 from grpo_mlflow.algorithm.losses import LossInputs
 from grpo_mlflow.algorithm.schedules import adapt_kl_coef, learning_rate
 from grpo_mlflow.config import TrainConfig
@@ -66,6 +68,12 @@ class Learner:
         self._policy = Scorer(policy, sizes.temperature)
         self._reference = Scorer(reference, sizes.temperature) if reference is not None else None
         self._loss = loss.load(config)
+        self._correction = Correction(
+            mode=config.importance_sampling_mode,
+            cap=config.importance_sampling_cap,
+            floor=config.importance_sampling_floor,
+            eps=config.ipo_eps,
+        )
         self._limits = Limits(config.batch_size, config.max_tokens_per_batch)
         if self._policy.reason is not None:
             _LOG.warning("each completion repeats the computation of its prompt: %s", self._policy.reason)
@@ -88,7 +96,7 @@ class Learner:
         Raises:
             UserError: the gradient is not finite; the weights are left as they were before that step.
         """
-        rows = rows_of(groups)
+        rows = rows_of(groups, self._config.mask_truncated_completions)
         per_step = self._sizes.rollouts_per_step
         steps = self._config.epochs * (len(rows) // per_step)
         active = [i for i, row in enumerate(rows) if row.teaches]
@@ -169,15 +177,15 @@ class Learner:
         """
         if not plan.batches:
             silent = self._loss.unweighted(self.kl_coef, with_reference=frozen.reference is not None)
-            totals.add(silent, torch.zeros(()), counts=False)
+            totals.add(silent, torch.zeros(()), None)
             for parameter in self._model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         for number, chosen in enumerate(plan.batches):
             last, counts = number + 1 == len(plan.batches), number < plan.counted
             with nullcontext() if last else self._parallel.accumulating(self._model):
-                inputs = self._inputs(rows, chosen, plan.weights if counts else None, frozen)
+                inputs, measures = self._inputs(rows, chosen, plan.weights if counts else None, frozen)
                 parts = self._loss(inputs, self.kl_coef)
-                totals.add(parts, inputs.mask, counts)
+                totals.add(parts, inputs.mask, measures if counts else None)
                 self._parallel.backward(reduce(add, parts.terms.values()))
 
     def _apply(self) -> Applied:
@@ -204,8 +212,11 @@ class Learner:
 
     def _inputs(
         self, rows: Sequence[Row], chosen: Sequence[int], weights: Mapping[int, float] | None, frozen: Frozen
-    ) -> LossInputs:
-        """Return what the loss sees of the chosen rows; without weights all are 0, and no frozen scores are needed."""
+    ) -> tuple[LossInputs, Measures]:
+        """Return what the loss sees of the chosen rows, and what is measured between sampler and trainer.
+
+        Without weights all are 0, and no frozen scores are needed.
+        """
         own = [rows[i] for i in chosen]
         batch = collate(own, self._accelerator.device)
         policy, entropy = self._policy.score(own, self._model, entropy_gradient=self._config.entropy_coef > 0)
@@ -215,13 +226,17 @@ class Learner:
                 return policy.detach()
             return pad([scores[i] for i in chosen], batch.mask.shape[1]).to(policy.device)
 
-        return LossInputs(
+        old = policy.detach() if frozen.old is None else stored(frozen.old)
+        corrected = self._correction(old, batch.behaviour, batch.mask)
+        inputs = LossInputs(
             policy=policy,
-            old=policy.detach() if frozen.old is None else stored(frozen.old),
+            old=old,
             behaviour=batch.behaviour,
+            correction=corrected.values,
             reference=None if frozen.reference is None else stored(frozen.reference),
             entropy=entropy,
             mask=batch.mask,
             advantages=batch.advantages,
             weights=torch.tensor([weights[i] if weights else 0.0 for i in chosen], device=self._accelerator.device),
         )
+        return inputs, correction.measures(old, batch.behaviour, batch.mask, corrected)

@@ -164,6 +164,7 @@ def _example(weight: float, with_reference: bool) -> LossInputs:
         policy=policy,
         old=old,
         behaviour=old - 0.1 * mask,
+        correction=torch.full_like(mask, 0.9),
         reference=old if with_reference else None,
         entropy=torch.ones_like(mask).mul(mask).requires_grad_(),
         mask=mask,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from grpo_mlflow import seeding
 from grpo_mlflow.algorithm.advantages import completed, group_advantages, normalized_then_summed
 from grpo_mlflow.algorithm.names import MultiObjective, Scale
-from grpo_mlflow.errors import PromptTooLong, TextUntried, UserError
+from grpo_mlflow.errors import ConfigError, PromptTooLong, TextUntried, UserError
 from grpo_mlflow.generation import Generator, Sampling, Streaming, Telling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.tasks import Pending, Posed, Task
@@ -187,6 +187,9 @@ def form_groups(
     """Return the groups with their advantages; what takes a batch takes the rewards given here.
 
     A reward that does not apply to a rollout leaves its advantage to the others (`advantages.completed`).
+
+    Raises:
+        ConfigError: `scale` is `mean`, and a reward is below 0.
     """
     verdicts = [[rollout.verdict for rollout in row] for row in rollouts]
     if objectives == "normalize_then_sum":
@@ -195,11 +198,25 @@ def form_groups(
         advantages = normalized_then_summed(values, np.array(weights))
     else:
         scored = np.array([[_is_scored(verdict) for verdict in row] for row in verdicts])
-        advantages = group_advantages(_sums(verdicts), scale, scored)
+        rewards = _sums(verdicts)
+        if scale == "mean":
+            _require_none_below_zero(problems, rewards, scored)
+        advantages = group_advantages(rewards, scale, scored)
     return [
         Group(problem, tuple(row), tuple(own))
         for problem, row, own in zip(problems, rollouts, advantages.tolist(), strict=True)
     ]
+
+
+def _require_none_below_zero(
+    problems: Sequence[Problem], rewards: NDArray[np.float64], scored: NDArray[np.bool_]
+) -> None:
+    for place, rollout in zip(*np.nonzero(scored & (rewards < 0)), strict=True):
+        raise ConfigError(
+            f"train.scale_rewards = 'mean': a completion of {problems[place].id} has the reward "
+            f"{rewards[place, rollout]:g}, but advantages are divided by a mean of rewards of 0 or more; allowed: such "
+            "rewards, or a new run with another train.scale_rewards"
+        )
 
 
 def _sums(verdicts: Sequence[Sequence[Verdict]]) -> NDArray[np.float64]:

@@ -2,18 +2,18 @@
 
 Useful are the operations that an iteration cannot do without: each prompt once, and once what all prompts begin with,
 each token of a completion once in sampling, and once where completions begin alike, and in the update one forward pass
-for 1 and one backward pass for 2 (for 1 where all but an adapter is frozen), of groups with a signal only, completions
-that are the same once. Padding, repeated prompts and recomputation are not useful, so they lower the utilisation. A
-token costs two operations per weight of a matrix, the output layer only where a token is predicted, and attention
-4 * width per layer and token seen.
+for 1 and one backward pass for 2 (for 1 where all but an adapter is frozen), of groups with a signal only and without
+completions that `train.mask_truncated_completions` leaves out, completions that are the same once. Padding, repeated
+prompts and recomputation are not useful, so they lower the utilisation. A token costs two operations per weight of a
+matrix, the output layer only where a token is predicted, and attention 4 * width per layer and token seen.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import takewhile
 from typing import Any
@@ -106,6 +106,7 @@ class Meter:
         self._peak = gemm_peak(policy.device, policy.dtype) * processes
         self._samples_here = config.generation.backend == "local"
         train = config.train
+        self._masks = train.mask_truncated_completions
         self._passes = (
             (2 if policy.has_adapter else 3) * train.epochs + (config.steps_per_iteration > 1) + (train.kl_coef > 0)
         )
@@ -117,7 +118,7 @@ class Meter:
 
         `groups` were trained on, `sampled` were sampled for it.
         """
-        work = {"update": self._passes * self._costs.forward(group for group in groups if not group.is_flat)}
+        work = {"update": self._passes * self._costs.forward(self._taught(groups))}
         if self._samples_here:
             work["generate"] = self._costs.forward(sampled, sampling=True)
         shares = {f"share_{phase}": spent / seconds for phase, spent in phases.items()}
@@ -129,3 +130,10 @@ class Meter:
             "peak_gflops": self._peak / 1e9,
             "peak_memory_mb": peak_memory(self._device),
         }
+
+    def _taught(self, groups: Sequence[Group]) -> Iterator[Group]:
+        """Yield the groups that an update computes, with the rollouts that it does."""
+        for group in groups:
+            kept = [each for each in group.rollouts if not (self._masks and each.completion.finish_reason == "length")]
+            if kept and not group.is_flat:
+                yield replace(group, rollouts=tuple(kept))

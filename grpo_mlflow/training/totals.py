@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from grpo_mlflow.algorithm import correction
+from grpo_mlflow.algorithm.correction import Measures
 from grpo_mlflow.algorithm.losses import LossParts
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.training.steps import Applied
@@ -20,20 +22,24 @@ class Totals:
     def __init__(self, device: torch.device) -> None:
         self._terms, self._sums = _Sums("terms", device), _Sums("sums", device)
         self._tokens = torch.zeros((), device=device)
+        self._measured = torch.zeros(len(correction.SUMS), device=device)
+        self._largest = torch.full((len(correction.LARGEST),), -math.inf, device=device)
         self._summary: Callable[[dict[str, float]], dict[str, float]] | None = None
         self._grad_norm, self._lr = 0.0, 0.0
 
-    def add(self, parts: LossParts, mask: Tensor, counts: bool) -> None:
-        """Add a micro-batch. One that does not count only gives its names, which all processes have to know.
+    def add(self, parts: LossParts, mask: Tensor, measures: Measures | None) -> None:
+        """Add a micro-batch. One without measures only gives its names, which all processes have to know.
 
         Raises:
             UserError: the loss returns other names than before.
         """
-        self._summary = parts.summary
+        self._summary, counts = parts.summary, measures is not None
         self._terms.add(parts.terms, counts)
         self._sums.add(parts.sums, counts)
-        if counts:
+        if measures is not None:
             self._tokens += mask.sum()
+            self._measured += measures.sums
+            self._largest = torch.maximum(self._largest, measures.largest)
 
     def step(self, applied: Applied) -> None:
         """Count an optimizer step."""
@@ -51,7 +57,16 @@ class Totals:
         metrics |= {"grad_norm": self._grad_norm / steps, "lr": self._lr, "tokens_trained": tokens}
         means = {name: value / tokens if tokens else math.nan for name, value in sums.items()}
         summary = self._summary(means) if self._summary else means  # of NaNs too: it names the metrics
+        summary = {**self._sampler(accelerator, tokens), **summary}
         return metrics | (summary if tokens else dict.fromkeys(summary))
+
+    def _sampler(self, accelerator: Accelerator, tokens: float) -> dict[str, float]:
+        """Return what was measured between sampler and trainer, over all processes."""
+        sums = accelerator.reduce(self._measured, "sum").tolist()
+        largest = accelerator.gather(self._largest[None]).amax(dim=0).tolist()
+        means = [value / tokens if tokens else math.nan for value in sums]
+        named = dict(zip(correction.SUMS, means, strict=True))
+        return correction.metrics(named, dict(zip(correction.LARGEST, largest, strict=True)))
 
 
 class _Sums:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 from grpo_mlflow.algorithm.advantages import group_advantages
 from grpo_mlflow.algorithm.names import Scale
 
-SCALES: tuple[Scale, ...] = ("group", "batch", "none", "leave_one_out")
+SCALES: tuple[Scale, ...] = ("group", "batch", "none", "leave_one_out", "mean")
 EPS = 1e-4
 
 
 def _random_rewards(groups: int = 20, size: int = 6) -> NDArray[np.float64]:
-    return np.random.default_rng(0).normal(size=(groups, size)) * 3 + 1
+    """Rewards of 0 or more, as `mean` wants them; a shift makes the others of any sign."""
+    return np.abs(np.random.default_rng(0).normal(size=(groups, size)) * 3 + 1)
 
 
 def test_group_divides_by_each_groups_own_deviation() -> None:
@@ -58,6 +60,33 @@ def test_leave_one_out_compares_each_with_the_mean_of_the_others() -> None:
     np.testing.assert_allclose(group_advantages(rewards, "leave_one_out"), rewards - others, atol=1e-12)
 
 
+def test_mean_divides_by_each_groups_own_mean() -> None:
+    # means 1 and 0.25; a group without any reward has no signal
+    result = group_advantages(np.array([[0.0, 1.0, 1.0, 2.0], [0.0, 0.0, 0.0, 1.0], [0.0] * 4]), "mean")
+    assert result.tolist() == [[-1.0, 0.0, 0.0, 1.0], [-1.0, -1.0, -1.0, 3.0], [0.0] * 4]
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
+def test_mean_is_unbiased_for_the_first_terms_of_maximum_likelihood(p: float, size: int) -> None:
+    """MaxRL over all outcomes of K rollouts that succeed with p = 1 / (1 + exp(-x)), whose scores are 1 - p and -p."""
+    expected = 0.0
+    for outcome in itertools.product([0.0, 1.0], repeat=size):
+        rewards = np.array([outcome])
+        chance = float(np.prod(np.where(rewards == 1, p, 1 - p)))
+        scores = np.where(rewards == 1, 1 - p, -p)
+        expected += chance * float((group_advantages(rewards, "mean") * scores).mean())
+    slope = p * (1 - p)  # dp / dx
+    terms = [(1 - p) ** (k - 1) * slope for k in range(1, size)]  # of pass@k = 1 - (1 - p)^k, over k
+    assert expected == pytest.approx(sum(terms), rel=1e-12)
+
+
+@pytest.mark.parametrize("rewards", [[[0.0, -0.2, 1.0]], [[1.0, 1.0], [-1.0, -1.0]]])
+def test_a_mean_of_negative_rewards_divides_nothing(rewards: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match="rewards of 0 or more"):
+        group_advantages(np.array(rewards), "mean")
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_group_sums_to_zero(scale: Scale) -> None:
     result = group_advantages(_random_rewards(), scale)
@@ -75,7 +104,7 @@ def test_better_rewards_get_larger_advantages(scale: Scale) -> None:
 @pytest.mark.parametrize("size", [2, 3, 6, 7, 12])
 @pytest.mark.parametrize("reward", [0.1, 0.3, 1 / 3, 1e-9, 1e9, -0.7, 0.0])
 def test_equal_rewards_give_exact_zeros(reward: float, size: int, scale: Scale) -> None:
-    flat = np.full((1, size), reward)
+    flat = np.full((1, size), abs(reward) if scale == "mean" else reward)
     assert group_advantages(flat, scale).tolist() == [[0.0] * size]
     mixed = np.concatenate([_random_rewards(2, size), flat, _random_rewards(1, size)])
     result = group_advantages(mixed, scale)
@@ -83,7 +112,7 @@ def test_equal_rewards_give_exact_zeros(reward: float, size: int, scale: Scale) 
     assert (result[[0, 1, 3]] != 0).all()
 
 
-@pytest.mark.parametrize("scale", ["group", "none", "leave_one_out"])
+@pytest.mark.parametrize("scale", ["group", "none", "leave_one_out", "mean"])
 def test_other_groups_do_not_matter(scale: Scale) -> None:
     rewards = _random_rewards(3)
     alone = np.concatenate([group_advantages(row[None], scale) for row in rewards])
@@ -97,7 +126,7 @@ def test_almost_equal_rewards_give_almost_zero(scale: Scale) -> None:
     assert np.abs(group_advantages(rewards, scale)).max() < 1e-9
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", [scale for scale in SCALES if scale != "mean"])
 @pytest.mark.parametrize("shift", [-3.0, 0.25, 1000.0])
 def test_a_constant_added_to_all_rewards_changes_nothing(scale: Scale, shift: float) -> None:
     rewards = _random_rewards()

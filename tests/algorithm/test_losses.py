@@ -175,20 +175,6 @@ def test_kl_estimate_is_unbiased(estimator: KLEstimator) -> None:
     assert sum(a * e for a, e in zip(p, estimates.tolist(), strict=True)) == pytest.approx(true, rel=1e-12)
 
 
-def test_sampler_correction_is_the_capped_ratio() -> None:
-    old = _t(REFERENCE)
-    behaviour = old - _t([[0.0, math.log(1.5), math.log(5.0)], [-LN2, math.log(2.0), -30.0]])
-    _same(losses.sampler_correction(old, behaviour, 2.0), [[1.0, 1.5, 2.0], [0.5, 2.0, math.exp(-30)]])
-    _same(losses.sampler_correction(old, behaviour, 1.0), [[1.0, 1.0, 1.0], [0.5, 1.0, math.exp(-30)]])
-
-
-def test_sampler_correction_carries_no_gradient_and_no_infinity() -> None:
-    old, behaviour = _t([[-1.0, -2.0, 0.0]], grad=True), _t([[-1.5, -2.5, -1e5]], grad=True)
-    correction = losses.sampler_correction(old, behaviour, 2.0)
-    assert not correction.requires_grad
-    assert correction[0].tolist() == pytest.approx([math.exp(0.5), math.exp(0.5), 2.0])
-
-
 def _softmax(row: list[float]) -> list[float]:
     total = sum(math.exp(x) for x in row)
     return [math.exp(x) / total for x in row]

@@ -269,7 +269,12 @@ def test_a_config_cannot_be_changed() -> None:
         (["eval.base_url=http://127.0.0.1:1"], "eval.base_url"),
         (["train.kl_coef=0.1", "train.kl_horizon=5"], "train.kl_horizon"),
         (["train.iterations=1", "train.lr_warmup_steps=0", "train.lr_schedule=cosine"], "train.lr_schedule"),
-        (["train.sampler_correction_cap=null", "generation.top_p=0.9"], "train.sampler_correction_cap"),
+        (["train.importance_sampling_mode=none", "generation.top_p=0.9"], "train.importance_sampling_mode"),
+        (["train.importance_sampling_mode=none", "train.importance_sampling_cap=3"], "train.importance_sampling_cap"),
+        (
+            ["train.importance_sampling_mode=none", "train.importance_sampling_floor=.5"],
+            "train.importance_sampling_floor",
+        ),
     ],
 )
 def test_a_chosen_setting_that_cannot_act_is_named(overrides: list[str], key: str, tmp_path: Path) -> None:
@@ -278,6 +283,42 @@ def test_a_chosen_setting_that_cannot_act_is_named(overrides: list[str], key: st
     assert by_override[0].startswith(f"{key} ")
     text = "base: tiny\n" + "".join(f"{item.replace('=', ': ', 1)}\n" for item in overrides)
     assert resolve(_file(tmp_path, "own.yaml", text)).warnings == by_override
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("cap=null", "train.importance_sampling_mode = 'token_truncate': .* are null; allowed: one of them a number"),
+        ("floor=2", "train.importance_sampling_floor = 2.0: not below train.importance_sampling_cap = 2.0; allowed"),
+        (
+            "mode=token_mask cap=.9",
+            "train.importance_sampling_cap = 0.9: masks the weight 1, .*; allowed: 1 or more, or null",
+        ),
+        (
+            "mode=sequence_mask floor=1.1",
+            "train.importance_sampling_floor = 1.1: masks the weight 1, .*; allowed: up to 1",
+        ),
+        ("mode=truncate", "train.importance_sampling_mode = 'truncate' .*: input should be 'none', 'token_truncate'"),
+    ],
+)
+def test_bounds_that_leave_no_correction_are_refused(words: str, line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        resolve("tiny", [f"train.importance_sampling_{word}" for word in words.split()])
+    resolve("tiny", ["train.importance_sampling_mode=none", "train.importance_sampling_cap=null"])
+
+
+@pytest.mark.parametrize(("cap", "expected"), [("3.5", ("token_truncate", 3.5)), ("null", ("none", 2.0))])
+def test_the_cap_of_earlier_versions_is_understood(cap: str, expected: tuple[str, float], tmp_path: Path) -> None:
+    file = _file(tmp_path, "own.yaml", f"base: tiny\ntrain: {{sampler_correction_cap: {cap}}}\n")
+    stored = {"generation": {"backend": "local"}, "train": {"sampler_correction_cap": yaml12.load(cap, "")}}
+    for found in (
+        resolve(file),
+        resolve("", base=stored, origin="run"),
+        resolve("tiny", [f"train.sampler_correction_cap={cap}"]),
+    ):
+        train = found.config.train
+        assert (train.importance_sampling_mode, train.importance_sampling_cap) == expected
+        assert "sampler_correction_cap" not in dump(found.config)
 
 
 @pytest.mark.parametrize("word", ["arguments=[--max-num-seqs, '4']", "python=mine", "memory=0.3", "device=cpu"])

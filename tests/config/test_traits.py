@@ -126,6 +126,26 @@ def test_a_summary_names_whole_sections() -> None:
     assert summary(lora - {"model.lora.rank"}) == ("model.lora.alpha", "model.lora.targets")
 
 
+@pytest.mark.parametrize(
+    ("cap", "words"),
+    [
+        (3.5, ("train.sampler_correction_cap=3.5", "train.importance_sampling_cap=3.5")),
+        (None, ("train.sampler_correction_cap=null", "train.importance_sampling_mode=none")),
+    ],
+)
+def test_a_run_of_an_earlier_version_goes_on_with_the_words_that_began_it(
+    cap: float | None, words: tuple[str, ...]
+) -> None:
+    def changes(word: str) -> tuple[str, ...]:
+        given = [f"resume={RUN_ID}", word]
+        return resuming.changes(parse_arguments(given, "test", "a test"), {"train": {"sampler_correction_cap": cap}})
+
+    for word in words:
+        assert changes(word) == (f"resume={RUN_ID}",)
+    with pytest.raises(ConfigError, match=r"train\.importance_sampling_(cap|mode) = .* cannot change on resume"):
+        changes("train.sampler_correction_cap=4")
+
+
 @pytest.mark.parametrize("key", [*KEYS, "tracking.unknown", "train.unknown", "model.device_map", "tracking", "train"])
 def test_what_may_be_given_on_resume(key: str) -> None:
     value = RUN_ID if key == "resume" else "another"

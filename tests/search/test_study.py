@@ -487,6 +487,17 @@ def test_a_study_is_not_continued_with_what_cannot_be_compared(
     assert len(all_runs(store, "train")) == 1
 
 
+def test_a_study_of_an_earlier_version_goes_on_with_the_correction_that_it_had(store: str, tmp_path: Path) -> None:
+    begun = study_config(store, tmp_path, "search.space=train.lr=[1e-3]")
+    space, storage = space_file.load("train.lr=[1e-3]", begun), open_storage(begun.config.search.storage)
+    study = studies.open_study(storage, begun.config, space)
+    then = {key: text for key, text in records.kept(study)["config"].items() if "importance_sampling" not in key}
+    records.keep(study, "config", {**then, "train.sampler_correction_cap": "null"})
+    studies.open_study(storage, study_config(store, tmp_path, "train.importance_sampling_mode=none").config, space)
+    with pytest.raises(UserError, match=r'train\.importance_sampling_mode = "token_truncate": .* begun with "none"'):
+        studies.open_study(storage, begun.config, space)
+
+
 def test_a_study_notes_what_its_trials_must_have_in_common(store: str, tmp_path: Path) -> None:
     begun = study_config(store, tmp_path, "search.space=train.lr=[1e-3]")
     space, storage = space_file.load("train.lr=[1e-3]", begun), open_storage(begun.config.search.storage)

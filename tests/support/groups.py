@@ -10,10 +10,14 @@ from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout, Verdict
 
 K = 4
+CUT = 8
 
 
 def make_groups(count: int, flat: tuple[int, ...] = (), seed: int = 0) -> list[Group]:
-    """Groups of ragged random rollouts with advantages that sum to zero; those in `flat` have equal rewards."""
+    """Groups of ragged random rollouts with advantages that sum to zero; those in `flat` have equal rewards.
+
+    Completions of `CUT` tokens or more count as cut off.
+    """
     rng = random.Random(seed)
     groups = []
     for number in range(count):
@@ -27,7 +31,7 @@ def make_groups(count: int, flat: tuple[int, ...] = (), seed: int = 0) -> list[G
                 token_ids=tuple(rng.randrange(5, 200) for _ in range(length)),
                 text="",
                 behaviour_logprobs=tuple(-6 + rng.random() for _ in range(length)),
-                finish_reason="stop",
+                finish_reason="length" if length >= CUT else "stop",
                 policy_version=0,
             )
             rollouts.append(Rollout(prompt, completion, Verdict(reward, {}, reward == 1.0, None)))

@@ -80,7 +80,9 @@ def equal(store: str, one: str, two: str) -> None:
     for key in first:
         assert [step for step, _ in first[key]] == [step for step, _ in second[key]], key
         found = [value for _, value in second[key]]
-        assert found == pytest.approx([value for _, value in first[key]], rel=1e-4, abs=1e-6), key
+        # between a sampler and a trainer of one model there is rounding alone, of which this is the largest
+        least = 1e-4 if key == "train/sampler_logp_difference_max" else 1e-6
+        assert found == pytest.approx([value for _, value in first[key]], rel=1e-4, abs=least), (key, found)
     client = mlflow.MlflowClient(store)
     folders = [Path(client.get_run(run).info.artifact_uri) / "rollouts" for run in (one, two)]
     names = sorted(path.name for path in folders[0].iterdir())

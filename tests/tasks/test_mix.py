@@ -11,6 +11,7 @@ import pytest
 
 from grpo_mlflow import runs, tasks
 from grpo_mlflow.config import resolve
+from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.tasks import Mix, Overlong, Posed, create, member_of
 from grpo_mlflow.tasks.settings import task_settings
 from grpo_mlflow.training import rollout_files
@@ -139,6 +140,17 @@ def test_a_run_on_a_mix(store: str, tmp_path: Path) -> None:
         assert each.verdict.reward == pytest.approx(sum(each.verdict.parts.values()))
     text = (finished.run_dir / "metrics" / "eval_iter_002.json").read_text()
     assert "overlong" not in text
+
+
+def test_a_task_with_rewards_below_zero_is_not_trained_with_their_mean_as_divisor() -> None:
+    words = ["data.task=mix", "data.mix={arithmetic: 1, sat: 1}", "train.scale_rewards=mean"]
+    resolved = resolve("tiny", words)
+    assert tasks.fitted(resolved, trains=False) == resolved
+    with pytest.raises(ConfigError, match=r"data\.task = 'mix' gives rewards down to -0\.2; allowed: "):
+        tasks.fitted(resolved)
+    assert tasks.fitted(resolve("tiny", ["train.scale_rewards=mean"])).config.train.scale_rewards == "mean"
+    with pytest.raises(ConfigError, match=r"data\.overlong_buffer = 2: makes rewards below 0.*allowed: 0"):
+        resolve("tiny", ["train.scale_rewards=mean", "data.overlong_buffer=2"])
 
 
 def test_a_mix_has_the_rewards_of_all_its_tasks() -> None:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from grpo_mlflow import runs
+from grpo_mlflow.algorithm.correction import SUMS, Measures
 from grpo_mlflow.algorithm.losses import LossInputs, LossParts
 from grpo_mlflow.algorithm.names import LOSSES
 from grpo_mlflow.config import TrainConfig, resolve
@@ -55,6 +56,7 @@ def inputs() -> LossInputs:
         policy=policy.requires_grad_(),
         old=old,
         behaviour=old - tensor([[0.0, 0.3, 2.0], [-0.4, 0.1, 0.2]]),
+        correction=tensor([[1.0, 1.3, 2.0], [0.7, 0.0, 1.2]]),
         reference=policy.detach() - tensor([[0.2, -0.5, 1.0], [0.0, 0.7, 0.1]]),
         entropy=tensor([[1.0, 0.4, 1.2], [0.3, 2.0, 0.9]]).requires_grad_(),
         mask=tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]),
@@ -197,19 +199,23 @@ def test_the_page_shows_the_file() -> None:
 
 def test_names_that_change_under_way_are_refused() -> None:
     totals, one, mask = Totals(torch.device("cpu")), torch.ones(()), torch.ones(1, 1)
-    totals.add(LossParts({"loss_a": one}, {"b": one}), mask, True)
+    totals.add(LossParts({"loss_a": one}, {"b": one}), mask, None)
     with pytest.raises(UserError, match=r"sums are \['c'\] after \['b'\]"):
-        totals.add(LossParts({"loss_a": one}, {"c": one}), mask, True)
+        totals.add(LossParts({"loss_a": one}, {"c": one}), mask, None)
 
 
 def test_the_metrics_are_means_and_what_the_summary_makes_of_them() -> None:
     accelerator = Accelerator(cpu=True)
     totals, two, mask = Totals(accelerator.device), torch.tensor(2.0), torch.ones(1, 4)
-    for counts in (True, False, True):
-        totals.add(LossParts({"loss_a": two}, {"b": two}, lambda means: {"root": means["b"] ** 0.5}), mask, counts)
+    for largest in (3.0, None, 2.0):
+        parts = LossParts({"loss_a": two}, {"b": two}, lambda means: {"root": means["b"] ** 0.5})
+        logs = None if largest is None else torch.tensor([largest, -largest])
+        totals.add(parts, mask, None if logs is None else Measures(torch.ones(len(SUMS)), logs))
     metrics = totals.means(accelerator, steps=2)
     assert (metrics["loss_a"], metrics["loss_total"], metrics["tokens_trained"]) == (2.0, 2.0, 8.0)
     assert metrics["root"] == 0.5**0.5
+    assert metrics["sampler_kl"] == 2 / 8
+    assert (metrics["sampler_ratio_max"], metrics["sampler_ratio_min"]) == (math.exp(3.0), math.exp(2.0))
     assert "b" not in metrics
 
 

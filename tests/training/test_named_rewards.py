@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from grpo_mlflow.errors import UserError
+from grpo_mlflow.errors import ConfigError, UserError
 from grpo_mlflow.generation import Sampling
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.tasks import Overlong, Pending, Posed, Task
@@ -53,6 +54,16 @@ def test_normalised_first_by_the_weights_of_the_verdicts() -> None:
     summed, first = (form_groups([problem()], [equal_sums], "group", how)[0] for how in _BOTH)
     assert summed.is_flat
     assert not first.is_flat
+
+
+def test_a_reward_below_zero_that_the_mean_would_divide_is_refused_with_its_problem() -> None:
+    (scaled,) = form_groups([problem()], [MIXED], "mean")  # sums 2, 3, 4, 5
+    assert scaled.advantages == pytest.approx((-1.5 / 3.5, -0.5 / 3.5, 0.5 / 3.5, 1.5 / 3.5))
+    below = row(verdict(0, 1), verdict(-1, 0.25), verdict(NONE, NONE))
+    with pytest.raises(ConfigError) as caught:
+        form_groups([problem(), replace(problem(), id="below")], [MIXED[:3], below], "mean")
+    for part in ("train.scale_rewards = 'mean': a completion of below has the reward -0.5,", "; allowed: "):
+        assert part in str(caught.value)
 
 
 _BOTH: tuple[Any, ...] = ("sum_then_normalize", "normalize_then_sum")

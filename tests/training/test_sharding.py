@@ -43,6 +43,11 @@ CASES = {
     "full, tied, packed": Case(settings=ALL_TERMS),
     "full, untied, packed": Case(tied=False, recomputes=True, settings={"grad_clip": 0.05}),
     "full, untied, padded": Case(tied=False, way="padded", settings={"epochs": 2}),
+    "full, tied, packed, cut off": Case(settings={"mask_truncated_completions": True, "aggregation": "dapo"}),
+    "full, untied, packed, corrected": Case(
+        tied=False,
+        settings={"importance_sampling_mode": "sequence_mask", "importance_sampling_floor": 0.01, "ipo_eps": 0.004},
+    ),
     "full, tied, alike": Case(way="alike", settings={"optimizer": "sgd", "lr": 1e-2}),
     "adapter, tied, packed": Case(adapter=True, settings=ALL_TERMS),
     "adapter, untied, padded": Case(tied=False, adapter=True, way="padded", recomputes=True),

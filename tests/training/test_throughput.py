@@ -17,7 +17,7 @@ from grpo_mlflow.training.batching import rows_of
 from grpo_mlflow.training.scoring import Scorer
 from grpo_mlflow.training.throughput import Costs, Meter
 from grpo_mlflow.types import Group
-from tests.support.groups import make_groups
+from tests.support.groups import K, make_groups
 
 
 def begin_with(tokens: tuple[int, ...], group: Group) -> Group:
@@ -67,7 +67,7 @@ def test_sampling_counts_what_completions_begin_with_once() -> None:
 def test_flat_groups_are_no_useful_update() -> None:
     meter = object.__new__(Meter)
     meter._device, meter._costs, meter._peak = torch.device("cpu"), Costs(2.0, 3.0, 0.0), 1e3
-    meter._samples_here, meter._passes = True, 4
+    meter._samples_here, meter._passes, meter._masks = True, 4, False
     groups = make_groups(4)
     half = make_groups(4, flat=(0, 2))
     phases = {"generate": 1.0, "update": 2.0}
@@ -75,6 +75,12 @@ def test_flat_groups_are_no_useful_update() -> None:
     assert part["mfu_update"] == pytest.approx(4 * meter._costs.forward(half[i] for i in (1, 3)) / 2.0 / 1e3)
     assert part["mfu_update"] < whole["mfu_update"]
     assert part["mfu_generate"] == pytest.approx(meter._costs.forward(half, sampling=True) / 1e3)
+    meter._masks = True
+    kept = [tuple(r for r in half[i].rollouts if r.completion.finish_reason == "stop") for i in (1, 3)]
+    assert 0 < sum(map(len, kept)) < 2 * K
+    useful = meter._costs.forward(replace(half[i], rollouts=own) for i, own in zip((1, 3), kept, strict=True))
+    assert meter.metrics(half, half, phases, 4.0)["mfu_update"] == pytest.approx(4 * useful / 2.0 / 1e3)
+    meter._masks = False
     more = meter.metrics(half, [*half, *groups], phases, 4.0)  # with groups that were sampled and not trained on
     assert more["mfu_update"] == part["mfu_update"]
     assert more["mfu_generate"] == pytest.approx(part["mfu_generate"] + whole["mfu_generate"])

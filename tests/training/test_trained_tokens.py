@@ -53,7 +53,7 @@ def by_hand(groups: list[Group], aggregation: str) -> torch.Tensor:
 @pytest.mark.parametrize("aggregation", ["grpo", "dapo"])
 def test_only_trained_tokens_have_a_gradient(aggregation: str, keep: str) -> None:
     groups = masked(make_groups(3), keep)
-    settings = {"aggregation": aggregation, "sampler_correction_cap": None}
+    settings = {"aggregation": aggregation, "importance_sampling_mode": "none"}
     found = gradient(groups, **settings)
     expected = by_hand(groups, aggregation)
     assert expected.norm() > 0
@@ -97,6 +97,58 @@ def test_a_rollout_without_trained_tokens_still_counts() -> None:
     alone = gradient([groups[0]])
     assert (found - alone / 2).norm() < 1e-5 * alone.norm()  # one of 2 K rollouts where it was one of K
     assert len(none) == K
+
+
+def untrained(rollout: Rollout) -> Rollout:
+    none = (False,) * len(rollout.completion.token_ids)
+    return replace(rollout, completion=replace(rollout.completion, trained=none))
+
+
+def cut_off(groups: list[Group]) -> list[Rollout]:
+    return [r for group in groups for r in group.rollouts if r.completion.finish_reason == "length"]
+
+
+@pytest.mark.parametrize("aggregation", ["grpo", "dapo", "dr_grpo", "bnpo"])
+def test_completions_that_were_cut_off_are_not_trained_on_if_the_config_says_so(aggregation: str) -> None:
+    groups = make_groups(5, flat=(1,))
+    assert 2 <= len(cut_off(groups)) <= 5
+    none = [
+        replace(group, rollouts=tuple(untrained(r) if r in cut_off([group]) else r for r in group.rollouts))
+        for group in groups
+    ]
+    settings = {**ALL_TERMS, "aggregation": aggregation}
+    expected, on = gradient(none, **settings), {**settings, "mask_truncated_completions": True}
+    assert torch.equal(gradient(groups, **on), expected)
+    assert (gradient(groups, **settings) - expected).norm() > 0.1 * expected.norm()
+    if aggregation != "bnpo":  # which is defined by the split
+        for size in (1, 3):
+            torch.testing.assert_close(gradient(groups, batch_size=size, **on), expected, atol=1e-6, rtol=0)
+
+
+def test_what_was_cut_off_counts_among_the_rollouts_and_not_among_the_tokens() -> None:
+    """By hand: -A log pi over the tokens of the others, the advantages those of whole groups."""
+    groups = make_groups(5)
+    policy, loss = fresh(), {"grpo": torch.zeros(()), "dapo": torch.zeros(())}
+    kept = [
+        (r, a)
+        for g in groups
+        for r, a in zip(g.rollouts, g.advantages, strict=True)
+        if r.completion.finish_reason == "stop"
+    ]
+    tokens = sum(len(r.completion.token_ids) for r, _ in kept)
+    for rollout, advantage in kept:
+        prompt, completion = rollout.prompt.token_ids, rollout.completion.token_ids
+        ids, start = torch.tensor([[*prompt, *completion]]), torch.tensor([len(prompt)])
+        chosen, _ = completion_logprobs(policy.model, ids, start, len(completion), 0.8)
+        loss["grpo"] = loss["grpo"] - advantage * chosen[0].sum() / (5 * K * len(completion))
+        loss["dapo"] = loss["dapo"] - advantage * chosen[0].sum() / tokens
+    for aggregation, each in loss.items():
+        slopes = torch.autograd.grad(each, list(policy.model.parameters()), retain_graph=True)
+        expected = torch.cat([slope.flatten() for slope in slopes])
+        settings = {"aggregation": aggregation, "importance_sampling_mode": "none", "mask_truncated_completions": True}
+        assert (gradient(groups, **settings) - expected).norm() < 1e-5 * expected.norm()
+    made = learner(fresh(), 5 * K, mask_truncated_completions=True)
+    assert measured(made, groups)["tokens_trained"] == tokens
 
 
 def test_a_step_without_trained_tokens_has_no_gradient() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -107,7 +108,9 @@ def test_only_flat_groups_give_an_exactly_zero_gradient() -> None:
     assert metrics.keys() == taught.keys()
     undefined = {name for name, value in metrics.items() if value is None}  # nothing was measured
     assert undefined == {
-        *("kl_divergence", "entropy_mean", "sampler_ratio_mean", "sampler_correction_mean"),
+        *("kl_divergence", "entropy_mean", "sampler_ratio_mean", "sampler_ratio_min", "sampler_ratio_max"),
+        *("sampler_kl", "sampler_logp_difference_mean", "sampler_logp_difference_max", "sampler_correction_mean"),
+        *("sampler_ess", "sampler_masked_frac", "sampler_truncated_frac"),
         *("ratio_mean", "ratio_std", "ratio_clip_frac", "clip_low_frac", "clip_high_frac"),
     }
     assert made.step == 1
@@ -198,9 +201,42 @@ def test_the_sampler_correction_reads_the_behaviour_logprobs() -> None:
     capped = measured(learner(policy, 16, lr=1e-9), groups)
     assert capped["sampler_correction_mean"] <= 2.0
     assert capped["sampler_ratio_mean"] != pytest.approx(1.0, abs=1e-3)
-    off = measured(learner(fresh(), 16, lr=1e-9, sampler_correction_cap=None), groups)
+    off = measured(learner(fresh(), 16, lr=1e-9, importance_sampling_mode="none"), groups)
     assert off["sampler_correction_mean"] == 1.0
     assert off["sampler_ratio_mean"] == pytest.approx(capped["sampler_ratio_mean"])
+
+
+MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_correction_and_its_measures_ignore_micro_batches_and_order(mode: str) -> None:
+    groups = make_groups(6, flat=(1, 4))
+    # the behaviour log-probs are up to 1 above the trainer's: the weights are on both sides of the floor
+    settings = {**ALL_TERMS, "importance_sampling_mode": mode, "importance_sampling_floor": 0.6, "ipo_eps": 0.004}
+    expected = gradient(groups, batch_size=100, **settings)
+    assert expected.norm() > 0.001
+    whole = measured(learner(fresh(), 24, fresh(seed=4), batch_size=100, **settings), groups)
+    assert 0 < whole["sampler_masked_frac"] < 1
+    assert (whole["sampler_truncated_frac"] > 0) == mode.endswith("truncate")
+    assert 0 < whole["sampler_ess"] < 1
+    assert whole["sampler_ratio_min"] < whole["sampler_ratio_mean"] < whole["sampler_ratio_max"]
+    shuffled = random.Random(5).sample(groups, len(groups))
+    for size in (1, 5):
+        torch.testing.assert_close(gradient(shuffled, batch_size=size, **settings), expected, atol=1e-6, rtol=0)
+        parts = measured(learner(fresh(), 24, fresh(seed=4), batch_size=size, **settings), shuffled)
+        names = [name for name in whole if name.startswith("sampler_")]
+        assert {n: parts[n] for n in names} == pytest.approx({n: whole[n] for n in names}, rel=1e-4)
+
+
+def test_the_weights_are_those_of_the_policy_before_the_first_step() -> None:
+    groups = make_groups(4)
+    settings: dict[str, Any] = {"importance_sampling_mode": "sequence_truncate", "importance_sampling_floor": 0.1}
+    one = measured(learner(fresh(), 16, **settings), groups)
+    many = measured(learner(fresh(), 4, epochs=2, lr=1e-2, **settings), groups)
+    names = [name for name in one if name.startswith("sampler_")]
+    assert many["ratio_std"] > 0.01
+    assert {n: many[n] for n in names} == pytest.approx({n: one[n] for n in names}, rel=1e-4)
 
 
 def test_losses_add_up_and_gradients_are_clipped() -> None:

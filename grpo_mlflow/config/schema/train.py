@@ -82,8 +82,8 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
     scale_rewards: names.Scale = setting(
         "group",
         "advantage of a rollout: reward minus the mean of its group, divided by the standard deviation of "
-        "the group, of the batch, or by nothing (none); leave_one_out: reward minus the mean of the "
-        "others of its group",
+        "the group, of the batch, by nothing (none), or by that mean (mean: MaxRL, for rewards of 0 or more); "
+        "leave_one_out: reward minus the mean of the others of its group",
     )
     reward_weights: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = setting(
         {},
@@ -110,6 +110,10 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
         "weight of a token in the loss. grpo: mean per rollout, then over rollouts; dapo: mean over all "
         "tokens; dr_grpo: sum divided by max_new_tokens; bnpo: mean over the tokens of a micro-batch",
     )
+    mask_truncated_completions: bool = setting(
+        False,
+        "completions that reached max_new_tokens without an end are not trained on; their rewards count in their group",
+    )
     kl_coef: NonNegativeFloat = setting(
         0.05, "weight of the KL divergence from the reference model in the loss; 0: off, and no reference is loaded"
     )
@@ -121,7 +125,20 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
         10.0, "number of iterations over which kl_coef adapts to kl_target"
     )
     entropy_coef: NonNegativeFloat = setting(0.0, "weight of the entropy bonus in the loss; 0: off")
-    sampler_correction_cap: PositiveFloat | None = setting(
-        2.0,
-        "cap of the importance weight, the trainer's over the sampler's probability of a token; null: no correction",
+    importance_sampling_mode: names.ImportanceSampling = setting(
+        "token_truncate",
+        "weight of a token where the sampler's probabilities are not the trainer's: the trainer's over the sampler's, "
+        "of the token or of its whole rollout (sequence), truncated at the cap and the floor or masked beyond them; "
+        "none: no correction",
+    )
+    importance_sampling_cap: PositiveFloat | None = setting(
+        2.0, "largest weight of importance_sampling_mode; null: no such bound"
+    )
+    importance_sampling_floor: PositiveFloat | None = setting(
+        None, "smallest weight of importance_sampling_mode; null: no such bound"
+    )
+    ipo_eps: Annotated[float, Field(gt=0, lt=1)] | None = setting(
+        None,
+        "a token is masked where its probabilities in trainer and sampler differ by more than this (IPO of prime-rl, "
+        "which takes 0.3); null: off",
     )
