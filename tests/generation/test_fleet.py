@@ -20,6 +20,7 @@ from grpo_mlflow.generation import Sampling
 from grpo_mlflow.generation.server import batches
 from grpo_mlflow.generation.server.engine import Ask, Draw
 from grpo_mlflow.generation.server.replicas import gpus
+from grpo_mlflow.generation.server.seats import Seat, choose
 from tests.support.fake_server import LOAD, SAMPLE, Answer, Dropped, FakeServer, Fault, Quirks
 from tests.support.small_runs import SMALL
 from tests.support.waiting import wait_for
@@ -107,6 +108,26 @@ def test_a_slow_server_does_not_hold_a_batch_up(at_once: int) -> None:
     assert drawn + len(slow.asked) <= 64 + at_once  # hardly a prompt is drawn twice
     assert len(slow.asked) <= at_once
     assert max(len(server.asked) for server in fast) <= -(-64 // 3) + at_once
+
+
+@pytest.mark.parametrize(("waiting", "taken"), [(24, 0), (48, 0), (240, 8)])
+def test_a_slow_server_takes_a_prompt_only_where_nobody_will_wait_for_it(waiting: int, taken: int) -> None:
+    """Three quick servers hold 24 prompts in a round, and it needs 2.7 rounds; no pace is measured exactly."""
+    servers = [Scripted(f"{n}") for n in range(4)]
+    for server, pace in zip(servers, (2.7, 1.0, 1.01, 1.02), strict=True):
+        server.pace = pace
+
+    async def hand_out() -> list[int]:
+        held, left = [Seat(server, lambda: None) for server in servers], waiting
+        while (seat := choose(held, left, 8)) is not None and left:
+            left -= 1
+            seat.draw(left, ASKS[0])
+        found = [seat.busy for seat in held]
+        for seat in held:
+            await seat.leave()
+        return found
+
+    assert asyncio.run(hand_out()) == [taken, 8, 8, 8]
 
 
 def test_a_slow_server_is_tried_again_and_gets_its_share_when_it_is_fast() -> None:
