@@ -149,6 +149,13 @@ def iterations(folder: Path, iterations_: int, words: list[str]) -> list[dict[st
     return table
 
 
+def keep(found: dict[str, Any], output: Path | None) -> None:
+    """Write figures to a file, and leave those there that others have measured."""
+    if output is not None:
+        known = json.loads(output.read_text()) if output.exists() else {}
+        output.write_text(json.dumps(known | found, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="pairs per concurrency")
@@ -169,8 +176,7 @@ def main() -> None:
         if arguments.iterations:
             found["iterations"] = iterations(Path(folder), arguments.iterations, arguments.overrides)
     found["cores"] = os.cpu_count()
-    if arguments.output:
-        arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+    keep(found, arguments.output)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from grpo_mlflow import redaction
@@ -17,6 +15,7 @@ from grpo_mlflow.config.keys import TRAITS
 from grpo_mlflow.errors import ConfigError
 
 _REFERENCE = re.compile(r"\$\{ENV:([^}]*)\}")
+_met = set[str]()
 
 
 def expanded(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -31,14 +30,9 @@ def expanded(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
-def names(words: Iterable[str]) -> set[str]:
-    """Return the variables that the words of a command refer to, and the files that they name."""
-    found = set[str]()
-    for word in words:
-        found.update(_REFERENCE.findall(word))
-        with suppress(OSError, ValueError):  # most words are no files
-            found.update(_REFERENCE.findall(Path(word.rpartition("=")[2]).read_text()))
-    return found
+def names() -> frozenset[str]:
+    """Return the variables that values referred to which this process was given, wherever they stood."""
+    return frozenset(_met)
 
 
 def _expanded(value: Any, key: str, where: str) -> Any:
@@ -56,6 +50,7 @@ def _variable(match: re.Match[str], key: str, where: str) -> str:
         value = os.environ[match[1]]
     except KeyError:
         raise ConfigError(f"{where}: {match[0]}: the environment variable {match[1]} is not set") from None
+    _met.add(match[1])
     if any(key == name or key.startswith(f"{name}.") for name, traits in TRAITS.items() if traits.secret):
         redaction.learn(value, match[0])
     return value

@@ -57,10 +57,7 @@ class RayWorkers:
         kind = self._ray.remote(max_restarts=-1, max_task_retries=-1, max_concurrency=2)(_Worker)
         kind = kind.options(num_cpus=search.cpus_per_worker, num_gpus=gpus)
         self._warn_of_room(room, gpus)
-        named = references.names(self._words)
-        environment = {k: value for k, value in os.environ.items() if k.startswith(_PASSED) or k in named}
-        environment.pop("MLFLOW_RUN_ID", None)  # the parent's
-        environment["OMP_NUM_THREADS"] = str(search.cpus_per_worker)
+        environment = passed(os.environ) | {"OMP_NUM_THREADS": str(search.cpus_per_worker)}
         try:
             for number in range(search.n_jobs - 1):
                 actor = kind.remote()
@@ -116,6 +113,14 @@ def _connect(ray: Any) -> None:
             f"search.launcher = 'ray': no Ray cluster at {address!r} ({one_line(error)}); allowed: to start one "
             "(ray start --head) or to name one in RAY_ADDRESS, or local"
         ) from error
+
+
+def passed(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a worker gets: some by their names, and those that settings refer to."""
+    named = references.names()
+    found = {name: value for name, value in environment.items() if name.startswith(_PASSED) or name in named}
+    found.pop("MLFLOW_RUN_ID", None)  # the parent's
+    return found
 
 
 def require_shared(config: Config, hosts: set[str]) -> None:

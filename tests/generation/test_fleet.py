@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ import pytest
 
 from grpo_mlflow import runs
 from grpo_mlflow.config import resolve
-from grpo_mlflow.errors import ConfigError, ServerAway
+from grpo_mlflow.errors import ConfigError, ServerAway, ServerUnfit
 from grpo_mlflow.generation import Sampling
 from grpo_mlflow.generation.server import batches
 from grpo_mlflow.generation.server.engine import Ask, Draw
 from grpo_mlflow.generation.server.replicas import gpus
-from tests.support.fake_server import SAMPLE, Answer, Dropped, FakeServer, Fault
+from grpo_mlflow.generation.server.seats import Seat, choose
+from tests.support.fake_server import LOAD, SAMPLE, Answer, Dropped, FakeServer, Fault, Quirks
 from tests.support.small_runs import SMALL
 from tests.support.waiting import wait_for
 
+AWAY, BACK = "is away: the run goes on with the others", "is back, with the newest weights"  # what a run tells
 ROUND = 0.05  # seconds that a scripted server takes for a prompt
 ASKS = [Ask((number,), 1, Sampling(4), 0, ()) for number in range(64)]
 
@@ -35,6 +37,7 @@ class Scripted:
         self.url, self.seconds, self._losses = url, seconds, losses
         self.pace, self.redraws, self.loads, self.retried = 1.0, 0, 0, 0
         self.patient, self.failing, self.away = True, False, False
+        self.patience, self.given_up = 2.0, 0
         self.asked: list[int] = []
         self.most = self._now = 0
 
@@ -55,7 +58,8 @@ class Scripted:
         while self.away:
             self.failing = True
             self.retried += 1
-            if time.monotonic() - began > 2.0:
+            if time.monotonic() - began > self.patience:
+                self.given_up += 1
                 raise ServerAway(f"{self.url}: no answer")
             await asyncio.sleep(0.01)
         self.failing = False
@@ -106,6 +110,26 @@ def test_a_slow_server_does_not_hold_a_batch_up(at_once: int) -> None:
     assert max(len(server.asked) for server in fast) <= -(-64 // 3) + at_once
 
 
+@pytest.mark.parametrize(("waiting", "taken"), [(24, 0), (48, 0), (240, 8)])
+def test_a_slow_server_takes_a_prompt_only_where_nobody_will_wait_for_it(waiting: int, taken: int) -> None:
+    """Three quick servers hold 24 prompts in a round, and it needs 2.7 rounds; no pace is measured exactly."""
+    servers = [Scripted(f"{n}") for n in range(4)]
+    for server, pace in zip(servers, (2.7, 1.0, 1.01, 1.02), strict=True):
+        server.pace = pace
+
+    async def hand_out() -> list[int]:
+        held, left = [Seat(server, lambda: None) for server in servers], waiting
+        while (seat := choose(held, left, 8)) is not None and left:
+            left -= 1
+            seat.draw(left, ASKS[0])
+        found = [seat.busy for seat in held]
+        for seat in held:
+            await seat.leave()
+        return found
+
+    assert asyncio.run(hand_out()) == [taken, 8, 8, 8]
+
+
 def test_a_slow_server_is_tried_again_and_gets_its_share_when_it_is_fast() -> None:
     servers = [Scripted("slow", 10 * ROUND), Scripted("1"), Scripted("2")]
     sample(servers)
@@ -135,6 +159,18 @@ def test_without_any_server_a_batch_fails() -> None:
         server.away = True
     with pytest.raises(ServerAway, match="no answer"):
         sample(servers)
+
+
+def test_a_short_failure_of_one_server_while_another_is_dead_ends_nothing() -> None:
+    """The dead one gives up while the other fails, and has not given up: it comes back."""
+    dead, short = Scripted("dead"), Scripted("short")
+    dead.away = short.away = True
+    dead.patience, short.patience = 0.2, 60.0
+    gone = lambda: dead.given_up  # noqa: E731
+    threading.Thread(target=lambda: (wait_for(gone), setattr(short, "away", False)), daemon=True).start()
+    sample([dead, short], ASKS[:16])
+    assert dead.given_up
+    assert len(short.asked) >= 16
 
 
 def test_only_what_a_server_drew_without_its_weights_is_drawn_again() -> None:
@@ -167,34 +203,101 @@ def numbers(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: each[name] for name in names} for each in metrics]
 
 
-def test_a_server_that_is_killed_and_comes_back_changes_no_number(
-    small_model: Path, shared_store: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It is away when new weights come, so that it gets them later than the others."""
-    with fakes(small_model, 1) as one:
-        expected = numbers(train(one, shared_store))
+@pytest.fixture(scope="module")
+def undisturbed(small_model: Path, shared_store: str) -> list[dict[str, Any]]:
+    """What a run has from one server that never fails."""
+    with fakes(small_model, 1) as servers:
+        return numbers(train(servers, shared_store))
 
-    def told(line: str) -> bool:
-        return any(line in record.getMessage() for record in caplog.records)
 
-    def dies(server: FakeServer, answer: Answer) -> Answer:
+def told(caplog: pytest.LogCaptureFixture, line: str) -> int:
+    """Return how often a line with these words was logged."""
+    return sum(line in record.getMessage() for record in caplog.records)
+
+
+def busy(server: FakeServer, answer: Answer) -> Answer:
+    return 503, {"detail": "busy"}
+
+
+def leaves(caplog: pytest.LogCaptureFixture, **quirks: bool) -> Callable[[FakeServer, Answer], Answer]:
+    """Return what lets a server die that comes back, with such quirks, when the run has gone on without it."""
+
+    def gone(server: FakeServer, answer: Answer) -> Answer:
+        before = told(caplog, AWAY)
+
         def be_away() -> None:
             server.stop_listening()
-            wait_for(lambda: told("is away: the run goes on with the others"))
+            wait_for(lambda: told(caplog, AWAY) > before)
+            server.quirks = Quirks(**quirks)
             server.restart()
             server._listen()
 
         threading.Thread(target=be_away, daemon=True).start()
         raise Dropped
 
-    with fakes(small_model, 2, of_0=[Fault(SAMPLE["vllm"], dies)]) as servers:
+    return gone
+
+
+def waits(caplog: pytest.LogCaptureFixture) -> Fault:
+    """In the batch after, the other server waits until the run has the first one back."""
+
+    def waited(server: FakeServer, answer: Answer) -> Answer:
+        wait_for(lambda: told(caplog, BACK))
+        return answer
+
+    return Fault(SAMPLE["vllm"], waited, loads=3, nth=0)
+
+
+def test_a_server_that_is_killed_and_comes_back_changes_no_number(
+    small_model: Path, shared_store: str, undisturbed: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is away when new weights come, so that it gets them later than the others."""
+    with fakes(small_model, 2, of_0=[Fault(SAMPLE["vllm"], leaves(caplog))], of_1=[waits(caplog)]) as servers:
         metrics = train(servers, shared_store)
         assert servers[0].faults[0].met > 1
         assert min(server.requests[SAMPLE["vllm"]] for server in servers) > 10
         assert servers[0].loads[-1] == servers[1].loads[-1]
-    assert numbers(metrics) == expected
+    assert numbers(metrics) == undisturbed
     assert sum(each["server_retries"] for each in metrics) > 0
-    assert told("is back, with the newest weights")
+    assert told(caplog, BACK)
+
+
+def unpriced(caplog: pytest.LogCaptureFixture, **quirks: bool) -> list[Fault]:
+    """A request fails in a batch, so prices are checked after the next load; then the server dies, and comes back."""
+    return [Fault(SAMPLE["vllm"], busy, loads=2), Fault(SAMPLE["vllm"], leaves(caplog, **quirks), loads=3, nth=0)]
+
+
+def test_a_server_that_is_away_when_its_prices_are_checked_holds_nothing_up(
+    small_model: Path, shared_store: str, undisturbed: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    with fakes(small_model, 2, of_0=unpriced(caplog), of_1=[waits(caplog)]) as servers:
+        assert numbers(train(servers, shared_store)) == undisturbed
+        assert all(fault.met > fault.nth for fault in servers[0].faults)
+        assert servers[0].loads[-1] == servers[1].loads[-1]
+    assert (told(caplog, AWAY), told(caplog, BACK)) == (1, 1)
+
+
+def test_prices_that_could_not_be_checked_are_checked_after_the_next_load(
+    small_model: Path, shared_store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fakes(small_model, 2, of_0=unpriced(caplog, raw_logprobs=True), of_1=[waits(caplog)]) as servers:
+        line = f"the server at {servers[0].url}: its log-probabilities .* leave out temperature"
+        with pytest.raises(ServerUnfit, match=line):
+            train(servers, shared_store, "generation.temperature=0.7")
+        assert len(servers[0].loads) > 3
+    assert told(caplog, AWAY) == 1
+
+
+@pytest.mark.parametrize("path", [SAMPLE["vllm"], LOAD["vllm"]])
+def test_without_patience_the_first_failure_of_any_server_ends_the_run(
+    small_model: Path, shared_store: str, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    """Whether it draws or loads; the other one is well."""
+    fault = Fault(path, busy, loads=2, nth=0)
+    with fakes(small_model, 2, of_1=[fault]) as servers, pytest.raises(ServerAway, match=servers[1].url):
+        train(servers, shared_store, "generation.retry_seconds=0")
+    assert fault.met
+    assert not told(caplog, AWAY)
 
 
 def test_a_list_that_cannot_be_meant_is_refused() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from grpo_mlflow.config import LoraConfig, TrainConfig, resolve
+from grpo_mlflow.config import Config, LoraConfig, TrainConfig, resolve
 from grpo_mlflow.errors import ModelError
 from grpo_mlflow.forward import tuning
 from grpo_mlflow.forward.token_head import token_logprobs
@@ -168,6 +168,41 @@ def test_limits_in_tokens_bound_what_is_held_at_once() -> None:
     shape = Shape("x", 32, 2, 4, 2, 8, 96, 100, tied=True, biased=False)
     assert plan.need(shape, work, config).cache == 4 * shape.kv_per_token * 240
     assert plan.workload(resolve("tiny", [*sizes, "train.max_tokens_per_batch=50"]).config, 20).rows == 1
+
+
+def test_the_plan_in_shards_is_that_of_one_process_of_many() -> None:
+    """Alone, a process shares nothing out; among four it holds a quarter, and while it samples all weights at once."""
+    shape = Shape("x", 32, 2, 4, 2, 8, 96, 100, tied=True, biased=False)
+    words = ["train.sharding=full", "generation.backend=local"]
+    config, plain = resolve("tiny", words).config, resolve("tiny").config
+
+    def need(config: Config, processes: int) -> plan.Need:
+        return plan.need(shape, plan.workload(config, 10, processes), config, processes)
+
+    assert need(config, 1) == need(plain, 1)
+    among, alone = need(config, 4), need(config, 1)
+    for name in ("weights", "gradients", "optimizer state"):
+        assert among.device[name] == alone.device[name] / 4
+        assert need(plain, 4).device[name] == alone.device[name]
+    assert among.cache == alone.cache + 4 * shape.parameters
+
+
+def test_a_plan_in_shards_names_only_settings_that_shards_take() -> None:
+    shape = Shape("x", 512, 8, 8, 8, 64, 2048, 1000, tied=True, biased=False)
+    words = ["train.sharding=full", "train.kl_coef=0.1"]
+    work = plan.workload(resolve("tiny", words).config, 10, 4)
+    chosen, fits = plan.to_fit(work, lambda changed: sum(memory.training(shape, changed, 4).values()), 1.0)
+    assert not fits
+    assert "model.lora.rank=16" in chosen
+    resolve("tiny", [*words, *" ".join(chosen).split()])  # nothing is refused
+
+
+def test_on_a_cpu_doctor_counts_all_that_a_process_holds_alone(tmp_path: Path) -> None:
+    """All processes there would share the memory that it looks at, so shards save nothing."""
+    configs = [resolve("tiny", ["model.tiny.steps=1", f"train.sharding={each}"]).config for each in ("none", "full")]
+    actor = loading.trained(configs[0], loading.model_source("tiny", configs[0]), CPU)
+    whole, sharded = (Doctor(config, tmp_path)._memory(actor).partition("GiB by part")[2] for config in configs)
+    assert whole == sharded != ""
 
 
 def test_doctor_prints_each_part_and_what_would_make_it_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

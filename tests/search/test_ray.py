@@ -16,12 +16,12 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
-from grpo_mlflow.config import Config
+from grpo_mlflow.config import Config, resolve
 from grpo_mlflow.errors import UserError
 from grpo_mlflow.runtime.console import Console
 from grpo_mlflow.search import launchers
 from grpo_mlflow.search import study as studies
-from grpo_mlflow.search.ray_workers import require_shared
+from grpo_mlflow.search.ray_workers import passed, require_shared
 from grpo_mlflow.search.storage import open_storage
 from tests.support import held
 from tests.support.paths import ROOT
@@ -76,6 +76,19 @@ def test_a_cluster_that_is_not_there_is_one_line(store: str, tmp_path: Path, mon
         with pytest.raises(UserError, match=f"no Ray cluster at '{address}' .*; allowed: to start one"):
             launchers.create(config(store, tmp_path, launcher="ray", n_jobs="2"), [], Console())
     assert not mlflow.MlflowClient(store).search_experiments(filter_string="name = 'grpo'")
+
+
+def test_workers_get_the_variables_that_the_leader_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Referred to in the command line, in the file that it names, or in the one that this stands on; no others."""
+    (tmp_path / "base.yaml").write_text("base: tiny\ndata: {settings: {api_key: '${ENV:OF_THE_BASE}'}}\n")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\ntracking: {experiment: '${ENV:OF_THE_FILE}'}\n")
+    variables = {"OF_THE_BASE": "a", "OF_THE_FILE": "b", "OF_THE_LINE": "c", "HF_HOME": "d"}
+    for name, value in {**variables, "NOBODYS": "e", "MLFLOW_RUN_ID": "f"}.items():
+        monkeypatch.setenv(name, value)
+    resolve(str(tmp_path / "mine.yaml"), ["tracking.uri=postgresql://me:${ENV:OF_THE_LINE}@host/db"])
+    found = passed(os.environ)
+    assert found.items() >= variables.items()
+    assert not found.keys() & {"NOBODYS", "MLFLOW_RUN_ID"}
 
 
 @pytest.mark.slow

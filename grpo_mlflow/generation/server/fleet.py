@@ -20,7 +20,7 @@ from grpo_mlflow.errors import ServerAway, redact
 from grpo_mlflow.generation.server import batches, canary
 from grpo_mlflow.generation.server.batches import Told
 from grpo_mlflow.generation.server.engine import Ask, Draw, Remedies
-from grpo_mlflow.generation.server.policy_server import TEXT, PolicyServer
+from grpo_mlflow.generation.server.policy_server import TEXT, PolicyServer, Priced
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.generation.server.weights import WeightsFolder
 from grpo_mlflow.model.policy import Policy
@@ -162,9 +162,11 @@ class Fleet:
         policy = self._policy if wanted == version else self._initial()
         lacking = self._expect(policy, names, version)
         is_there = is_first and self._sync.is_there_at_start(self._policy)
-        self._loop.run(self._deliver(lacking, is_there, is_first))
+        priced = self._loop.run(self._deliver(lacking, policy, is_there, is_first))
         self.version = wanted
-        self._check_logprobs(policy)
+        for server, found in priced.items():
+            if found is not None:
+                server.believe(policy, found)
         self._seconds += time.perf_counter() - began
 
     def _expect(self, policy: Policy, names: Sequence[str], version: int) -> list[PolicyServer]:
@@ -190,18 +192,29 @@ class Fleet:
                 server.give(package)
         return lacking
 
-    async def _deliver(self, servers: Sequence[PolicyServer], is_there: bool, to_all: bool) -> None:
-        """Wait until all have their weights; if not `to_all`, those that fail may come later than the others."""
-        taking = {asyncio.ensure_future(server.take(is_there)): server for server in servers}
-        served, away = 0, dict[PolicyServer, ServerAway]()
+    async def _deliver(
+        self, servers: Sequence[PolicyServer], policy: Policy, is_there: bool, to_all: bool
+    ) -> dict[PolicyServer, Priced | None]:
+        """Wait until all have the weights of `policy`; if not `to_all`, those that fail may come later than the others.
+
+        Return what they price, to be checked. One that comes later is checked after the next load: by then the trainer
+        may have changed the weights that its prices are of.
+        """
+
+        async def taken(server: PolicyServer) -> Priced | None:
+            await server.take(is_there)
+            return await server.priced(policy)
+
+        taking: dict[asyncio.Future[Any], PolicyServer]
+        taking = {asyncio.ensure_future(taken(server)): server for server in servers}
+        served, away = dict[PolicyServer, Priced | None](), dict[PolicyServer, ServerAway]()
         try:
             while taking:
                 done, _ = await asyncio.wait(taking, timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     server = taking.pop(task)
                     try:
-                        task.result()
-                        served += 1
+                        served[server] = task.result()
                         self._is_back(server)
                     except ServerAway as failed:
                         if to_all or not server.patient:
@@ -224,8 +237,9 @@ class Fleet:
                 log.warning("the server at %s is away: the run goes on with the others", redact(server.url))
             self._late[server] = late = asyncio.ensure_future(self._served_late(server, task))
             late.add_done_callback(lambda each: each.cancelled() or each.exception())  # a batch or nobody asks for it
+        return served
 
-    async def _served_late(self, server: PolicyServer, taking: asyncio.Future[None]) -> bool:
+    async def _served_late(self, server: PolicyServer, taking: asyncio.Future[Any]) -> bool:
         """Wait until a server has its weights, however long that takes."""
         while True:
             try:
@@ -248,18 +262,6 @@ class Fleet:
         for each in late.values():
             each.cancel()
         await asyncio.gather(*late.values(), return_exceptions=True)
-
-    def _check_logprobs(self, policy: Policy) -> None:
-        """Check how servers price what they draw.
-
-        Raises:
-            ServerFailed: not as the run needs it.
-        """
-        servers = [server for server in self._servers if server not in self._late]
-        found = self._loop.run(all_of([server.priced(policy) for server in servers]))
-        for server, priced in zip(servers, found, strict=True):
-            if priced is not None:
-                server.believe(policy, *priced)
 
     # Batches
 

@@ -53,6 +53,11 @@ class Link:
         return self._patience.count
 
     @property
+    def events(self) -> int:
+        """How often something happened that may have been a new start, or came with one: loads, repeated requests."""
+        return self.loads + self.retried
+
+    @property
     def failing(self) -> bool:
         """Whether a request has failed, and none was answered since."""
         return self._patience.failing

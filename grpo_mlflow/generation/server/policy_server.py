@@ -30,6 +30,7 @@ from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.http.client import Refusal, Unfit
 
 T = TypeVar("T")
+Priced = tuple[Ask, list[Draw]]
 TEXT = "What is 12 + 34? (x1 OR NOT x2)\n<SOLUTION>01</SOLUTION> naïve 東京"  # to compare tokenizers
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class PolicyServer:
         self._proof = Proof(self._link, policy, settings.behaviour_logprobs == "server")
         self._priced_sampling, self._source, self._start_command = priced_sampling, source, start_command
         self._complete = complete
-        self._loads = -1  # that were known when the server's log-probabilities were last checked
+        self._known = float("-inf")  # the events up to which its log-probabilities are known to be right
         self._said_why = False  # its tokenizer was not checked
         self._reported_retries = 0
         self.pace, self.redraws = 1.0, 0
@@ -175,27 +176,28 @@ class PolicyServer:
 
         await self._addressed(given)
 
-    async def priced(self, policy: Policy) -> tuple[Ask, list[Draw]] | None:
+    async def priced(self, policy: Policy) -> Priced | None:
         """Return a few tokens with log-probabilities, drawn as the run draws, and what was asked for.
 
-        That is for `believe`, at first and where it may have been started again since; else None.
+        That is for `believe`, at first and where it may have been started again since then: a request failed, or
+        there was more than the one load of new weights. Else None.
         """
-        known, self._loads = self._loads, self._link.loads
-        if self._priced_sampling is None or (known >= 0 and self._link.loads <= known + 1):
+        if self._priced_sampling is None or self._link.events <= self._known + 1:
+            self._known = self._link.events
             return None
         ask = pricing.question(policy, self._priced_sampling)
         return ask, await self._addressed(
             lambda: self._link.ask("drawing a few tokens", lambda: self._link.complete(ask))
         )
 
-    def believe(self, policy: Policy, ask: Ask, draws: Sequence[Draw]) -> None:
+    def believe(self, policy: Policy, priced: Priced) -> None:
         """Check what `priced` returned; `policy` has the weights that the server has."""
         try:
-            self.price_gap = pricing.check(policy, ask, draws)
+            self.price_gap = pricing.check(policy, *priced)
         except pricing.WrongLogprobs as wrong:
             remedy = self.remedy("generation.behaviour_logprobs=recompute")
             raise pricing.WrongLogprobs(f"the server at {self.url}: {wrong}", remedy) from None
-        self._link.priced = self._priced_sampling
+        self._known, self._link.priced = self._link.events, self._priced_sampling
 
     # Batches
 

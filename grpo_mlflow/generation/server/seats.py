@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
@@ -192,8 +191,9 @@ def choose(seats: Sequence[Seat], waiting: int, at_once: int) -> Seat | None:
         best, room = min(each.server.pace for each in others), sum(at_once - each.busy for each in others)
         if waiting <= room:  # they could begin all of them now
             return seat.server.pace <= _SLOW * best
-        # What they hold now, and then so many rounds.
-        rounds = math.ceil((waiting - room) / sum(at_once / each.server.pace for each in others))
+        # What they hold now, and then so many rounds. Not rounded up: paces are measured, and a hundredth of a round
+        # more would give it prompts that all then wait for.
+        rounds = (waiting - room) / sum(at_once / each.server.pace for each in others)
         return seat.server.pace <= best + rounds
 
     free = [seat for seat in seats if seat.busy < at_once and is_in_time(seat)]
