@@ -21,7 +21,7 @@ from grpo_mlflow.generation.server import batches
 from grpo_mlflow.generation.server.engine import Ask, Draw
 from grpo_mlflow.generation.server.replicas import gpus
 from grpo_mlflow.generation.server.seats import Seat, choose
-from tests.support.fake_server import LOAD, SAMPLE, Answer, Dropped, FakeServer, Fault, Quirks
+from tests.support.fake_server import LOAD, SAMPLE, Answer, Dropped, FakeServer, Fault
 from tests.support.small_runs import SMALL
 from tests.support.waiting import wait_for
 
@@ -166,8 +166,12 @@ def test_a_short_failure_of_one_server_while_another_is_dead_ends_nothing() -> N
     dead, short = Scripted("dead"), Scripted("short")
     dead.away = short.away = True
     dead.patience, short.patience = 0.2, 60.0
-    gone = lambda: dead.given_up  # noqa: E731
-    threading.Thread(target=lambda: (wait_for(gone), setattr(short, "away", False)), daemon=True).start()
+
+    def come_back() -> None:
+        wait_for(lambda: dead.given_up)
+        short.away = False
+
+    threading.Thread(target=come_back, daemon=True).start()
     sample([dead, short], ASKS[:16])
     assert dead.given_up
     assert len(short.asked) >= 16
@@ -219,8 +223,8 @@ def busy(server: FakeServer, answer: Answer) -> Answer:
     return 503, {"detail": "busy"}
 
 
-def leaves(caplog: pytest.LogCaptureFixture, **quirks: bool) -> Callable[[FakeServer, Answer], Answer]:
-    """Return what lets a server die that comes back, with such quirks, when the run has gone on without it."""
+def leaves(caplog: pytest.LogCaptureFixture, raw: bool = False) -> Callable[[FakeServer, Answer], Answer]:
+    """Return what lets a server die that comes back when the run has gone on; `raw`: with other log-probabilities."""
 
     def gone(server: FakeServer, answer: Answer) -> Answer:
         before = told(caplog, AWAY)
@@ -228,7 +232,7 @@ def leaves(caplog: pytest.LogCaptureFixture, **quirks: bool) -> Callable[[FakeSe
         def be_away() -> None:
             server.stop_listening()
             wait_for(lambda: told(caplog, AWAY) > before)
-            server.quirks = Quirks(**quirks)
+            server.quirks.raw_logprobs = raw
             server.restart()
             server._listen()
 
@@ -238,21 +242,21 @@ def leaves(caplog: pytest.LogCaptureFixture, **quirks: bool) -> Callable[[FakeSe
     return gone
 
 
-def waits(caplog: pytest.LogCaptureFixture) -> Fault:
-    """In the batch after, the other server waits until the run has the first one back."""
+def waits(caplog: pytest.LogCaptureFixture, line: str, loads: int) -> Fault:
+    """In the batch after so many loads, the other server waits until the run has told this of the first one."""
 
     def waited(server: FakeServer, answer: Answer) -> Answer:
-        wait_for(lambda: told(caplog, BACK))
+        wait_for(lambda: told(caplog, line))
         return answer
 
-    return Fault(SAMPLE["vllm"], waited, loads=3, nth=0)
+    return Fault(SAMPLE["vllm"], waited, loads=loads, nth=0)
 
 
 def test_a_server_that_is_killed_and_comes_back_changes_no_number(
     small_model: Path, shared_store: str, undisturbed: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is away when new weights come, so that it gets them later than the others."""
-    with fakes(small_model, 2, of_0=[Fault(SAMPLE["vllm"], leaves(caplog))], of_1=[waits(caplog)]) as servers:
+    with fakes(small_model, 2, of_0=[Fault(SAMPLE["vllm"], leaves(caplog))], of_1=[waits(caplog, BACK, 3)]) as servers:
         metrics = train(servers, shared_store)
         assert servers[0].faults[0].met > 1
         assert min(server.requests[SAMPLE["vllm"]] for server in servers) > 10
@@ -262,15 +266,19 @@ def test_a_server_that_is_killed_and_comes_back_changes_no_number(
     assert told(caplog, BACK)
 
 
-def unpriced(caplog: pytest.LogCaptureFixture, **quirks: bool) -> list[Fault]:
+def unpriced(caplog: pytest.LogCaptureFixture, raw: bool = False) -> dict[str, list[Fault]]:
     """A request fails in a batch, so prices are checked after the next load; then the server dies, and comes back."""
-    return [Fault(SAMPLE["vllm"], busy, loads=2), Fault(SAMPLE["vllm"], leaves(caplog, **quirks), loads=3, nth=0)]
+    path = SAMPLE["vllm"]
+    return {
+        "of_0": [Fault(path, busy, loads=2), Fault(path, leaves(caplog, raw), loads=3, nth=0)],
+        "of_1": [waits(caplog, "asking again", 2), waits(caplog, BACK, 3)],
+    }
 
 
 def test_a_server_that_is_away_when_its_prices_are_checked_holds_nothing_up(
     small_model: Path, shared_store: str, undisturbed: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with fakes(small_model, 2, of_0=unpriced(caplog), of_1=[waits(caplog)]) as servers:
+    with fakes(small_model, 2, **unpriced(caplog)) as servers:
         assert numbers(train(servers, shared_store)) == undisturbed
         assert all(fault.met > fault.nth for fault in servers[0].faults)
         assert servers[0].loads[-1] == servers[1].loads[-1]
@@ -280,7 +288,7 @@ def test_a_server_that_is_away_when_its_prices_are_checked_holds_nothing_up(
 def test_prices_that_could_not_be_checked_are_checked_after_the_next_load(
     small_model: Path, shared_store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with fakes(small_model, 2, of_0=unpriced(caplog, raw_logprobs=True), of_1=[waits(caplog)]) as servers:
+    with fakes(small_model, 2, **unpriced(caplog, raw=True)) as servers:
         line = f"the server at {servers[0].url}: its log-probabilities .* leave out temperature"
         with pytest.raises(ServerUnfit, match=line):
             train(servers, shared_store, "generation.temperature=0.7")
