@@ -65,13 +65,11 @@ def _sharding(config: Config) -> Iterator[str]:
             "generation.behaviour_logprobs = 'recompute': with train.sharding = 'full' no process has all weights "
             "while a server samples; allowed: server"
         )
-    model, train = config.model, config.train
+    model = config.model
     low_head = model.cast_lm_head_to_fp32 and model.dtype != "float32"  # gathered weights have that type
     for key, value, refused, allowed in (
         ("model.quantization", model.quantization, model.quantization != "none", "none"),
         ("model.cast_lm_head_to_fp32", "true", low_head, "false"),
-        ("train.optimizer", train.optimizer, train.optimizer == "adamw8bit", "adamw, sgd"),
-        ("train.optimizer_offload", train.optimizer_offload, train.optimizer_offload != "none", "none"),
     ):
         if refused:
             yield f"{key} = {value}: does not work with train.sharding = 'full' yet; allowed: {allowed}"

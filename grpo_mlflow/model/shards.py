@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -101,25 +101,27 @@ def _shard(model: Any, device: torch.device, dtype: torch.dtype) -> None:
 def _receive(model: Any, name: str, parameter: Any, device: torch.device) -> None:
     whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
     dist.broadcast(whole, 0)
-    own = slice_of(parameter, lambda rows: whole[rows].clone())
+    own = DTensor.from_local(
+        whole[rows_of(parameter)].clone(),
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
     _set(model, name, nn.Parameter(own, requires_grad=parameter.requires_grad))
 
 
-def slice_of(like: Any, read: Callable[[slice], Tensor]) -> DTensor:
-    """Return a tensor in shards as those of `like`; `read` takes a slice of rows and returns those of the whole."""
-    mesh = like.device_mesh
-    count, most = mesh.size(), -(-like.shape[0] // mesh.size())  # as torch.chunk cuts
-    start = min(mesh.get_local_rank() * most, like.shape[0])
-    local = read(slice(start, min(start + most, like.shape[0])))
-    assert count * most >= like.shape[0]
-    return DTensor.from_local(
-        local.contiguous(),
-        mesh,
-        like.placements,
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
-    )
+def rows_of(tensor: DTensor) -> slice:
+    """Return which rows of a tensor in shards this process holds."""
+    mesh, count = tensor.device_mesh, tensor.shape[0]
+    start = min(mesh.get_local_rank() * most_rows(tensor), count)
+    return slice(start, min(start + most_rows(tensor), count))
+
+
+def most_rows(tensor: DTensor) -> int:
+    """Return how many rows of a tensor in shards each process holds, but for the last ones."""
+    return -(-tensor.shape[0] // tensor.device_mesh.size())  # as torch.chunk cuts
 
 
 def _set(model: Any, name: str, tensor: Tensor) -> None:

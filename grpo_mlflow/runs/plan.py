@@ -108,9 +108,9 @@ STEPS: Sequence[Step] = (
     ),
     (
         "train.optimizer=adamw8bit",
-        lambda work: replace(work, optimizer="adamw8bit") if work.optimizer == "adamw" and not work.sharded else None,
+        lambda work: replace(work, optimizer="adamw8bit") if work.optimizer == "adamw" else None,
     ),
-    ("train.optimizer_offload=cpu", lambda work: None if work.offload or work.sharded else replace(work, offload=True)),
+    ("train.optimizer_offload=cpu", lambda work: None if work.offload else replace(work, offload=True)),
     ("train.kl_coef=0", lambda work: replace(work, reference=False) if work.reference and not work.rank else None),
     ("model.lora.rank=16", lambda work: None if work.rank else replace(work, rank=16)),
     (

@@ -89,9 +89,6 @@ class Sharded:
 
     def prepare(self, model: Any, optimizer: Optimizer) -> tuple[Any, Any]:
         """See `Parallel`."""
-        if isinstance(optimizer, torch.optim.SGD):  # torch has no fused kernel of it for shards
-            for group in optimizer.param_groups:
-                group |= {"fused": False, "foreach": True}
         return model, optimizer
 
     def accumulating(self, model: Any) -> AbstractContextManager[None]:

@@ -40,7 +40,11 @@ def train(folder: Path, count: int, *words: str) -> None:
 MODELS = {
     "full": ("data.resample_rounds=2", "eval.num_ids=9", "train.grad_accum_steps=2", "train.batch_size=4"),
     "adapter": ("model.lora.rank=12", "model.gradient_checkpointing=true", "train.optimizer=sgd"),
-    "adapter on a base in bfloat16": ("model.lora.rank=4", "model.frozen_dtype=bfloat16"),
+    "adapter on a base in bfloat16": (
+        "model.lora.rank=4",
+        "model.frozen_dtype=bfloat16",
+        "train.optimizer_offload=cpu",
+    ),
 }
 
 
