@@ -209,7 +209,8 @@ def training(shape: Shape, work: Workload, processes: int = 1) -> dict[str, floa
     if work.bfloat16 and not work.sharded:  # sharded, layers are gathered in bfloat16 and let go
         outer = 0 if work.low_base else shape.vocabulary * shape.hidden + (0 if work.nf4 else shape.body)
         copied = 2.0 * (trained + outer if work.rank else shape.parameters)
-    largest = max(shape.body // shape.layers, shape.vocabulary * shape.hidden)
+    outer = computed if not work.float32_head else 2 if work.rank and work.low_base else 4  # else gathered as stored
+    largest = max(computed * shape.body // shape.layers, outer * shape.vocabulary * shape.hidden)
     head = 4.0 * shape.vocabulary * shape.hidden  # its gradient, before it is added to that of the others
     if work.rank:  # it has none, but a copy if it is not computed in the type that it is stored in
         head = head if work.low_base and (work.float32_head or not work.bfloat16) else 0.0
@@ -221,7 +222,7 @@ def training(shape: Shape, work: Workload, processes: int = 1) -> dict[str, floa
         "optimizer state": 0.0 if work.offload else state(shape, work) / shards,
         "bfloat16 copies": copied,
         "buckets of DDP": 4.0 * trained if processes > 1 and not work.sharded else 0.0,
-        "gathered layers": 2.0 * computed * largest if work.sharded and processes > 1 else 0.0,
+        "gathered layers": 2.0 * largest if work.sharded and processes > 1 else 0.0,
         "activations": float(computed * kept * tokens),
         "logits": min(3 * logits, KEPT_LOGITS),
         "output layer": head,

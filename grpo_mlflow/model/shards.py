@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo_mlflow.errors import ConfigError, ModelError
+from grpo_mlflow.forward.layers import Float32Linear
 from grpo_mlflow.model import sharding
 
 
@@ -64,7 +65,8 @@ def spread(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     Every process calls this, and gets its shards from the first, tensor by tensor. The first lets go of the others'.
 
     Args:
-        dtype: of the computation; gathered weights have it, gradients are summed in float32.
+        dtype: of the computation; gathered weights have it, gradients are summed in float32. If the output layer
+            computes in float32, what is outside of the layers is gathered as it is stored.
     """
     is_first = dist.get_rank() == 0
     if not is_first:
@@ -95,7 +97,8 @@ def _shard(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     policy = MixedPrecisionPolicy(dtype, torch.float32) if low else MixedPrecisionPolicy()
     for layer in layers_of(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    exact = isinstance(model.get_output_embeddings(), Float32Linear)  # rounded weights would make its float32 useless
+    fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy() if exact else policy)
 
 
 def _receive(model: Any, name: str, parameter: Any, device: torch.device) -> None:

@@ -101,6 +101,13 @@ def test_sharding_divides_what_it_splits() -> None:
     assert among["activations"] == alone["activations"]
 
 
+def test_an_output_layer_in_float32_is_gathered_in_it() -> None:
+    shape = Shape("x", 32, 2, 4, 2, 8, 96, 1000, tied=True, biased=False)
+    work = replace(WORK, bfloat16=True, sharded=True)
+    for head, size in ((False, 2), (True, 4)):
+        assert memory.training(shape, replace(work, float32_head=head), 2)["gathered layers"] == 2 * size * 1000 * 32
+
+
 def test_a_shape_is_read_without_weights(tmp_path: Path, folders: dict[str, Path]) -> None:
     (tmp_path / "config.json").write_text((folders["qwen3"] / "config.json").read_text())
     found = policy.load(folders["qwen3"], CPU).model

@@ -66,7 +66,8 @@ def test_a_run_goes_on_in_any_number_of_processes_in_shards_or_not(
 
 
 def test_a_signal_stops_all_and_their_shards_are_saved_together(store: str, tmp_path: Path) -> None:
-    words = (*SMALL, f"tracking.uri={store}", *LONG, SHARDED, "checkpoint.save_interval=0")
+    low = ("model.dtype=bfloat16", "model.cast_lm_head_to_fp32=true")
+    words = (*SMALL, f"tracking.uri={store}", *LONG, *low, SHARDED, "checkpoint.save_interval=0")
     started = ranks.start(ranks.train, words, tmp_path)
     started.wait_for("iter    2")
     os.kill(started.processes[1].pid or 0, signal.SIGTERM)

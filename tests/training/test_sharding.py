@@ -13,6 +13,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from bitsandbytes.functional import dequantize_blockwise
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from grpo_mlflow.config import LoraConfig, TrainConfig
@@ -22,7 +23,9 @@ from grpo_mlflow.model import lora, sharding, shards
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.model.recomputing import recompute_activations
 from grpo_mlflow.training import optimizer_files
+from grpo_mlflow.training.batching import rows_of
 from grpo_mlflow.training.learner import Learner, Sizes
+from grpo_mlflow.training.scoring import Scorer
 from tests.support import ranks, small_models
 from tests.support.groups import ALL_TERMS, K, fresh, make_groups
 
@@ -39,6 +42,7 @@ class Case:
     recomputes: bool = False
     dtype: torch.dtype = torch.float32
     stored: torch.dtype = torch.float32
+    exact_head: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     exact: int = ITERATIONS  # iterations whose metrics are those of one process up to rounding of float32
 
@@ -55,7 +59,11 @@ CASES = {
     "full, tied, offloaded": Case(settings={**ALL_TERMS, "optimizer_offload": "cpu"}),
     "full, untied, 8 bits": EIGHT_BITS,
 }
-LOW = Case(adapter=True, dtype=torch.bfloat16, settings=ALL_TERMS)
+LOW = {
+    "adapter": Case(adapter=True, dtype=torch.bfloat16, settings=ALL_TERMS),
+    "output layer in float32, tied": Case(exact_head=True, dtype=torch.bfloat16, settings=ALL_TERMS),
+    "output layer in float32, untied": Case(tied=False, exact_head=True, dtype=torch.bfloat16, way="padded"),
+}
 
 
 def make(case: Case, seed: int = 3) -> Policy:
@@ -66,6 +74,8 @@ def make(case: Case, seed: int = 3) -> Policy:
         made = Policy(model, made.tokenizer, made.device, made.dtype, made.eos_ids, made.pad_id)
     if case.stored != torch.float32:
         layers.store(made.model, case.stored)
+    if case.exact_head:
+        layers.use_float32(made.model)
     if case.adapter:
         lora.add(made.model, LoraConfig(rank=12), 0)
     if case.recomputes:
@@ -123,7 +133,8 @@ def _train(path: str) -> None:
         save_state(made, trained.model, folder / "state")
     _through(path)
     found["led"] = _led()
-    found["low"] = [each["grad_norm"] for each in updates(LOW)[0]]
+    found["low"] = {name: [each["grad_norm"] for each in updates(case)[0]] for name, case in LOW.items()}
+    found["head"] = {exact: _rounded(Case(exact_head=exact, dtype=torch.bfloat16)) for exact in (False, True)}
     torch.save(found, f"{path}-{os.environ.get('WORLD_SIZE', 1)}-{os.environ.get('RANK', 0)}")
 
 
@@ -144,6 +155,19 @@ def _through(path: str) -> None:
         made = Learner(trained, None, Accelerator(cpu=True), settings, Sizes(0.8, 16, 5 * K, 100))
         made.restore(Path(f"{path}-1-{name}") / "state", 0, 0.0)
         save_state(made, trained.model, Path(f"{path}-{os.environ.get('WORLD_SIZE', 1)}-{name}") / "through")
+
+
+def _rounded(case: Case) -> float:
+    """Return how far log-probabilities are from those that the hidden states give in float64."""
+    made, row = spread(make(case)), rows_of(make_groups(1))[0]
+    hidden: list[Tensor] = []
+    hook = made.model.get_output_embeddings().register_forward_pre_hook(lambda _, given: hidden.append(given[0][0]))
+    with torch.no_grad():
+        found = Scorer(made, 1.0).score([row])[0][0]
+    hook.remove()
+    weight = make(case).model.get_output_embeddings().weight.detach()
+    exact = (hidden[0].double() @ weight.double().T).log_softmax(-1)
+    return float((found - exact.gather(1, torch.tensor(row.completion_ids)[:, None])[:, 0]).abs().max())
 
 
 def _led() -> list[float]:
@@ -245,10 +269,17 @@ def test_a_state_that_went_through_shards_is_the_same(trained: Path, name: str, 
 
 def test_shards_in_bfloat16_learn_much_the_same(trained: Path) -> None:
     """Their first pass is that of the reference, with the adapter off: what is trained must be known by then."""
-    whole = torch.load(trained / "x-1-0")["low"]
-    for count in (2, 3):
-        found = torch.load(trained / f"x-{count}-0")["low"]
-        assert found == pytest.approx(whole, rel=0.1, abs=1e-6)
+    for name, whole in torch.load(trained / "x-1-0")["low"].items():
+        for count in (2, 3):
+            found = torch.load(trained / f"x-{count}-0")["low"][name]
+            assert found == pytest.approx(whole, rel=0.1, abs=1e-6), name
+
+
+def test_an_output_layer_in_float32_has_weights_that_are_not_rounded(trained: Path) -> None:
+    for count in (1, 2, 3):
+        rounded, exact = torch.load(trained / f"x-{count}-0")["head"].values()
+        assert exact < 1e-5
+        assert rounded > 100 * exact
 
 
 def test_the_first_process_computes_and_fails_alone(trained: Path) -> None:
