@@ -111,11 +111,12 @@ class _Shards:
         self.is_whole = True
 
     def reshard(self) -> None:
-        own = parts(self._model)
-        for part in own:  # those outside of the layers stay after a pass: its gradient would need them at once
-            part.set_reshard_after_forward(part is not self._model, recurse=False)
-        for part in own:
+        # first, since in a pass that a signal has ended in the middle a part stays gathered that would do so after one
+        self._model.set_reshard_after_forward(True, recurse=True)
+        for part in parts(self._model):
             part.reshard()
+        # those outside of the layers stay after a pass: its gradient needs them at once
+        self._model.set_reshard_after_forward(False, recurse=False)
         self.is_whole = False
 
 
