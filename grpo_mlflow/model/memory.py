@@ -139,7 +139,8 @@ class Workload:
     """An iteration: `problems` x `k` completions; lengths are means. A micro-batch holds `rows` of one problem.
 
     `rank`: of the adapter; 0: all weights are trained. `low_base`: frozen matrices are bfloat16. `nf4`: those of an
-    adapter's base are in 4 bits. `sharded`: weights, gradients and state are split over the processes.
+    adapter's base are in 4 bits. `sharded`: weights, gradients and state are split over the processes, and so is a
+    reference without a device of its own, `reference_device`.
     """
 
     problems: int
@@ -158,6 +159,7 @@ class Workload:
     offload: bool = False
     sharded: bool = False
     float32_head: bool = False
+    reference_device: str | None = None
 
 
 def held(weight: Any) -> int:
@@ -214,10 +216,11 @@ def training(shape: Shape, work: Workload, processes: int = 1) -> dict[str, floa
     head = 4.0 * shape.vocabulary * shape.hidden  # its gradient, before it is added to that of the others
     if work.rank:  # it has none, but a copy if it is not computed in the type that it is stored in
         head = head if work.low_base and (work.float32_head or not work.bfloat16) else 0.0
+    reference = 0.0 if work.rank or not work.reference or work.reference_device == "cpu" else base
     return {
         "weights": 4.0 * trained / shards,
         "frozen base": base / shards if work.rank else 0.0,
-        "reference": base / shards if work.reference and not work.rank else 0.0,
+        "reference": reference / (1 if work.reference_device else shards),
         "gradients": 4.0 * trained / shards,
         "optimizer state": 0.0 if work.offload else state(shape, work) / shards,
         "bfloat16 copies": copied,
@@ -229,12 +232,15 @@ def training(shape: Shape, work: Workload, processes: int = 1) -> dict[str, floa
     }
 
 
-def host(shape: Shape, work: Workload) -> dict[str, float]:
-    """Return the bytes of host memory that an offloaded optimizer takes, by part; nothing without one."""
-    if not work.offload:
-        return {}
-    trained = 4.0 * (shape.adapter(work.rank, work.targets) if work.rank else shape.parameters)
-    return {"optimizer state": state(shape, work), "copies of weights": trained, "copies of gradients": trained}
+def host(shape: Shape, work: Workload, processes: int = 1) -> dict[str, float]:
+    """Return the bytes of host memory that all processes take for what is kept off their devices, by part."""
+    found = dict[str, float]()
+    if work.reference and not work.rank and work.reference_device == "cpu":
+        found["reference"] = frozen(shape, work) * processes
+    if work.offload:
+        trained = 4.0 * (shape.adapter(work.rank, work.targets) if work.rank else shape.parameters)
+        found |= {"optimizer state": state(shape, work), "copies of weights": trained, "copies of gradients": trained}
+    return found
 
 
 def serving(shape: Shape, work: Workload, processes: int = 1) -> dict[str, float]:

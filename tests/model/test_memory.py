@@ -90,6 +90,16 @@ def test_an_offloaded_state_moves_to_the_host() -> None:
     assert memory.host(shape, WORK) == {}
 
 
+def test_a_reference_on_the_cpu_is_whole_in_each_process() -> None:
+    shape = Shape("x", 32, 2, 4, 2, 8, 96, 100, tied=True, biased=False)
+    work = replace(WORK, reference=True, reference_device="cpu", sharded=True)
+    assert memory.training(shape, work, 2)["reference"] == 0
+    assert memory.host(shape, work, 2) == {"reference": 2 * 4 * shape.parameters}
+    elsewhere = replace(work, reference_device="cuda:7")
+    assert memory.training(shape, elsewhere, 2)["reference"] == 4 * shape.parameters
+    assert memory.host(shape, elsewhere, 2) == {}
+
+
 def test_sharding_divides_what_it_splits() -> None:
     shape = Shape("x", 32, 2, 4, 2, 8, 96, 100, tied=True, biased=False)
     alone = memory.training(shape, replace(WORK, reference=True))

@@ -39,6 +39,7 @@ def train(folder: Path, count: int, *words: str) -> None:
 
 MODELS = {
     "full": ("data.resample_rounds=2", "eval.num_ids=9", "train.grad_accum_steps=2", "train.batch_size=4"),
+    "a whole reference": ("model.ref_device=cpu",),
     "adapter": ("model.lora.rank=12", "model.gradient_checkpointing=true", "train.optimizer=sgd"),
     "adapter on a base in bfloat16": (
         "model.lora.rank=4",
