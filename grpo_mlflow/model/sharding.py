@@ -82,6 +82,11 @@ class _Shards:
         word, number = words.tolist()
         return word, number
 
+    def most(self, own: int) -> int:
+        found = torch.tensor([own], device=self._device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
     def ask(self, tensor: DTensor | Part) -> Tensor:
         with self.uninterrupted():
             if not self.leads:
@@ -162,6 +167,14 @@ def hold_states(model: Any, states: Callable[[], Mapping[str, Tensor | Part]]) -
 def states(model: Any) -> Mapping[str, Tensor | Part]:
     """Return what this process holds of the tensors that `hold_states` has named."""
     return _KNOWN[model].states
+
+
+def most(model: Any, own: int) -> int:
+    """Return how many passes this process has to make if `own` would do for it: all of a model in shards make as many.
+
+    Its processes call this together.
+    """
+    return _KNOWN[model].most(own) if is_sharded(model) else own
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     stored: torch.dtype = torch.float32
     exact_head: bool = False
+    whole_reference: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     exact: int = ITERATIONS  # iterations whose metrics are those of one process up to rounding of float32
 
@@ -57,6 +58,7 @@ CASES = {
     "adapter, untied, padded": Case(tied=False, adapter=True, way="padded", recomputes=True),
     "adapter on bfloat16, tied, packed": Case(adapter=True, stored=torch.bfloat16),
     "full, tied, offloaded": Case(settings={**ALL_TERMS, "optimizer_offload": "cpu"}),
+    "full, tied, a whole reference": Case(settings=ALL_TERMS, whole_reference=True),
     "full, untied, 8 bits": EIGHT_BITS,
 }
 LOW = {
@@ -104,7 +106,8 @@ def spread(made: Policy) -> Policy:
 def updates(case: Case) -> tuple[list[dict[str, float | None]], Policy, Learner]:
     accelerator = Accelerator(cpu=True)
     trained = spread(make(case))
-    reference = trained.base() if case.adapter else spread(make(case, seed=4))
+    other = make(case, seed=4)
+    reference = trained.base() if case.adapter else other if case.whole_reference else spread(other)
     given = {"batch_size": 3, "grad_accum_steps": "auto", "lr": 1e-3, "kl_coef": 0.0, **case.settings}
     made = Learner(
         trained, reference if given["kl_coef"] else None, accelerator, TrainConfig(**given), Sizes(0.8, 16, 5 * K, 100)
@@ -133,6 +136,7 @@ def _train(path: str) -> None:
         save_state(made, trained.model, folder / "state")
     _through(path)
     found["led"] = _led()
+    found["interrupted"] = _interrupted()
     found["low"] = {name: [each["grad_norm"] for each in updates(case)[0]] for name, case in LOW.items()}
     found["head"] = {exact: _rounded(Case(exact_head=exact, dtype=torch.bfloat16)) for exact in (False, True)}
     torch.save(found, f"{path}-{os.environ.get('WORLD_SIZE', 1)}-{os.environ.get('RANK', 0)}")
@@ -183,6 +187,20 @@ def _led() -> list[float]:
     with pytest.raises(ValueError, match="of its own"), sharding.leading(made.model):
         raise ValueError("of its own")
     return scores
+
+
+def _interrupted() -> int:
+    """Return how many tensors are whole after a signal has ended a pass in the middle."""
+    made = spread(make(CASES["full, tied, packed"]))
+
+    def stop(*_: object) -> None:
+        raise InterruptedError
+
+    hook = made.model.model.layers[1].mlp.register_forward_pre_hook(stop)
+    with pytest.raises(InterruptedError), sharding.whole(made.model):
+        made.model(input_ids=torch.tensor([[1, 2, 3]]))
+    hook.remove()
+    return sum(not sharding.is_shard(each) for each in made.model.parameters())
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +298,12 @@ def test_an_output_layer_in_float32_has_weights_that_are_not_rounded(trained: Pa
         rounded, exact = torch.load(trained / f"x-{count}-0")["head"].values()
         assert exact < 1e-5
         assert rounded > 100 * exact
+
+
+def test_a_pass_that_ends_in_the_middle_leaves_shards(trained: Path) -> None:
+    """Else a process that a signal stopped while it sampled would have no shard to give to the checkpoint."""
+    for count in (2, 3):
+        assert torch.load(trained / f"x-{count}-0")["interrupted"] == 0
 
 
 def test_the_first_process_computes_and_fails_alone(trained: Path) -> None:
