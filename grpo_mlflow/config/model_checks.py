@@ -57,8 +57,8 @@ def _sharding(config: Config) -> Iterator[str]:
         return
     if config.model.quantization != "none":
         yield (
-            f"model.quantization = {config.model.quantization!r}: with train.sharding = 'full' weights are cut by rows, "
-            "which those packed in 4 bits do not have; allowed: none, with model.frozen_dtype=bfloat16 for instance"
+            f"model.quantization = {config.model.quantization!r}: with train.sharding = 'full' weights are cut by "
+            "rows, which those packed in 4 bits do not have; allowed: none"
         )
 
 

@@ -133,7 +133,7 @@ def _train(path: str) -> None:
             if "qmap" not in key and "step" not in key
         ]
         found[name] = (metrics, sum(each.numel() for each in held), sum(states))
-        save_state(made, trained.model, folder / "state")
+        save_state(made, trained.model, Path(f"{folder}.state"))
     _through(path)
     found["led"] = _led()
     found["interrupted"] = _interrupted()
@@ -157,8 +157,8 @@ def _through(path: str) -> None:
         trained = spread(make(case))
         settings = TrainConfig(**{"batch_size": 3, "grad_accum_steps": "auto", "kl_coef": 0.0, **case.settings})
         made = Learner(trained, None, Accelerator(cpu=True), settings, Sizes(0.8, 16, 5 * K, 100))
-        made.restore(Path(f"{path}-1-{name}") / "state", 0, 0.0)
-        save_state(made, trained.model, Path(f"{path}-{os.environ.get('WORLD_SIZE', 1)}-{name}") / "through")
+        made.restore(Path(f"{path}-1-{name}.state"), 0, 0.0)
+        save_state(made, trained.model, Path(f"{path}-{os.environ.get('WORLD_SIZE', 1)}-{name}.through"))
 
 
 def _rounded(case: Case) -> float:
@@ -263,8 +263,8 @@ def test_other_blocks_of_8_bits_change_less_than_the_8_bits(trained: Path) -> No
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_state_that_went_through_shards_is_the_same(trained: Path, name: str, count: int) -> None:
     """One in 8 bits up to rounding, where shares begin inside of a block: a code is at most 0.015 of its scale off."""
-    before = load_file(trained / f"x-1-{name}" / "state")
-    after = load_file(trained / f"x-{count}-{name}" / "through")
+    before = load_file(trained / f"x-1-{name}.state")
+    after = load_file(trained / f"x-{count}-{name}.through")
     assert before.keys() == after.keys()
     strange = {key for key in before if not torch.equal(before[key], after[key])}
     assert {key.partition(".")[2] for key in strange} <= {"state1", "state2", "absmax1", "absmax2"}
