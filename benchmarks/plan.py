@@ -137,6 +137,7 @@ def _sharded() -> list[str]:
         ("1 GPU, `train.optimizer_offload=cpu`", offloaded, 1),
         ("the same, `train.kl_coef=0`", replace(offloaded, reference=False), 1),
         ("2 GPUs, sharded", several, 2),
+        ("2 GPUs, sharded, `train.optimizer_offload=cpu`", replace(several, offload=True), 2),
         ("8 GPUs, sharded", several, 8),
     ):
         part = {name: size / GIB for name, size in memory.training(QWEN[-1], work, processes).items()}

@@ -55,26 +55,11 @@ def _quantized(config: Config) -> Iterator[str]:
 def _sharding(config: Config) -> Iterator[str]:
     if config.train.sharding == "none":
         return
-    if config.model.ref_device is not None:
+    if config.model.quantization != "none":
         yield (
-            f"model.ref_device = {config.model.ref_device!r}: with train.sharding = {config.train.sharding!r} the "
-            "reference is in shards, too, on the devices of the trained model; allowed: null"
+            f"model.quantization = {config.model.quantization!r}: with train.sharding = 'full' weights are cut by "
+            "rows, which those packed in 4 bits do not have; allowed: none"
         )
-    if config.generation.behaviour_logprobs == "recompute" and config.generation.backend != "local":
-        yield (
-            "generation.behaviour_logprobs = 'recompute': with train.sharding = 'full' no process has all weights "
-            "while a server samples; allowed: server"
-        )
-    model, train = config.model, config.train
-    low_head = model.cast_lm_head_to_fp32 and model.dtype != "float32"  # gathered weights have that type
-    for key, value, refused, allowed in (
-        ("model.quantization", model.quantization, model.quantization != "none", "none"),
-        ("model.cast_lm_head_to_fp32", "true", low_head, "false"),
-        ("train.optimizer", train.optimizer, train.optimizer == "adamw8bit", "adamw, sgd"),
-        ("train.optimizer_offload", train.optimizer_offload, train.optimizer_offload != "none", "none"),
-    ):
-        if refused:
-            yield f"{key} = {value}: does not work with train.sharding = 'full' yet; allowed: {allowed}"
 
 
 def _adapter(config: Config) -> Iterator[str]:

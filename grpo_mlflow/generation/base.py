@@ -109,6 +109,31 @@ def weights(generator: Generator) -> AbstractContextManager[None]:
     return generator.weights() if isinstance(generator, InProcess) else nullcontext()
 
 
+@runtime_checkable
+class Pricing(Protocol):
+    """A generator whose completions may get log-probabilities later, from a model that processes hold in shards."""
+
+    def prices_together(self) -> bool:
+        """Return whether they do."""
+        ...
+
+    def prices(
+        self, asked: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], sampling: Sampling
+    ) -> list[list[tuple[float, ...]]]:
+        """Return the log-probability of each token of prompts and their completions; all processes call it together."""
+        ...
+
+    def require_drawn_apart(
+        self, completions: Sequence[tuple[int, ...]], logprobs: Sequence[Sequence[float]], sampling: Sampling
+    ) -> None:
+        """Refuse completions of a prompt of which one draw was given several times.
+
+        Raises:
+            ServerFailed: they are.
+        """
+        ...
+
+
 class Begun(Protocol):
     """Completions that are being sampled elsewhere."""
 

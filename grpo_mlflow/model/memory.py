@@ -138,7 +138,8 @@ class Workload:
     """An iteration: `problems` x `k` completions; lengths are means. A micro-batch holds `rows` of one problem.
 
     `rank`: of the adapter; 0: all weights are trained. `low_base`: frozen matrices are bfloat16. `nf4`: those of an
-    adapter's base are in 4 bits. `sharded`: weights, gradients and state are split over the processes.
+    adapter's base are in 4 bits. `sharded`: weights, gradients and state are split over the processes, and so is a
+    reference without a device of its own, `reference_device`.
     """
 
     problems: int
@@ -157,6 +158,7 @@ class Workload:
     offload: bool = False
     sharded: bool = False
     float32_head: bool = False
+    reference_device: str | None = None
 
 
 def held(weight: Any) -> int:
@@ -207,19 +209,21 @@ def training(shape: Shape, work: Workload, processes: int = 1) -> dict[str, floa
     if work.bfloat16 and not work.sharded:  # sharded, layers are gathered in bfloat16 and let go
         outer = 0 if work.low_base else shape.vocabulary * shape.hidden + (0 if work.nf4 else shape.body)
         copied = 2.0 * (trained + outer if work.rank else shape.parameters)
-    largest = max(shape.body // shape.layers, shape.vocabulary * shape.hidden)
+    outer = computed if not work.float32_head else 2 if work.rank and work.low_base else 4  # else gathered as stored
+    largest = max(computed * shape.body // shape.layers, outer * shape.vocabulary * shape.hidden)
     head = 4.0 * shape.vocabulary * shape.hidden  # its gradient, before it is added to that of the others
     if work.rank:  # it has none, but a copy if it is not computed in the type that it is stored in
         head = head if work.low_base and (work.float32_head or not work.bfloat16) else 0.0
+    reference = 0.0 if work.rank or not work.reference or work.reference_device == "cpu" else base
     return {
         "weights": 4.0 * trained / shards,
         "frozen base": base / shards if work.rank else 0.0,
-        "reference": base / shards if work.reference and not work.rank else 0.0,
+        "reference": reference / (1 if work.reference_device else shards),
         "gradients": 4.0 * trained / shards,
         "optimizer state": 0.0 if work.offload else state(shape, work) / shards,
         "bfloat16 copies": copied,
         "buckets of DDP": 4.0 * trained if processes > 1 and not work.sharded else 0.0,
-        "gathered layers": 2.0 * computed * largest if work.sharded and processes > 1 else 0.0,
+        "gathered layers": 2.0 * largest if work.sharded and processes > 1 else 0.0,
         "activations": float(computed * kept * tokens),
         "logits": _logits(work.rows * work.completion * shape.vocabulary, work.bfloat16),
         "output layer": head,
@@ -237,12 +241,15 @@ def _logits(numbers: int, bfloat16: bool) -> float:
     return 4.0 * (kept + one) + 2.0 * one * bfloat16
 
 
-def host(shape: Shape, work: Workload) -> dict[str, float]:
-    """Return the bytes of host memory that an offloaded optimizer takes, by part; nothing without one."""
-    if not work.offload:
-        return {}
-    trained = 4.0 * (shape.adapter(work.rank, work.targets) if work.rank else shape.parameters)
-    return {"optimizer state": state(shape, work), "copies of weights": trained, "copies of gradients": trained}
+def host(shape: Shape, work: Workload, processes: int = 1) -> dict[str, float]:
+    """Return the bytes of host memory that all processes take for what is kept off their devices, by part."""
+    found = dict[str, float]()
+    if work.reference and not work.rank and work.reference_device == "cpu":
+        found["reference"] = frozen(shape, work) * processes
+    if work.offload:
+        trained = 4.0 * (shape.adapter(work.rank, work.targets) if work.rank else shape.parameters)
+        found |= {"optimizer state": state(shape, work), "copies of weights": trained, "copies of gradients": trained}
+    return found
 
 
 def serving(shape: Shape, work: Workload, processes: int = 1) -> dict[str, float]:

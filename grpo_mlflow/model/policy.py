@@ -273,6 +273,8 @@ def load_empty(settings: ModelConfig, like: Policy, adapter: Any, stored: torch.
     model = empty_model(settings, like.name)
     if stored != torch.float32:
         layers.store(model, stored)
+    if settings.cast_lm_head_to_fp32 and settings.dtype != "float32":
+        layers.use_float32(model)
     if adapter is not None:
         lora.put_in(model, adapter)
     return replace(like, model=model, tokenizer=tokenizer)

@@ -15,8 +15,10 @@ Inside `leading` no other exchange may take place, and an error of the first pro
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,14 +37,29 @@ class NotLeading(Exception):
     """A tensor in shards was asked for outside of `leading`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What this process has of a tensor of `shape`, on any device; the processes have its rows as those of `like`."""
+
+    own: Tensor
+    like: DTensor
+    shape: torch.Size
+
+    def whole(self, device: torch.device) -> Tensor:
+        """Return all rows, on a device of those processes; every process has to call this."""
+        stride = torch.empty(self.shape, device="meta").stride()
+        own, mesh, places = self.own.detach().to(device), self.like.device_mesh, self.like.placements
+        return DTensor.from_local(own, mesh, places, run_check=False, shape=self.shape, stride=stride).full_tensor()
+
+
 class _Shards:
     """What this process knows of a model in shards, and of its optimizer's state (`states`)."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
         self._model, self._device = model, device
-        self._known: list[Tensor] = []  # what the first process may ask for, by number
+        self._known: list[Tensor | Part] = []  # what the first process may ask for, by number
         self._numbers: dict[int, int] = {}
-        self.states: Sequence[Tensor] = ()
+        self.states: Mapping[str, Tensor | Part] = MappingProxyType({})
         self.leads = self.is_whole = False
         self._asking = threading.RLock()  # several threads of the first process may ask
 
@@ -53,7 +70,7 @@ class _Shards:
 
     def begin(self) -> None:
         self.rest()
-        self._known = [*self._model.parameters(), *self.states]
+        self._known = [*self._model.parameters(), *self.states.values()]
         self._numbers = {id(each): number for number, each in enumerate(self._known)}
 
     def tell(self, word: int, number: int = 0) -> None:
@@ -65,7 +82,12 @@ class _Shards:
         word, number = words.tolist()
         return word, number
 
-    def ask(self, tensor: DTensor) -> Tensor:
+    def most(self, own: int) -> int:
+        found = torch.tensor([own], device=self._device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def ask(self, tensor: DTensor | Part) -> Tensor:
         with self.uninterrupted():
             if not self.leads:
                 raise NotLeading("the other processes are busy with something else than giving their shards")
@@ -81,7 +103,10 @@ class _Shards:
 
     def gather(self, number: int) -> Tensor:
         """Return a tensor in full; every process has to call this."""
-        found = self._known[number].detach()
+        found = self._known[number]
+        if isinstance(found, Part):
+            return found.whole(self._device)
+        found = found.detach()
         return found.full_tensor() if isinstance(found, DTensor) else found
 
     def unshard(self) -> None:
@@ -91,11 +116,12 @@ class _Shards:
         self.is_whole = True
 
     def reshard(self) -> None:
-        own = parts(self._model)
-        for part in own:  # those outside of the layers stay after a pass: its gradient would need them at once
-            part.set_reshard_after_forward(part is not self._model, recurse=False)
-        for part in own:
+        # first, since in a pass that a signal has ended in the middle a part stays gathered that would do so after one
+        self._model.set_reshard_after_forward(True, recurse=True)
+        for part in parts(self._model):
             part.reshard()
+        # those outside of the layers stay after a pass: its gradient needs them at once
+        self._model.set_reshard_after_forward(False, recurse=False)
         self.is_whole = False
 
 
@@ -115,6 +141,12 @@ def is_shard(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor, in the same memory."""
+    found = tensor.detach()
+    return found.to_local() if isinstance(found, DTensor) else found
+
+
 def parts(model: Any) -> list[Any]:
     """Return what is gathered together: the layers, and the model for what is outside of them."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -126,10 +158,23 @@ def rest(model: Any) -> None:
         _KNOWN[model].rest()
 
 
-def hold_states(model: Any, states: Callable[[], Sequence[Tensor]]) -> None:
+def hold_states(model: Any, states: Callable[[], Mapping[str, Tensor | Part]]) -> None:
     """Name the tensors of the optimizer's state that may be asked for next, in all processes in the same order."""
     if is_sharded(model):
         _KNOWN[model].states = states()
+
+
+def states(model: Any) -> Mapping[str, Tensor | Part]:
+    """Return what this process holds of the tensors that `hold_states` has named."""
+    return _KNOWN[model].states
+
+
+def most(model: Any, own: int) -> int:
+    """Return how many passes this process has to make if `own` would do for it: all of a model in shards make as many.
+
+    Its processes call this together.
+    """
+    return _KNOWN[model].most(own) if is_sharded(model) else own
 
 
 @contextmanager
@@ -203,10 +248,10 @@ def is_first(model: Any) -> bool:
     return not is_sharded(model) or dist.get_rank() == 0
 
 
-def gathered(model: Any, tensor: Tensor) -> Tensor:
-    """Return a parameter of the model, or one of `hold_states`, in full.
+def gathered(model: Any, tensor: Tensor | Part) -> Tensor:
+    """Return a parameter of the model, or one of its `states`, in full.
 
     Raises:
         NotLeading: it is in shards, and this is no `leading` block.
     """
-    return _KNOWN[model].ask(tensor) if isinstance(tensor, DTensor) else tensor.detach()
+    return _KNOWN[model].ask(tensor) if isinstance(tensor, (DTensor, Part)) else tensor.detach()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo_mlflow.errors import ConfigError, ModelError
+from grpo_mlflow.forward.layers import Float32Linear
 from grpo_mlflow.model import sharding
 
 
@@ -64,7 +65,8 @@ def spread(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     Every process calls this, and gets its shards from the first, tensor by tensor. The first lets go of the others'.
 
     Args:
-        dtype: of the computation; gathered weights have it, gradients are summed in float32.
+        dtype: of the computation; gathered weights have it, gradients are summed in float32. If the output layer
+            computes in float32, what is outside of the layers is gathered as it is stored.
     """
     is_first = dist.get_rank() == 0
     if not is_first:
@@ -95,31 +97,34 @@ def _shard(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     policy = MixedPrecisionPolicy(dtype, torch.float32) if low else MixedPrecisionPolicy()
     for layer in layers_of(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    exact = isinstance(model.get_output_embeddings(), Float32Linear)  # rounded weights would make its float32 useless
+    fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy() if exact else policy)
 
 
 def _receive(model: Any, name: str, parameter: Any, device: torch.device) -> None:
     whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
     dist.broadcast(whole, 0)
-    own = slice_of(parameter, lambda rows: whole[rows].clone())
+    own = DTensor.from_local(
+        whole[rows_of(parameter)].clone(),
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
     _set(model, name, nn.Parameter(own, requires_grad=parameter.requires_grad))
 
 
-def slice_of(like: Any, read: Callable[[slice], Tensor]) -> DTensor:
-    """Return a tensor in shards as those of `like`; `read` takes a slice of rows and returns those of the whole."""
-    mesh = like.device_mesh
-    count, most = mesh.size(), -(-like.shape[0] // mesh.size())  # as torch.chunk cuts
-    start = min(mesh.get_local_rank() * most, like.shape[0])
-    local = read(slice(start, min(start + most, like.shape[0])))
-    assert count * most >= like.shape[0]
-    return DTensor.from_local(
-        local.contiguous(),
-        mesh,
-        like.placements,
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
-    )
+def rows_of(tensor: DTensor) -> slice:
+    """Return which rows of a tensor in shards this process holds."""
+    mesh, count = tensor.device_mesh, tensor.shape[0]
+    start = min(mesh.get_local_rank() * most_rows(tensor), count)
+    return slice(start, min(start + most_rows(tensor), count))
+
+
+def most_rows(tensor: DTensor) -> int:
+    """Return how many rows of a tensor in shards each process holds, but for the last ones."""
+    return -(-tensor.shape[0] // tensor.device_mesh.size())  # as torch.chunk cuts
 
 
 def _set(model: Any, name: str, tensor: Tensor) -> None:

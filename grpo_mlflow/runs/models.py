@@ -70,6 +70,8 @@ def load(
     with told_if_slow(console.say, messages.loading(config.model.train_id)):
         actor, most = loads(load_actor, source)
         named = processes.one_after_first(lambda: loading.other_reference(config, actor, initial))
+        if config.model.ref_device is not None:  # elsewhere, it takes no room that shards would save
+            loads = spreading.loads_whole(processes)
         reference = (
             loading.reference(config, actor, initial)
             if named is None

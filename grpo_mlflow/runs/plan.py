@@ -15,7 +15,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes by part: on the trainer's device, in host memory (an offloaded optimizer), in a server that the run starts.
+    """Bytes by part: on the trainer's device, in host memory (an optimizer, a reference), in a server of the run.
 
     Sampling and the update take turns, so only the larger of what each of them needs for itself counts.
     """
@@ -50,6 +50,7 @@ def workload(config: Config, prompt: int, processes: int = 1) -> Workload:
         completion=completion,
         rows=rows,
         reference=train.kl_coef > 0,
+        reference_device=model.ref_device,
         bfloat16=model.dtype == "bfloat16",
         checkpointing=model.gradient_checkpointing,
         rank=model.lora.rank or 0,
@@ -74,7 +75,7 @@ def need(shape: Shape, work: Workload, config: Config, processes: int = 1) -> Ne
     server = config.generation.server
     return Need(
         memory.training(shape, work, processes),
-        memory.host(shape, work),
+        memory.host(shape, work, processes),
         memory.serving(shape, work, server.replicas) if server.manage else {},
         float(local * (gathered + computed * shape.kv_per_token * at_once)),
     )
@@ -108,9 +109,9 @@ STEPS: Sequence[Step] = (
     ),
     (
         "train.optimizer=adamw8bit",
-        lambda work: replace(work, optimizer="adamw8bit") if work.optimizer == "adamw" and not work.sharded else None,
+        lambda work: replace(work, optimizer="adamw8bit") if work.optimizer == "adamw" else None,
     ),
-    ("train.optimizer_offload=cpu", lambda work: None if work.offload or work.sharded else replace(work, offload=True)),
+    ("train.optimizer_offload=cpu", lambda work: None if work.offload else replace(work, offload=True)),
     ("train.kl_coef=0", lambda work: replace(work, reference=False) if work.reference and not work.rank else None),
     ("model.lora.rank=16", lambda work: None if work.rank else replace(work, rank=16)),
     (

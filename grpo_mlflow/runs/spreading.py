@@ -61,9 +61,14 @@ def loads(config: Config, processes: Processes, source: str | Path) -> Load:
         ConfigError: models are to be in shards, and this one cannot be.
     """
     if config.train.sharding == "none" or processes.count == 1:  # who is alone has nothing to share
-        return lambda make, _: make(processes.one_after_first)
+        return loads_whole(processes)
     processes.agreed((lambda: _require_shardable(config, processes, source)) if processes.is_first else lambda: None)
     return lambda make, named: _spread(config, processes, make, named)
+
+
+def loads_whole(processes: Processes) -> Load:
+    """Return what loads a whole model in each process."""
+    return lambda make, _: make(processes.one_after_first)
 
 
 def _require_shardable(config: Config, processes: Processes, source: str | Path) -> None:

@@ -24,7 +24,7 @@ from grpo_mlflow.tasks import Task, contents, member_of
 from grpo_mlflow.tracking import Tracker
 from grpo_mlflow.training.checkpoint import name_of
 from grpo_mlflow.training.rollout_files import record_of, rollout_of
-from grpo_mlflow.training.rollouts import collect
+from grpo_mlflow.training.rollouts import collect, priced
 from grpo_mlflow.types import Problem, Prompt, Rollout
 
 
@@ -152,6 +152,8 @@ def evaluate(
         own = processes.own(problems)
         with processes.inside(weights(generator)):
             found = processes.agreed(lambda: _outcomes(task, policy, generator, config, own))
+        drawn = priced(generator, [each.rollouts for each in found], evaluation_sampling(config), processes)
+        found = [replace(each, rollouts=tuple(row)) for each, row in zip(found, drawn, strict=True)]
         outcomes = processes.together(found)
     return Evaluation(tuple(outcomes), config.eval.ks, task.reward_range)
 

@@ -128,7 +128,7 @@ class Learner:
 
     def offer(self) -> None:
         """Let the first process ask for the state of the optimizer from now on, where that is in shards."""
-        sharding.hold_states(self._policy.model, lambda: list(optimizer_files.states(self.optimizer).values()))
+        sharding.hold_states(self._policy.model, lambda: optimizer_files.states(self.optimizer))
 
     def restore(self, path: Path, step: int, kl_coef: float) -> None:
         optimizer_files.load(self.optimizer, path)

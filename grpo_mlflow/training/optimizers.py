@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from grpo_mlflow.config import TrainConfig
 from grpo_mlflow.config.optimizers import options
+from grpo_mlflow.model import sharding
+from grpo_mlflow.training import eight_bits
 
 Make = Callable[..., torch.optim.Optimizer]
+"""Takes the tensors to change, and those of which they are shares or copies."""
 
 
-def _adamw_8bit(parameters: Sequence[Parameter], **settings: Any) -> torch.optim.Optimizer:
-    library: Any = importlib.import_module("bitsandbytes.optim")
-    found: torch.optim.Optimizer = library.AdamW8bit(parameters, **settings)
-    return found
+def _plain(kind: Make, held: Sequence[Parameter], _: Any, **settings: Any) -> torch.optim.Optimizer:
+    return kind(held, fused=True, **settings)  # one kernel for all parameters; a loop over them takes ten times as long
 
 
-# fused: one kernel for all parameters; a loop over them takes ten times as long
 _MAKE: Mapping[str, Make] = {
-    "adamw": partial(torch.optim.AdamW, fused=True),
-    "sgd": partial(torch.optim.SGD, fused=True),
-    "adamw8bit": _adamw_8bit,
+    "adamw": partial(_plain, torch.optim.AdamW),
+    "sgd": partial(_plain, torch.optim.SGD),
+    "adamw8bit": eight_bits.create,
 }
 
 
@@ -34,41 +34,52 @@ def create(parameters: Sequence[Parameter], config: TrainConfig) -> torch.optim.
     """Return the optimizer of these parameters, with its options."""
     own = options(config.optimizer, config.optimizer_options)
     make = partial(_MAKE[config.optimizer], lr=config.lr, weight_decay=config.weight_decay, **own)
-    return Offloaded(parameters, make) if config.optimizer_offload == "cpu" else make(parameters)
+    on_host = config.optimizer_offload == "cpu"
+    if on_host or any(sharding.is_shard(each) for each in parameters):
+        return Apart(parameters, make, on_host=on_host)
+    return make(parameters, parameters)
 
 
-class Offloaded(torch.optim.Optimizer):
-    """An optimizer whose state lives in host memory, beside a copy of the weights; its step runs there.
+class Apart(torch.optim.Optimizer):
+    """An optimizer that knows plain tensors only: this process's shards of the weights, or copies in host memory.
 
-    A step copies the gradients to the host and the new weights back, tensor by tensor. So a device holds weights and
-    gradients only, and the result is that of `make` on the host.
+    With `on_host` its state lives there, beside a copy of the weights (of shards, those of this process), and its step
+    runs there: it copies the gradients to the host and the new weights back, tensor by tensor. So a device holds
+    weights and gradients only, and the result is that of `make` on the host.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], make: Make) -> None:
-        self._weights = list(parameters)
-        self._copies = [Parameter(weight.detach().to("cpu", copy=True)) for weight in self._weights]
-        self._inner = make(self._copies)
+    def __init__(self, parameters: Sequence[Parameter], make: Make, *, on_host: bool) -> None:
+        self._weights, self._on_host = list(parameters), on_host
+        self.held = [Parameter(self._taken(weight)) for weight in self._weights]
+        self._inner = make(self.held, self._weights)
         super().__init__(self._weights, dict(self._inner.defaults))
+
+    def _taken(self, weight: Tensor) -> Tensor:
+        own = sharding.local(weight)
+        return own.to("cpu", copy=True) if self._on_host else own
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """See `torch.optim.Optimizer.step`; without a closure."""
         for outer, group in zip(self.param_groups, self._inner.param_groups, strict=True):
             group |= {name: value for name, value in outer.items() if name != "params"}  # the learning rate, above all
-        for weight, copied in zip(self._weights, self._copies, strict=True):
-            copied.grad = None if weight.grad is None else weight.grad.to("cpu")
+        for weight, held in zip(self._weights, self.held, strict=True):
+            if not self._on_host:  # shards may have moved since the last step
+                held.data = sharding.local(weight)
+            held.grad = None if weight.grad is None else sharding.local(weight.grad).to(held.device)
         self._inner.step()
-        for weight, copied in zip(self._weights, self._copies, strict=True):
-            copied.grad = None
-            weight.copy_(copied)
+        for weight, held in zip(self._weights, self.held, strict=True):
+            held.grad = None
+            if self._on_host:
+                sharding.local(weight).copy_(held)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state on the host."""
+        """Return the state, of shards that of this process."""
         return self._inner.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state, and the weights as they are now."""
         self._inner.load_state_dict(dict(state_dict))
         with torch.no_grad():
-            for weight, copied in zip(self._weights, self._copies, strict=True):
-                copied.copy_(weight)
+            for weight, held in zip(self._weights, self.held, strict=True):
+                held.data = self._taken(weight)

@@ -86,14 +86,11 @@ class Replicated:
 class Sharded:
     """Every process holds a shard of each parameter, of its gradient and of the optimizer's state."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator  # to exchange numbers; it would wrap the model once more if it prepared it
+    def __init__(self, model: Any) -> None:
+        self._model = model
 
     def prepare(self, model: Any, optimizer: Optimizer) -> tuple[Any, Any]:
         """See `Parallel`."""
-        if isinstance(optimizer, torch.optim.SGD):  # torch has no fused kernel of it for shards
-            for group in optimizer.param_groups:
-                group |= {"fused": False, "foreach": True}
         return model, optimizer
 
     def accumulating(self, model: Any) -> AbstractContextManager[None]:
@@ -106,8 +103,7 @@ class Sharded:
 
     def passes(self, own: int) -> int:
         """See `Parallel`."""
-        most = torch.tensor([own], device=self._accelerator.device)
-        return int(self._accelerator.gather(most).max())
+        return sharding.most(self._model, own)
 
     def clip(self, parameters: Iterable[Parameter], limit: float) -> float:
         """See `Parallel`."""
@@ -143,4 +139,4 @@ def _scaled(gradients: Iterable[Tensor], norm: float, limit: float) -> float:
 
 def of(accelerator: Accelerator, model: Any) -> Parallel:
     """Return how the processes share a model."""
-    return Sharded(accelerator) if sharding.is_sharded(model) else Replicated(accelerator)
+    return Sharded(model) if sharding.is_sharded(model) else Replicated(accelerator)

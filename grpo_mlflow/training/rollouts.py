@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from grpo_mlflow import seeding
 from grpo_mlflow.algorithm.advantages import completed, group_advantages, normalized_then_summed
 from grpo_mlflow.algorithm.names import MultiObjective, Scale
 from grpo_mlflow.errors import ConfigError, PromptTooLong, TextUntried, UserError
-from grpo_mlflow.generation import Generator, Sampling, Streaming, Telling
+from grpo_mlflow.generation import Generator, Pricing, Sampling, Streaming, Telling
 from grpo_mlflow.model.policy import Policy
+from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Pending, Posed, Task
 from grpo_mlflow.types import Completion, Group, Problem, Prompt, Rollout, Verdict
 
@@ -175,6 +177,36 @@ def _judged(
     return [
         [rollout(prompt, completion) for completion in completions]
         for prompt, completions in zip(prompts, sampled, strict=True)
+    ]
+
+
+def priced(
+    generator: Generator, rows: Sequence[Sequence[Rollout]], sampling: Sampling, processes: Processes
+) -> list[list[Rollout]]:
+    """Return rollouts with the log-probabilities that their generator leaves to all processes together, if it does.
+
+    Raises:
+        ServerFailed: completions of a prompt were not drawn one by one.
+    """
+    if not isinstance(generator, Pricing) or not generator.prices_together():
+        return [list(row) for row in rows]
+    ids = [[rollout.completion.token_ids for rollout in row] for row in rows]
+    with processes.collective(common=False):
+        prices = generator.prices(
+            [(row[0].prompt.token_ids, own) for row, own in zip(rows, ids, strict=True)], sampling
+        )
+
+    def checked() -> None:
+        for own, values in zip(ids, prices, strict=True):
+            generator.require_drawn_apart(own, values, sampling)
+
+    processes.agreed(checked)
+    return [
+        [
+            replace(rollout, completion=replace(rollout.completion, behaviour_logprobs=value))
+            for rollout, value in zip(row, values, strict=True)
+        ]
+        for row, values in zip(rows, prices, strict=True)
     ]
 
 

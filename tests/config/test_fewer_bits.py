@@ -10,6 +10,7 @@ from grpo_mlflow.config import idle, resolve
 from grpo_mlflow.errors import ConfigError
 
 ADAPTER = "model.lora.rank=4"
+SHARDED = "train.sharding=full"
 SERVED = ("generation.backend=vllm_server", "generation.base_url=http://127.0.0.1:1")
 
 
@@ -36,6 +37,11 @@ def refused(*overrides: str) -> str:
             "generation.sync = 'lora': the server would compute with the base model in float32, and training with "
             "model.frozen_dtype = 'bfloat16'; allowed: reload",
         ),
+        (
+            ("model.quantization=nf4", ADAPTER, SHARDED),
+            "model.quantization = 'nf4': with train.sharding = 'full' weights are cut by rows, which those packed in 4 "
+            "bits do not have; allowed: none",
+        ),
     ],
 )
 def test_contradictions_are_one_line(overrides: tuple[str, ...], line: str) -> None:
@@ -48,6 +54,9 @@ def test_what_goes_together_is_taken() -> None:
         (ADAPTER, "model.frozen_dtype=bfloat16", "model.dtype=bfloat16", *SERVED, "generation.sync=lora"),
         (ADAPTER, "model.frozen_dtype=bfloat16", "model.quantization=nf4"),
         ("model.frozen_dtype=bfloat16", "train.optimizer=adamw8bit", "train.optimizer_offload=cpu"),
+        (SHARDED, "train.optimizer=adamw8bit", "train.optimizer_offload=cpu", "model.ref_device=cpu"),
+        (SHARDED, "model.dtype=bfloat16", "model.cast_lm_head_to_fp32=true"),
+        (SHARDED, *SERVED, "generation.behaviour_logprobs=recompute"),
     ):
         resolve("tiny", [*overrides])
 

@@ -94,6 +94,16 @@ def test_an_offloaded_state_moves_to_the_host() -> None:
     assert memory.host(shape, WORK) == {}
 
 
+def test_a_reference_on_the_cpu_is_whole_in_each_process() -> None:
+    shape = Shape("x", 32, 2, 4, 2, 8, 96, 100, tied=True, biased=False)
+    work = replace(WORK, reference=True, reference_device="cpu", sharded=True)
+    assert memory.training(shape, work, 2)["reference"] == 0
+    assert memory.host(shape, work, 2) == {"reference": 2 * 4 * shape.parameters}
+    elsewhere = replace(work, reference_device="cuda:7")
+    assert memory.training(shape, elsewhere, 2)["reference"] == 4 * shape.parameters
+    assert memory.host(shape, elsewhere, 2) == {}
+
+
 def test_sharding_divides_what_it_splits() -> None:
     shape = Shape("x", 32, 2, 4, 2, 8, 96, 100, tied=True, biased=False)
     alone = memory.training(shape, replace(WORK, reference=True))
@@ -120,6 +130,13 @@ def test_logits_take_what_the_output_layer_allocates(monkeypatch: pytest.MonkeyP
     parts = memory.training(shape, replace(WORK, rows=1, completion=tokens))
     small = 2 * parts["output layer"] + 4 * tokens * (2 * width + 4)  # of weights and hidden states
     assert parts["logits"] <= max(held) <= parts["logits"] + small
+
+
+def test_an_output_layer_in_float32_is_gathered_in_it() -> None:
+    shape = Shape("x", 32, 2, 4, 2, 8, 96, 1000, tied=True, biased=False)
+    work = replace(WORK, bfloat16=True, sharded=True)
+    for head, size in ((False, 2), (True, 4)):
+        assert memory.training(shape, replace(work, float32_head=head), 2)["gathered layers"] == 2 * size * 1000 * 32
 
 
 def test_a_shape_is_read_without_weights(tmp_path: Path, folders: dict[str, Path]) -> None:

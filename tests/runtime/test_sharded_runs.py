@@ -39,8 +39,13 @@ def train(folder: Path, count: int, *words: str) -> None:
 
 MODELS = {
     "full": ("data.resample_rounds=2", "eval.num_ids=9", "train.grad_accum_steps=2", "train.batch_size=4"),
+    "a whole reference": ("model.ref_device=cpu",),
     "adapter": ("model.lora.rank=12", "model.gradient_checkpointing=true", "train.optimizer=sgd"),
-    "adapter on a base in bfloat16": ("model.lora.rank=4", "model.frozen_dtype=bfloat16"),
+    "adapter on a base in bfloat16": (
+        "model.lora.rank=4",
+        "model.frozen_dtype=bfloat16",
+        "train.optimizer_offload=cpu",
+    ),
 }
 
 
@@ -62,7 +67,8 @@ def test_a_run_goes_on_in_any_number_of_processes_in_shards_or_not(
 
 
 def test_a_signal_stops_all_and_their_shards_are_saved_together(store: str, tmp_path: Path) -> None:
-    words = (*SMALL, f"tracking.uri={store}", *LONG, SHARDED, "checkpoint.save_interval=0")
+    low = ("model.dtype=bfloat16", "model.cast_lm_head_to_fp32=true")
+    words = (*SMALL, f"tracking.uri={store}", *LONG, *low, SHARDED, "checkpoint.save_interval=0")
     started = ranks.start(ranks.train, words, tmp_path)
     started.wait_for("iter    2")
     os.kill(started.processes[1].pid or 0, signal.SIGTERM)

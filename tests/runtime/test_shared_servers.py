@@ -42,7 +42,15 @@ def _dies_and_comes_back(server: FakeServer, answer: Answer) -> Answer:
     raise Dropped
 
 
-@pytest.mark.parametrize("more", ["", "generation.async_rollouts=1", "generation.behaviour_logprobs=recompute"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "generation.async_rollouts=1",
+        "generation.behaviour_logprobs=recompute",
+        "generation.behaviour_logprobs=recompute train.sharding=full",
+    ],
+)
 def test_two_processes_with_two_servers_train_like_one_with_one(
     store: str, small_model: Path, tmp_path: Path, more: str
 ) -> None:

@@ -60,7 +60,10 @@ class ModelConfig(Section, resume=False, compared=True, varies=True, secret=Fals
         "auto", "where the model is trained; auto: the first CUDA GPU, else the CPU", resume=True, compared=False
     )
     ref_device: GivenDevice | None = setting(
-        None, "where the reference model computes; null: on the device of the trained model", resume=True
+        None,
+        "where the reference model computes, whole in each process; null: on the device of the trained model, and in "
+        "shards if that is",
+        resume=True,
     )
     dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "number type of the computation; weights and optimizer state stay float32"

@@ -15,7 +15,8 @@ from grpo_mlflow.generation.server.batches import Told
 from grpo_mlflow.generation.server.copies import copied
 from grpo_mlflow.generation.server.engine import Ask, Draw
 from grpo_mlflow.generation.server.fleet import Servers
-from grpo_mlflow.generation.server.recompute import behaviour_logprobs
+from grpo_mlflow.generation.server.recompute import behaviour_logprobs, behaviour_logprobs_together
+from grpo_mlflow.model import sharding
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.pace import Pace
 from grpo_mlflow.types import Completion, Prompt
@@ -159,12 +160,10 @@ class ServerGenerator(Generic[S]):
             ServerFailed: the server gave one draw several times.
         """
         ids = [draw.token_ids for draw in draws]
-        if self._pricing is not None:
+        logprobs = [draw.logprobs or () for draw in draws]
+        if self._pricing is not None and not self.prices_together():
             logprobs = behaviour_logprobs(self._pricing(), ask.token_ids, ids, ask.sampling)
-            if ask.sampling.temperature and (found := copied(ids, logprobs)):
-                raise ServerFailed(f"the server at {self.server.url}: {found}")
-        else:
-            logprobs = [draw.logprobs or () for draw in draws]
+            self.require_drawn_apart(ids, logprobs, ask.sampling)
         return [
             Completion(
                 token_ids=tokens,
@@ -175,3 +174,21 @@ class ServerGenerator(Generic[S]):
             )
             for tokens, values, text in zip(ids, logprobs, self._policy.decode(ids), strict=True)
         ]
+
+    def prices_together(self) -> bool:
+        """See `Pricing`."""
+        return self._pricing is not None and sharding.is_sharded(self._pricing().model)
+
+    def prices(
+        self, asked: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], sampling: Sampling
+    ) -> list[list[tuple[float, ...]]]:
+        """See `Pricing`."""
+        assert self._pricing is not None
+        return behaviour_logprobs_together(self._pricing(), asked, sampling)
+
+    def require_drawn_apart(
+        self, completions: Sequence[tuple[int, ...]], logprobs: Sequence[Sequence[float]], sampling: Sampling
+    ) -> None:
+        """See `Pricing`."""
+        if sampling.temperature and (found := copied(completions, logprobs)):
+            raise ServerFailed(f"the server at {self.server.url}: {found}")

@@ -16,19 +16,57 @@ from grpo_mlflow.model.policy import Policy
 FLOOR = -50.0  # a token that rounding put outside top-k or top-p here, but not on the server
 
 
-@torch.no_grad()
+Rows = list[tuple[float, ...]]
+
+
 def behaviour_logprobs(
     policy: Policy, prompt: Sequence[int], completions: Sequence[Sequence[int]], sampling: Sampling
-) -> list[tuple[float, ...]]:
+) -> Rows:
     """Return the log-probability of every sampled token under the distribution that `sampling` draws from."""
+    with sharding.whole(policy.model):
+        return _priced(policy, [(prompt, completions)], sampling, 0)[0]
+
+
+def behaviour_logprobs_together(
+    policy: Policy, asked: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], sampling: Sampling
+) -> list[Rows]:
+    """As `behaviour_logprobs`, of several prompts and their completions, by all processes of a model in shards.
+
+    Each gives its own prompts. None ever holds more than its shards and a layer.
+    """
+    own = sum(len(_widths(policy, completions)) for _, completions in asked)
+    found = _priced(policy, asked, sampling, sharding.most(policy.model, own) - own)
+    sharding.rest(policy.model)
+    return found
+
+
+@torch.no_grad()
+def _priced(
+    policy: Policy,
+    asked: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
+    sampling: Sampling,
+    spare: int,
+) -> list[Rows]:
+    """Price completions, and make so many passes more."""
+    found = []
+    for prompt, completions in asked:
+        of_prompt: dict[int, list[float]] = {}
+        for width, index in _widths(policy, completions).items():
+            values = _of_width(policy, prompt, [completions[row] for row in index], width, sampling)
+            of_prompt |= dict(zip(index, values, strict=True))
+        found.append([tuple(of_prompt[row][: len(each)]) for row, each in enumerate(completions)])
+    for _ in range(spare):
+        _of_width(policy, [policy.pad_id], [[policy.pad_id]], 1, sampling)
+    return found
+
+
+def _widths(policy: Policy, completions: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+    """Return which completions are computed in one pass, by the width of its rows."""
     lengths = [len(completion) for completion in completions]
     alike = ways.scoring(policy.model).way == "alike"  # padding would change what such a model computes
-    found: dict[int, list[float]] = {}
-    for width in sorted({*lengths}) if alike else [max(lengths)]:
-        index = [row for row, length in enumerate(lengths) if length == width or not alike]
-        values = _of_width(policy, prompt, [completions[row] for row in index], width, sampling)
-        found |= dict(zip(index, values, strict=True))
-    return [tuple(found[row][:length]) for row, length in enumerate(lengths)]
+    if not alike:
+        return {max(lengths): list(range(len(lengths)))}
+    return {width: [row for row, length in enumerate(lengths) if length == width] for width in sorted({*lengths})}
 
 
 def _of_width(
@@ -38,7 +76,7 @@ def _of_width(
     rows = [[*prompt, *completion, *[policy.pad_id] * (width - len(completion))] for completion in completions]
     ids = torch.tensor(rows, device=policy.device)
     kept = {"logits_to_keep": width + 1} if keeps_logits(policy.model) else {}  # those of the prompt may be many
-    with sharding.whole(policy.model), policy.weights(), policy.autocast():
+    with policy.weights(), policy.autocast():
         logits = policy.model(input_ids=ids, use_cache=False, **kept).logits[:, -width - 1 : -1]
     seen = torch.zeros(len(rows), logits.shape[-1], dtype=torch.bool, device=policy.device)
     seen[:, list(prompt)] = True

@@ -58,7 +58,7 @@ class Sampler:
 
     def sample(self, seeds: Sequence[int], key: tuple[str | int, ...]) -> list[Group]:
         """Return a group for each problem, with random draws keyed by `key`."""
-        problems = self.problems(seeds)
+        problems, sampling = self.problems(seeds), training_sampling(self._config.generation)
 
         def own_share() -> list[list[Rollout]]:
             return rollouts.collect(
@@ -67,13 +67,14 @@ class Sampler:
                 self.generator,
                 self._processes.own(problems),
                 k=self._config.data.rollouts_per_problem,
-                sampling=training_sampling(self._config.generation),
+                sampling=sampling,
                 seed=self._config.seed,
                 key=key,
             )
 
         with self._processes.inside(weights(self.generator)):
             judged = self._processes.agreed(own_share)
+        judged = rollouts.priced(self.generator, judged, sampling, self._processes)
         return self.form(problems, self._processes.together(judged))
 
     @property
