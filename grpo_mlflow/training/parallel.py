@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import Parameter
@@ -108,8 +109,9 @@ class Sharded:
     def clip(self, parameters: Iterable[Parameter], limit: float) -> float:
         """See `Parallel`."""
         gradients = [gradient.to_local() for gradient in _gradients(parameters)]
-        squares = torch.tensor([_norm(gradients) ** 2], dtype=torch.float64, device=self._accelerator.device)
-        return _scaled(gradients, math.sqrt(self._accelerator.gather(squares).sum()), limit)
+        squares = torch.tensor(_norm(gradients) ** 2, dtype=torch.float64, device=self._model.device)
+        dist.all_reduce(squares)
+        return _scaled(gradients, math.sqrt(squares), limit)
 
     def rest(self, model: Any) -> None:
         """See `Parallel`."""
