@@ -108,6 +108,17 @@ def _managed(config: Config) -> Iterator[Contradiction]:
         why = "only a server that the run started can be restarted by it"
         choices = ("generation.sync=reload", "generation.sync=none", "generation.server.manage=true")
         yield Contradiction("generation.sync", "'restart'", why, choices)
+    if generation.server.sleep:
+        awake = "generation.server.sleep=false"
+        if not managed:
+            why = "only a server that the run started is put to sleep"
+            yield Contradiction("generation.server.sleep", "true", why, (awake, "generation.server.manage=true"))
+        if generation.backend != "vllm_server":
+            why = f"generation.backend = {generation.backend!r}: only vLLM has a sleep mode"
+            yield Contradiction("generation.server.sleep", "true", why, (awake, "generation.backend=vllm_server"))
+        if generation.async_rollouts:
+            why = "with generation.async_rollouts = 1 the server samples during the update"
+            yield Contradiction("generation.server.sleep", "true", why, (awake, "generation.async_rollouts=0"))
     port, replicas = generation.server.port, generation.server.replicas
     if replicas > 1 and not managed:
         why = "only servers that the run starts have replicas; others are a list of addresses in generation.base_url"

@@ -109,6 +109,14 @@ def weights(generator: Generator) -> AbstractContextManager[None]:
     return generator.weights() if isinstance(generator, InProcess) else nullcontext()
 
 
+class Resting(Protocol):
+    """A generator whose servers can give up memory while nothing is sampled."""
+
+    def rest(self) -> None:
+        """Let them do so until they are next asked; nothing may be under way."""
+        ...
+
+
 @runtime_checkable
 class Pricing(Protocol):
     """A generator whose completions may get log-probabilities later, from a model that processes hold in shards."""

@@ -14,11 +14,12 @@ from grpo_mlflow.errors import UserError
 from grpo_mlflow.generation.base import Generator, training_sampling
 from grpo_mlflow.generation.local.generator import LocalGenerator
 from grpo_mlflow.generation.server import replicas
-from grpo_mlflow.generation.server.fleet import Fleet, Servers
+from grpo_mlflow.generation.server.fleet import Fleet
 from grpo_mlflow.generation.server.generator import ServerGenerator
 from grpo_mlflow.generation.server.launch import engine_class, start_command
 from grpo_mlflow.generation.server.policy_server import PolicyServer
 from grpo_mlflow.generation.server.process import ServerProcess
+from grpo_mlflow.generation.server.servers import Servers
 from grpo_mlflow.generation.server.shared import shared
 from grpo_mlflow.generation.server.sync import SYNCS
 from grpo_mlflow.model import lora

@@ -285,6 +285,14 @@ def test_a_killed_server_is_started_again_and_the_numbers_stay(
     assert gone(f"--model {small_model}")
 
 
+def test_a_server_that_sleeps_during_updates_changes_no_number(tmp_path: Path, shared_store: str) -> None:
+    whole, napping = (
+        runs.train(managed(tmp_path, shared_store, "vllm", f"generation.server.sleep={sleeps}"))
+        for sleeps in ("false", "true")
+    )
+    assert numbers(napping.run_dir) == numbers(whole.run_dir)
+
+
 def test_a_server_that_was_killed_is_told_as_that(
     tmp_path: Path, shared_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

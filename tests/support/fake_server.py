@@ -195,7 +195,7 @@ class FakeServer:
     def restart(self, folder: Path | None = None) -> None:
         """Come back with the weights of the start, or those of another folder."""
         self._take(folder or self.folder)
-        self.label, self.paused = "default", False
+        self.label, self.paused, self.asleep = "default", False, False
         self.adapters: dict[str, Any] = {}
         self._prefixes.clear()
 

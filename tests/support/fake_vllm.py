@@ -53,6 +53,8 @@ class VLLM:
             return 200, b""
         if path == "/v1/models":
             return 200, server.models()
+        if server.asleep and path != "/wake_up":
+            return 400, self.refusal("asked while asleep")
         if path == "/tokenize":
             return 200, {"tokens": server.tokens(body["prompt"]), "count": 0, "max_model_len": server.quirks.context}
         if path == "/v1/completions":
@@ -80,6 +82,9 @@ class VLLM:
         if path == "/resume":
             server.paused = False
             return 200, {"status": "resumed"}
+        if path in ("/sleep", "/wake_up"):
+            server.asleep = path == "/sleep"
+            return 200, b""
         if path == "/is_paused":
             return 200, {"is_paused": server.paused}
         if path == "/reset_prefix_cache":

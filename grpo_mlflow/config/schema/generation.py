@@ -44,6 +44,11 @@ class ServerConfig(Section, resume=True, compared=False, varies=False, secret=Fa
         "memory of the server: its share of the GPU's (0 to 1), on a CPU the GiB of its KV cache; null: "
         "the server's default",
     )
+    sleep: bool = setting(
+        False,
+        "vLLM's sleep mode: the server gives up its GPU's memory while the model is updated (docs/servers.md); no GPU "
+        "has run it",
+    )
     arguments: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = setting(
         (), "further arguments of the server's command line; they win over those of this package", secret=True
     )

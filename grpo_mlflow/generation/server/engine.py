@@ -43,7 +43,8 @@ class Start:
     """What a server of our own is started with.
 
     `memory` is in the unit of `generation.server.memory`, None: the server's default. `lora_rank` is the rank of the
-    adapters that it has to take, None or 0: none. `host` is the address that it listens at.
+    adapters that it has to take, None or 0: none. `host` is the address that it listens at. `sleeps`: it can be put
+    to sleep.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Start:
     lora_rank: int | None
     host: str = "127.0.0.1"
     trust_remote_code: bool = False
+    sleeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)

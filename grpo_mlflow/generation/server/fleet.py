@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from grpo_mlflow.config import GenerationConfig
 from grpo_mlflow.errors import ServerAway, redact
@@ -29,30 +29,6 @@ from grpo_mlflow.runtime.http.client import Loop, all_of
 T = TypeVar("T")
 _LOOK = 0.1  # seconds between two looks at which servers fail
 log = logging.getLogger(__name__)
-
-
-class Servers(Protocol):
-    """What draws for a generator. `version` is the one that it serves, None before the first sync."""
-
-    version: int | None
-
-    @property
-    def url(self) -> str:
-        """Where it is, for messages."""
-        ...
-
-    def sync(self, version: int) -> None: ...
-
-    def start(self, asks: Sequence[Ask], at_once: int, told: Told | None = None) -> Future[list[list[Draw]]]:
-        """Begin to sample, `at_once` prompts in flight at each server; the future holds the draws in order of `asks`.
-
-        `told` is as in `batches.sample`, and called in another thread.
-        """
-        ...
-
-    def metrics(self) -> dict[str, float]: ...
-
-    def close(self) -> None: ...
 
 
 class Fleet:
@@ -271,6 +247,9 @@ class Fleet:
     async def _sampled(self, asks: Sequence[Ask], at_once: int, told: Told | None) -> list[list[Draw]]:
         late = {server: asyncio.shield(each) for server, each in self._late.items()}
         return await batches.sample(self._servers, asks, at_once, told, late)
+
+    def rest(self) -> None:
+        self._loop.run(all_of([server.rest() for server in self._servers if server not in self._late]))
 
     def metrics(self) -> dict[str, float]:
         """Return what happened since the last call: sums over the servers, of errors the largest."""

@@ -14,8 +14,8 @@ from grpo_mlflow.generation.base import Drawn, Sampling, work
 from grpo_mlflow.generation.server.batches import Told
 from grpo_mlflow.generation.server.copies import copied
 from grpo_mlflow.generation.server.engine import Ask, Draw
-from grpo_mlflow.generation.server.fleet import Servers
 from grpo_mlflow.generation.server.recompute import behaviour_logprobs, behaviour_logprobs_together
+from grpo_mlflow.generation.server.servers import Servers
 from grpo_mlflow.model import sharding
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.pace import Pace
@@ -95,6 +95,9 @@ class ServerGenerator(Generic[S]):
 
     def metrics(self) -> dict[str, float]:
         return self.server.metrics()
+
+    def rest(self) -> None:
+        self.server.rest()
 
     def generate(
         self, prompts: Sequence[Prompt], k: int, sampling: Sampling, seed: int, key: tuple[str | int, ...]

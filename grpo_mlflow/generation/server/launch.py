@@ -110,7 +110,7 @@ def launch(
         names = (granted[number] if number < len(granted) else str(number) for number in gpus)
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(names)
     engine = engine_class(backend)
-    start = Start(str(model), port, dtype, on_cpu, settings.memory, lora_rank, host, trust_remote_code)
+    start = Start(str(model), port, dtype, on_cpu, settings.memory, lora_rank, host, trust_remote_code, settings.sleep)
     own = engine.command(start)
     command = (settings.python or SERVERS[backend].python, *own.arguments, *settings.arguments)
     return Launch(command, {**environment, **own.environment}, engine.remedies.install, engine.remedies.variables)

@@ -14,6 +14,7 @@ from grpo_mlflow.generation.server.checksums import WeightSums
 from grpo_mlflow.generation.server.copies import copied
 from grpo_mlflow.generation.server.engine import Ask, Draw, Engine, check, shaped
 from grpo_mlflow.generation.server.process import ServerProcess
+from grpo_mlflow.generation.server.sleep import Sleep
 from grpo_mlflow.generation.server.sync import Package
 from grpo_mlflow.runtime.http.client import Fault
 from grpo_mlflow.runtime.http.retries import Retries
@@ -39,7 +40,7 @@ class Link:
     def __init__(self, engine: Engine, vocabulary: int, retry_seconds: float, process: ServerProcess | None) -> None:
         self.engine, self.vocabulary, self.retries = engine, vocabulary, retry_seconds > 0
         self._patience, self._process = Retries(engine.client.root, retry_seconds), process
-        self._repairing = asyncio.Lock()
+        self._repairing, self._sleep = asyncio.Lock(), Sleep(engine.client)
         self._look: asyncio.Future[str | None] | None = None
         self._start: asyncio.Future[None] | None = None
         self._told_end: str | None = None
@@ -73,6 +74,10 @@ class Link:
     async def connect(self, request: Callable[[], Awaitable[T]]) -> T:
         """As `ask`, for the first request: there is nothing to repair but a server of our own that ended."""
         return await self._patience.ask("connecting", lambda: self._told(request), self._revive)
+
+    async def rest(self) -> None:
+        """Put the server to sleep until it is next asked."""
+        await self.ask("putting it to sleep", self._sleep.begin)
 
     async def recover(self) -> None:
         """Bring a server that fails back, and with it the weights that it is to have.
@@ -123,6 +128,7 @@ class Link:
     async def _told(self, request: Callable[[], Awaitable[T]]) -> T:
         """Ask; a failure whose cause is that a server of our own ended is told as that."""
         try:
+            await self._sleep.end()
             return await request()
         except Fault as fault:
             ended = None if fault.answered else await self._ended()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +24,7 @@ from grpo_mlflow.generation.server.engine import Ask, Draw, Engine, Incapable, R
 from grpo_mlflow.generation.server.link import Link
 from grpo_mlflow.generation.server.process import ServerProcess
 from grpo_mlflow.generation.server.proof import Proof, WrongWeights
-from grpo_mlflow.generation.server.sync import Package
+from grpo_mlflow.generation.server.sync import Package, is_same_model
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.http.client import Refusal, Unfit
 
@@ -223,6 +222,10 @@ class PolicyServer:
         """Bring it back if it fails, and with it the weights that it is to have."""
         await self._addressed(self._link.recover)
 
+    async def rest(self) -> None:
+        """Put the server to sleep until it is next asked."""
+        await self._addressed(self._link.rest)
+
     # Its end
 
     def metrics(self) -> dict[str, float]:
@@ -270,7 +273,7 @@ class PolicyServer:
             return None
 
     async def _has_them(self, name: str) -> bool:
-        if self._source is None or not _same(name, self._source) or await self._link.label() is not None:
+        if self._source is None or not is_same_model(name, self._source) or await self._link.label() is not None:
             return False
         try:
             await self._proof.prove()
@@ -292,8 +295,3 @@ class PolicyServer:
         except ServerFailed as failed:
             kind = ServerAway if isinstance(failed, ServerAway) else ServerFailed
             raise kind(f"the server at {self.url}: {failed}") from failed.__cause__
-
-
-def _same(name: str, source: str | Path) -> bool:
-    """Return whether a server that names a model so was started with `source`, a hub id or a folder here."""
-    return name == str(source) or (os.path.isdir(name) and os.path.isdir(source) and os.path.samefile(name, source))

@@ -14,7 +14,8 @@ from typing import Any
 
 from grpo_mlflow.generation.server.batches import Told
 from grpo_mlflow.generation.server.engine import Ask, Draw
-from grpo_mlflow.generation.server.fleet import Fleet, Servers
+from grpo_mlflow.generation.server.fleet import Fleet
+from grpo_mlflow.generation.server.servers import Servers
 from grpo_mlflow.model import sharding
 from grpo_mlflow.runtime.mail import Mail
 from grpo_mlflow.runtime.processes import Processes
@@ -61,6 +62,9 @@ class Leading:
 
         self._processes.agreed(lead)
         self.version = self._fleet.version
+
+    def rest(self) -> None:
+        self._fleet.rest()
 
     def start(self, asks: Sequence[Ask], at_once: int, told: Told | None = None) -> Future[list[list[Draw]]]:
         """As `Fleet.start`, with what the others ask for, too; call it in a phase (`Processes.agreed`) of all."""
@@ -117,6 +121,9 @@ class Following:
             return version
 
         self.version = self._processes.agreed(follow)
+
+    def rest(self) -> None:
+        """The first process does it."""
 
     def start(self, asks: Sequence[Ask], at_once: int, told: Told | None = None) -> Future[list[list[Draw]]]:
         self._mail.post(0, [*asks])

@@ -5,6 +5,7 @@ Whatever depends on that setting is asked of these classes, so that a further wa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,3 +142,8 @@ class Static:
 
 
 SYNCS: dict[SyncName, Sync] = {"reload": Reload(), "lora": Adapter(), "restart": Restart(), "none": Static()}
+
+
+def is_same_model(name: str, source: str | Path) -> bool:
+    """Return whether a server that names a model so was started with `source`, a hub id or a folder here."""
+    return name == str(source) or (os.path.isdir(name) and os.path.isdir(source) and os.path.samefile(name, source))

@@ -69,8 +69,8 @@ class VLLM:
         words += ["--max-model-len", "auto"]  # else a model whose whole context exceeds the cache does not start
         words += ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", "grpo_vllm_worker.WeightLoader"]
         environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(SERVERSIDE)}
-        if start.trust_remote_code:
-            words.append("--trust-remote-code")
+        flags = {"--trust-remote-code": start.trust_remote_code, "--enable-sleep-mode": start.sleeps}
+        words += [flag for flag, is_on in flags.items() if is_on]
         if start.on_cpu:
             environment["VLLM_CPU_KVCACHE_SPACE"] = str(math.ceil(start.memory or _CPU_CACHE_GIB))  # a fraction fails
             # Compiling costs a minute at each start. A prefill in chunks together with a seed ends vLLM's CPU engine.

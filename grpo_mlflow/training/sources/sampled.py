@@ -17,5 +17,9 @@ class Sampled(HoldsNothing):
         groups = self._sampler.sample(self._sampler.seeds(version), iteration_key(version))
         return Collected(groups, groups)
 
+    def begin(self, version: int) -> None:
+        """Nothing is sampled until the next iteration."""
+        self._sampler.rest()
+
     def metrics(self) -> dict[str, float]:
         return self._sampler.generator.metrics()

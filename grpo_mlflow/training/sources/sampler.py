@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from grpo_mlflow.config import Config
-from grpo_mlflow.generation import Begun, Generator, Overlapping, training_sampling, weights
+from grpo_mlflow.generation import Begun, Generator, Overlapping, Resting, training_sampling, weights
 from grpo_mlflow.model.policy import Policy
 from grpo_mlflow.runtime.processes import Processes
 from grpo_mlflow.tasks import Task
@@ -76,6 +76,11 @@ class Sampler:
             judged = self._processes.agreed(own_share)
         judged = rollouts.priced(self.generator, judged, sampling, self._processes)
         return self.form(problems, self._processes.together(judged))
+
+    def rest(self) -> None:
+        """Let a server give up its GPU's memory until it is next asked, if it is to (`generation.server.sleep`)."""
+        if self._config.generation.server.sleep:
+            self._processes.agreed(cast(Resting, self.generator).rest)
 
     @property
     def is_alone(self) -> bool:
