@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from grpo_mlflow.algorithm.names import Scale
 
 EPS = 1e-4
+DIGITS = 12  # after the point, that `mean` sees of a reward: 1 - .9 - .1 is no reward below 0, nor one to divide by
 
 
 def group_advantages(
@@ -43,8 +44,10 @@ def group_advantages(
         raise ValueError("rewards must be finite")
     if scored is not None and not scored.all():
         return _of_scored(rewards, scale, scored)
-    if scale == "mean" and (rewards < 0).any():
-        raise ValueError(f"a mean to divide by takes rewards of 0 or more, got {rewards.min()}")
+    if scale == "mean":
+        rewards = rewards.round(DIGITS)
+        if (rewards < 0).any():
+            raise ValueError(f"a mean to divide by takes rewards of 0 or more, got {rewards.min()}")
     flat, mean = rewards.max(axis=1) == rewards.min(axis=1), rewards.mean(axis=1, keepdims=True)
     centred: NDArray[np.float64] = rewards - mean
     centred[flat] = 0.0

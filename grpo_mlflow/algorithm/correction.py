@@ -89,7 +89,7 @@ def measures(old: Tensor, behaviour: Tensor, mask: Tensor, weights: Weights) -> 
     The KL divergence KL(sampler || trainer) of a token is estimated by exp(d) - 1 - d (k3 of Schulman 2020), which is
     never negative; tokens are the sampler's, so the estimate is unbiased.
     """
-    logs = (old.detach() - behaviour).masked_fill(mask == 0, 0.0)
+    logs = (old.detach() - behaviour).masked_fill(mask == 0, 0.0).clamp(max=_MOST)  # a sampler may say -inf
     values = weights.values
     tokens = (logs.exp(), torch.expm1(logs) - logs, logs.abs(), values, values.square())
     sums = [each.masked_fill(mask == 0, 0.0).sum() for each in (*tokens, weights.masked, weights.truncated)]

@@ -105,7 +105,7 @@ def _unwise(config: Config) -> Iterator[str]:
     elif data.resample_rounds > 0 and data.num_train_seeds == data.problems_per_iteration:
         yield "data.resample_rounds has no effect: every iteration holds all data.num_train_seeds problems"
     older = generation.backend != "local" and (generation.async_rollouts or generation.sync == "none")
-    off = train.importance_sampling_mode == "none" and train.ipo_eps is None
+    off = train.importance_sampling_mode == "none"
     if older and off:
         yield "train.importance_sampling_mode = 'none' while rollouts come from older weights: the gradient is biased"
     shaped = generation.top_p < 1 or generation.top_k > 0 or generation.repetition_penalty != 1

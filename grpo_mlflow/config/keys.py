@@ -101,7 +101,8 @@ def with_entries(layer: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, s
 def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return dotted keys in which settings of earlier versions have today's names and values.
 
-    Runs, studies and files keep what they were written with: without this, none of them could go on.
+    Runs, trials and config files keep what they were written with: without this, none of them could go on. A search
+    space has to name those of today.
     """
     found = dict(values)
     if _CAP in found:

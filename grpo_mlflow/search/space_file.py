@@ -18,7 +18,8 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
-from grpo_mlflow.config import ENTRIES, TRAITS, Resolved, overlay, split_overrides, yaml12
+from grpo_mlflow import tasks
+from grpo_mlflow.config import ENTRIES, TRAITS, Resolved, overlay, renamed, split_overrides, yaml12
 from grpo_mlflow.errors import ConfigError
 from grpo_mlflow.search import space_entry
 from grpo_mlflow.search.space import Dimension, Distribution, Space, holds, values_of
@@ -61,6 +62,7 @@ def load(text: str, base: Resolved) -> Space:
             varied = overlay(base, {**switched, dimension.key: value}, "space")
             varied.require_trainable()
             varied.require_searchable()
+            tasks.require_scalable(varied.config)
     return Space(tuple(dimensions))
 
 
@@ -94,6 +96,8 @@ def _content(text: str, where: str) -> Any:
 
 
 def _why(key: Any) -> str:
+    if now := [name for name in renamed({key: 1.0}) if name != key]:
+        return f", since it is {' and '.join(now)} now"
     if key in TRAITS and TRAITS[key].evaluation:
         return ", since it decides what evaluations measure, and trials measured differently cannot be compared"
     return ""

@@ -86,15 +86,22 @@ def fitted(resolved: Resolved, *, trains: bool = True) -> Resolved:
     resolved = fit(resolved, [*sizes.changes(resolved, trains)])
     task = of(resolved.config)
     if trains:
-        _require_scalable(resolved.config, task)
+        require_scalable(resolved.config, task)
     return resolved
 
 
-def _require_scalable(config: Config, task: Task) -> None:
-    """Raise ConfigError if a task says that it gives rewards which cannot be scaled as the config wants them."""
-    train, (low, _) = config.train, task.reward_range
+def require_scalable(config: Config, task: Task | None = None) -> None:
+    """Raise ConfigError if the task says that it gives rewards which cannot be scaled as the config wants them.
+
+    Args:
+        task: the config's; None: it is made if it matters.
+    """
+    train = config.train
     divides = train.scale_rewards == "mean" and train.multi_objective_aggregation == "sum_then_normalize"
-    if divides and low < 0 and not train.reward_weights:  # with these, the range is another one
+    if not divides or train.reward_weights:  # with these, the range is another one
+        return
+    low, _ = (task or of(config)).reward_range
+    if low < 0:
         raise ConfigError(
             f"train.scale_rewards = 'mean': divides by a mean of rewards of 0 or more, and data.task = "
             f"{config.data.task!r} gives rewards down to {low:g}; allowed: another train.scale_rewards or task"

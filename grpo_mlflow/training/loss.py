@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # torch is imported only once the function is known to be the
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
+_GONE = "sampler_correction_cap"  # what losses of earlier versions took, and corrected by
+
 
 class Loss:
     """A loss with its options."""
@@ -73,6 +75,10 @@ def _options(function: Callable[..., LossParts], config: TrainConfig) -> dict[st
         first, rest = None, []
     if first is None or first.kind not in _BY_PLACE or any(option.kind not in _BY_NAME for option in rest):
         raise ConfigError(f"{start}: takes other arguments; allowed: a function of (inputs, *, option=default, ...)")
+    if _GONE in (option.name for option in rest):
+        raise ConfigError(
+            f"{start}: takes {_GONE}, which is no setting any more; allowed: to multiply its terms by inputs.correction"
+        )
     settings = {option.name: getattr(config, option.name) for option in rest if option.name in TrainConfig.model_fields}
     own = {option.name: option for option in rest if option.name not in settings}
     for name, value in config.loss_options.items():

@@ -19,7 +19,6 @@ from grpo_mlflow.model import sharding, shards, tensor_files
 from grpo_mlflow.model.sharding import Part
 from grpo_mlflow.training import eight_bits
 from grpo_mlflow.training.checkpoint import reading
-from grpo_mlflow.training.optimizers import Apart
 
 
 def save(optimizer: torch.optim.Optimizer, path: Path, model: Any = None) -> None:
@@ -125,13 +124,13 @@ def load(optimizer: torch.optim.Optimizer, path: Path) -> None:
     """
     state: dict[int, dict[str, Any]] = {}
     parameters = _parameters(optimizer)
-    held = optimizer.held if isinstance(optimizer, Apart) else parameters
     with reading(path), safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - it is no mapping
             index, _, field = name.partition(".")
             found = _read(file, name, parameters[int(index)])
             is_count = found.ndim == 0 and not found.is_floating_point()
-            state.setdefault(int(index), {})[field] = int(found) if is_count else found.to(held[int(index)].device)
+            # In host memory: the optimizer moves what belongs on a device, and an offloaded state would not fit there.
+            state.setdefault(int(index), {})[field] = int(found) if is_count else found
     for index, entry in state.items():
         if sharding.is_shard(parameters[index]):
             _cut(entry, parameters[index])

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grpo_mlflow import seeding
-from grpo_mlflow.algorithm.advantages import completed, group_advantages, normalized_then_summed
+from grpo_mlflow.algorithm.advantages import DIGITS, completed, group_advantages, normalized_then_summed
 from grpo_mlflow.algorithm.names import MultiObjective, Scale
 from grpo_mlflow.errors import ConfigError, PromptTooLong, TextUntried, UserError
 from grpo_mlflow.generation import Generator, Pricing, Sampling, Streaming, Telling
@@ -243,7 +243,7 @@ def form_groups(
 def _require_none_below_zero(
     problems: Sequence[Problem], rewards: NDArray[np.float64], scored: NDArray[np.bool_]
 ) -> None:
-    for place, rollout in zip(*np.nonzero(scored & (rewards < 0)), strict=True):
+    for place, rollout in zip(*np.nonzero(scored & (rewards.round(DIGITS) < 0)), strict=True):
         raise ConfigError(
             f"train.scale_rewards = 'mean': a completion of {problems[place].id} has the reward "
             f"{rewards[place, rollout]:g}, but advantages are divided by a mean of rewards of 0 or more; allowed: such "

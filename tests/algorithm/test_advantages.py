@@ -81,6 +81,13 @@ def test_mean_is_unbiased_for_the_first_terms_of_maximum_likelihood(p: float, si
     assert expected == pytest.approx(sum(terms), rel=1e-12)
 
 
+@pytest.mark.parametrize("dust", [1 - 0.9 - 0.1, 0.1 + 0.2 - 0.3])  # -2.8e-17 and 5.6e-17
+def test_the_rounding_of_a_sum_is_no_reward(dust: float) -> None:
+    assert dust
+    assert group_advantages(np.array([[dust, 0.0, 0.0]]), "mean").tolist() == [[0.0, 0.0, 0.0]]
+    assert group_advantages(np.array([[dust, 1.0]]), "mean").tolist() == [[-1.0, 1.0]]
+
+
 @pytest.mark.parametrize("rewards", [[[0.0, -0.2, 1.0]], [[1.0, 1.0], [-1.0, -1.0]]])
 def test_a_mean_of_negative_rewards_divides_nothing(rewards: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="rewards of 0 or more"):

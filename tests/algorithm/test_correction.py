@@ -92,6 +92,7 @@ def test_weights_are_finite_and_constants_whatever_the_sampler_says(mode: Import
     assert not found.values.requires_grad
     assert torch.isfinite(found.values[MASK == 1]).all()
     assert torch.isfinite(found.values.square().sum())
+    assert torch.isfinite(correction.measures(old, behaviour, MASK.float(), found).sums).all()
 
 
 @EVERY_MODE

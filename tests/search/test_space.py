@@ -51,6 +51,10 @@ FILES: dict[str, tuple[str, list[str]]] = {
     "its prompt": ("data.system_prompt: [null, Be brief.]", ["data.system_prompt", "decides what evaluations measure"]),
     "how it is kept": ("checkpoint.keep_last: [1, 2]", ["checkpoint.keep_last", "cannot vary"]),
     "the search itself": ("search.n_trials: [1, 2]", ["search.n_trials", "cannot vary"]),
+    "an earlier name": (
+        "train.sampler_correction_cap: [1, 2]",
+        ["train.importance_sampling_mode and train.importance_sampling_cap now"],
+    ),
     "refused choice": ("train.lr: [1e-4, -1]", ["train.lr = -1", "greater than 0"]),
     "refused word": ("train.aggregation: [grpo, mean]", ["train.aggregation = 'mean'", "'dapo'"]),
     "refused low": ("train.lr: {low: 0, high: 1e-3}", ["train.lr = 0", "greater than 0"]),
@@ -473,3 +477,9 @@ def test_a_mistake_ends_the_command_before_anything_starts(
     assert lines[0].startswith("error: ")
     assert [fragment for fragment in fragments if fragment not in lines[0]] == []
     assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
+
+
+def test_a_scale_that_the_tasks_rewards_do_not_allow_is_refused_before_a_trial() -> None:
+    base = resolve("tiny", ["data.task=sat"])
+    with pytest.raises(ConfigError, match=r"train\.scale_rewards = 'mean': .*'sat' gives rewards down to -"):
+        space_file.load("train.scale_rewards=[none,mean]", base)

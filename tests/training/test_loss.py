@@ -246,6 +246,7 @@ def returning(text: str) -> str:
             ["train.loss_options = {}: python:mine:f needs tau; allowed: '{tau: VALUE}'"],
         ),
         ("def f(inputs, *, tau: float = 1.0): pass", {"tau": "x"}, ["tau: input should be a valid number"]),
+        ("def f(inputs, *, sampler_correction_cap=2): pass", {}, ["no setting any more", "inputs.correction"]),
         ("def f(inputs, *, lr): pass", {"lr": 1}, ["lr is a setting of its own; allowed: train.lr"]),
         ("import torch\ndef f(inputs, *, t: torch.Tensor = 0): pass", {"t": 1}, ["t: of type", "cannot have"]),
         ("def f(inputs): raise KeyError('lost')", {}, ["fails on an example: KeyError: 'lost'"]),
