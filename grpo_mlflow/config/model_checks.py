@@ -58,7 +58,7 @@ def _sharding(config: Config) -> Iterator[str]:
     if config.model.quantization != "none":
         yield (
             f"model.quantization = {config.model.quantization!r}: with train.sharding = 'full' weights are cut by "
-            "rows, which those packed in 4 bits do not have; allowed: none"
+            "rows, which those packed in 4 bits do not have; allowed: none, or train.sharding=none"
         )
 
 
