@@ -63,6 +63,11 @@ class Completion:
         if self.trained is not None and len(self.trained) != len(self.token_ids):
             raise ValueError(f"{len(self.trained)} marks of trained tokens for {len(self.token_ids)} tokens")
 
+    @property
+    def is_truncated(self) -> bool:
+        """Whether it reached its longest length without an end."""
+        return self.finish_reason == "length"
+
 
 @_written
 @dataclass(frozen=True, slots=True)

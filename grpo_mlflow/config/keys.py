@@ -67,7 +67,7 @@ LISTS = {key for key, field in _FIELDS.items() if key not in MAPPINGS and _takes
 ENTRIES = "train.reward_weights."
 """Before the names of the one mapping whose entries can be given one by one, and so vary in a search space."""
 SECTIONS = sorted(CLASSES)
-_CAP = "train.sampler_correction_cap"  # of versions that knew one mode, and null for none
+EARLIER_CAP = "train.sampler_correction_cap"  # of versions that knew one mode, and null for none
 
 
 def summary(keys: Container[str]) -> tuple[str, ...]:
@@ -105,8 +105,8 @@ def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     space has to name those of today.
     """
     found = dict(values)
-    if _CAP in found:
-        cap = found.pop(_CAP)
+    if EARLIER_CAP in found:
+        cap = found.pop(EARLIER_CAP)
         mode = {"train.importance_sampling_mode": "none" if cap is None else "token_truncate"}
         found = {**mode, **({} if cap is None else {"train.importance_sampling_cap": cap}), **found}
     return found

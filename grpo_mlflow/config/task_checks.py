@@ -43,9 +43,7 @@ def errors(config: Config) -> Iterator[str]:
             f"data.overlong_buffer = {data.overlong_buffer}: more than generation.max_new_tokens = {limit}; allowed: "
             f"0 to {limit}"
         )
-    train = config.train
-    divides = train.scale_rewards == "mean" and train.multi_objective_aggregation == "sum_then_normalize"
-    if data.overlong_buffer and divides:
+    if data.overlong_buffer and config.train.divides_by_mean:
         yield (
             f"data.overlong_buffer = {data.overlong_buffer}: makes rewards below 0, and train.scale_rewards = 'mean' "
             "divides by a mean of rewards of 0 or more; allowed: 0, or another train.scale_rewards"

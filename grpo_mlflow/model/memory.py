@@ -209,8 +209,8 @@ def training(shape: Shape, work: Workload, processes: int = 1) -> dict[str, floa
     if work.bfloat16 and not work.sharded:  # sharded, layers are gathered in bfloat16 and let go
         outer = 0 if work.low_base else shape.vocabulary * shape.hidden + (0 if work.nf4 else shape.body)
         copied = 2.0 * (trained + outer if work.rank else shape.parameters)
-    outer = computed if not work.float32_head else 2 if work.rank and work.low_base else 4  # else gathered as stored
-    largest = max(computed * shape.body // shape.layers, outer * shape.vocabulary * shape.hidden)
+    wide = computed if not work.float32_head else 2 if work.rank and work.low_base else 4  # else gathered as stored
+    largest = max(computed * shape.body // shape.layers, wide * shape.vocabulary * shape.hidden)
     head = 4.0 * shape.vocabulary * shape.hidden  # its gradient, before it is added to that of the others
     if work.rank:  # it has none, but a copy if it is not computed in the type that it is stored in
         head = head if work.low_base and (work.float32_head or not work.bfloat16) else 0.0

@@ -271,10 +271,7 @@ def load_empty(settings: ModelConfig, like: Policy, adapter: Any, stored: torch.
     if settings.chat_template != "auto":
         tokenizer.chat_template = None
     model = empty_model(settings, like.name)
-    if stored != torch.float32:
-        layers.store(model, stored)
-    if settings.cast_lm_head_to_fp32 and settings.dtype != "float32":
-        layers.use_float32(model)
+    _store(model, Stored(stored, float32_head=settings.cast_lm_head_to_fp32), like.name, settings.dtype)
     if adapter is not None:
         lora.put_in(model, adapter)
     return replace(like, model=model, tokenizer=tokenizer)

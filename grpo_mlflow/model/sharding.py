@@ -37,6 +37,12 @@ class NotLeading(Exception):
     """A tensor in shards was asked for outside of `leading`."""
 
 
+def shard_of(own: Tensor, like: DTensor, shape: torch.Size) -> DTensor:
+    """Return the tensor of `shape` of which this process has the rows `own`, shared out as `like`."""
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(own, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """What this process has of a tensor of `shape`, on any device; the processes have its rows as those of `like`."""
@@ -47,9 +53,7 @@ class Part:
 
     def whole(self, device: torch.device) -> Tensor:
         """Return all rows, on a device of those processes; every process has to call this."""
-        stride = torch.empty(self.shape, device="meta").stride()
-        own, mesh, places = self.own.detach().to(device), self.like.device_mesh, self.like.placements
-        return DTensor.from_local(own, mesh, places, run_check=False, shape=self.shape, stride=stride).full_tensor()
+        return shard_of(self.own.detach().to(device), self.like, self.shape).full_tensor()
 
 
 class _Shards:

@@ -104,14 +104,7 @@ def _shard(model: Any, device: torch.device, dtype: torch.dtype) -> None:
 def _receive(model: Any, name: str, parameter: Any, device: torch.device) -> None:
     whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
     dist.broadcast(whole, 0)
-    own = DTensor.from_local(
-        whole[rows_of(parameter)].clone(),
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
+    own = sharding.shard_of(whole[rows_of(parameter)].clone(), parameter, parameter.shape)
     _set(model, name, nn.Parameter(own, requires_grad=parameter.requires_grad))
 
 

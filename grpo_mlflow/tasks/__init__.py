@@ -96,9 +96,7 @@ def require_scalable(config: Config, task: Task | None = None) -> None:
     Args:
         task: the config's; None: it is made if it matters.
     """
-    train = config.train
-    divides = train.scale_rewards == "mean" and train.multi_objective_aggregation == "sum_then_normalize"
-    if not divides or train.reward_weights:  # with these, the range is another one
+    if not config.train.divides_by_mean or config.train.reward_weights:  # with these, the range is another one
         return
     low, _ = (task or of(config)).reward_range
     if low < 0:

@@ -70,7 +70,7 @@ def rows_of(groups: Sequence[Group], mask_truncated: bool = False) -> list[Row]:
 
 
 def _trained(completion: Completion, mask_truncated: bool) -> tuple[bool, ...] | None:
-    if mask_truncated and completion.finish_reason == "length":
+    if mask_truncated and completion.is_truncated:
         return (False,) * len(completion.token_ids)
     return completion.trained
 

@@ -74,7 +74,7 @@ class Evaluation:
         rollouts = [rollout for outcome in self.outcomes for rollout in outcome.rollouts]
         figures = self._figures() | {
             "completion_length_mean": mean([len(r.completion.token_ids) for r in rollouts]),
-            "truncated_frac": mean([r.completion.finish_reason == "length" for r in rollouts]),
+            "truncated_frac": mean([r.completion.is_truncated for r in rollouts]),
             "chance_pass@1": mean([outcome.chance for outcome in self.outcomes]),
             "tasks": float(len(self.outcomes)),
             "replicates": float(self.replicates),

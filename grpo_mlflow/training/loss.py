@@ -17,6 +17,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from grpo_mlflow.algorithm.names import LOSSES
 from grpo_mlflow.config import TrainConfig
+from grpo_mlflow.config.keys import EARLIER_CAP
 from grpo_mlflow.errors import ConfigError, one_line
 from grpo_mlflow.runtime import own_code
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # torch is imported only once the function is known to be the
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
-_GONE = "sampler_correction_cap"  # what losses of earlier versions took, and corrected by
+_GONE = EARLIER_CAP.rpartition(".")[2]  # what losses of earlier versions took, and corrected by
 
 
 class Loss:

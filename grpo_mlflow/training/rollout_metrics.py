@@ -31,7 +31,7 @@ def metrics(groups: Sequence[Group]) -> dict[str, float]:
         **advantage_metrics(groups),
         "completion_length_mean": mean(lengths),
         "completion_length_max": float(max(lengths)),
-        "truncated_frac": mean([rollout.completion.finish_reason == "length" for rollout in judged]),
+        "truncated_frac": mean([rollout.completion.is_truncated for rollout in judged]),
         "flat_group_frac": mean([group.is_flat for group in groups]),
         **{f"{name}/{key}": value for name, own in sorted(of_tasks.items()) for key, value in _rewards(own).items()},
     }

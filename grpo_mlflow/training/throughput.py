@@ -134,6 +134,6 @@ class Meter:
     def _taught(self, groups: Sequence[Group]) -> Iterator[Group]:
         """Yield the groups that an update computes, with the rollouts that it does."""
         for group in groups:
-            kept = [each for each in group.rollouts if not (self._masks and each.completion.finish_reason == "length")]
+            kept = [each for each in group.rollouts if not (self._masks and each.completion.is_truncated)]
             if kept and not group.is_flat:
                 yield replace(group, rollouts=tuple(kept))

@@ -142,3 +142,8 @@ class TrainConfig(Section, resume=False, compared=True, varies=True, secret=Fals
         "a token is masked where its probabilities in trainer and sampler differ by more than this (IPO of prime-rl, "
         "which takes 0.3); null: off",
     )
+
+    @property
+    def divides_by_mean(self) -> bool:
+        """Whether advantages are divided by a mean of rewards, which are then 0 or more."""
+        return self.scale_rewards == "mean" and self.multi_objective_aggregation == "sum_then_normalize"
